@@ -1,0 +1,7 @@
+"""Learned 0.5 to 2 bit codes for text embeddings, searched by FAISS binary indexes and rescored."""
+
+from faiss_qama._version import __version__
+from faiss_qama.index import QamaIndex
+from faiss_qama.quantizer import Quantizer
+
+__all__ = ["QamaIndex", "Quantizer", "__version__"]

@@ -1,0 +1,85 @@
+"""How many candidates a recall target needs: measured once when fitting, looked up by every search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+KS = (1, 10, 100)
+OVERSAMPLES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0)
+
+# A search aims at a third of the misses it may have. Queries to come differ from those that were measured: of the
+# sets in docs/results the test queries of nfcorpus need 1.6 times the candidates of its training queries.
+MISSES = 1 / 3
+# Candidates needed grow with the corpus, slowly: by at most 15 % each time it grows fourfold (docs/results).
+GROWTH = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """Recall@k of the second stage on held-out queries, by k and oversample.
+
+    Parameters
+    ----------
+    n : vectors in the corpus it was measured on
+    floats : (len(KS), len(OVERSAMPLES)) float64, recall@k when a store of floats rescores the candidates
+    codes : the same when the codes themselves do; it levels off below 1
+    """
+
+    n: int
+    floats: NDArray[np.float64]
+    codes: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        for name in ("floats", "codes"):
+            if getattr(self, name).shape != (len(KS), len(OVERSAMPLES)):
+                raise ValueError(
+                    f"calibration.{name} has shape {getattr(self, name).shape}; {(len(KS), len(OVERSAMPLES))} is needed"
+                )
+
+    def oversample(self, k: int, ntotal: int, stage: str, recall: float | None = None) -> float:
+        """Return the smallest measured oversample that reaches ``recall`` with a margin.
+
+        Parameters
+        ----------
+        k : neighbours wanted; the curve of the nearest calibrated k at or below is used, which asks for no less
+        ntotal : vectors in the index
+        stage : ``floats`` or ``codes``, what rescores
+        recall : the target; None asks for 99 % of what the second stage can reach, or as near as was measured
+
+        Raises
+        ------
+        ValueError
+            if the target is not in (0, 1), or out of reach, with the reason and the remedy
+        """
+        curve = getattr(self, stage)[max(i for i, calibrated in enumerate(KS) if calibrated <= k)]
+        ceiling = 1.0 if stage == "floats" else float(curve.max())
+        target = 0.99 * ceiling if recall is None else recall
+        if not 0 < target < 1:
+            raise ValueError(f"recall must be between 0 and 1; got {recall}")
+        if target > ceiling:
+            raise ValueError(
+                f"recall {recall} is out of reach of rescore='codes': {ceiling:.3f} was measured at best; "
+                "use rescore='fp16', or fit more bytes"
+            )
+        aim = ceiling * (1 - MISSES * (1 - target / ceiling))
+        reached = np.flatnonzero(curve >= aim)
+        if recall is not None and not len(reached):
+            raise ValueError(
+                f"recall {recall} needs an oversample above {OVERSAMPLES[-1]:g}, where {curve[-1]:.3f} was measured and "
+                f"{aim:.3f} is aimed at; fit more bytes, or pass oversample="
+            )
+        found = OVERSAMPLES[reached[0]] if len(reached) else OVERSAMPLES[-1]
+        return float(found * max(1.0, ntotal / self.n) ** GROWTH)
+
+    def to_arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the fields as arrays, for storage."""
+        return {"n": np.array([self.n]), "floats": self.floats, "codes": self.codes}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Calibration:
+        """Return the calibration of ``to_arrays``."""
+        return cls(int(arrays["n"][0]), arrays["floats"], arrays["codes"])

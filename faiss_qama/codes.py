@@ -1,0 +1,60 @@
+"""Levels to packed bits and back: the only file that knows bit order, the sense of a cut, and padding.
+
+A unit's level is the number of its thresholds t with z - t >= 0, as FAISS cuts in IndexLSH. Level l of L becomes
+L - 1 bits, the lowest l of them set, so that the Hamming distance of two codes is the L1 distance of their levels.
+Units follow each other without gaps; bits are packed lowest first (``bitorder="little"``, as FAISS packs), and the
+last byte is padded with zeros.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.layout import CodeLayout
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+
+
+def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
+    """Cut the columns ``z`` into levels and pack them.
+
+    Parameters
+    ----------
+    z : (n, layout.columns) float32
+    thresholds : (layout.columns, layout.max_levels - 1) float32, ascending; unused cuts are +inf
+    layout : the layout of the code
+
+    Returns
+    -------
+    (n, layout.code_size) uint8
+    """
+    bits = np.empty((len(z), layout.n_bits), dtype=bool)
+    for segment, columns, where in layout.slices():
+        cuts = segment.levels - 1
+        out = bits[:, where].reshape(len(z), segment.units, cuts)  # a view: the last axis is split in place
+        for cut in range(cuts):
+            above = z[:, columns] >= thresholds[columns, cut]
+            if segment.bits == "0.5or":
+                above = above[:, 0::2] | above[:, 1::2]
+            out[:, :, cut] = above
+    return np.packbits(bits, axis=1, bitorder="little")
+
+
+def unpack(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
+    """Return the bits of ``codes`` as (n, layout.n_bits) uint8 of 0 and 1, padding dropped."""
+    return np.unpackbits(codes, axis=1, count=layout.n_bits, bitorder="little")
+
+
+def levels(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
+    """Return the level of every unit as (n, units) uint8."""
+    bits = unpack(codes, layout)
+    return np.concatenate(
+        [
+            bits[:, where].reshape(len(bits), segment.units, segment.levels - 1).sum(axis=2, dtype=np.uint8)
+            for segment, _, where in layout.slices()
+        ],
+        axis=1,
+    )
+

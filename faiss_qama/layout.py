@@ -1,0 +1,132 @@
+"""Which component has how many levels, and where its bits lie.
+
+A layout is written ``BITSxCOMPONENTS``, early components first: ``2x192``, or a hybrid
+``2x96,1.5x96,1x96,0.5x96``. A level l of L becomes the thermometer code of L - 1 bits, l of them set, so that
+2 bits of information take 3 stored bits, 1.5 take 2, and 1 takes 1. Half a bit is one bit for two components,
+in one of two forms:
+
+- ``0.5``: the transform has already merged each pair into one column (linear);
+- ``0.5or``: the transform gives both, and the bit is 0 if both lie under their thresholds, else 1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+LEVELS = {"2": 4, "1.5": 3, "1": 2, "0.5": 2, "0.5or": 2}
+_SEGMENT = re.compile(r"\s*(2|1\.5|1|0\.5or|0\.5)x([1-9]\d*)\s*")
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of ``components`` that share one number of bits.
+
+    ``bits`` is a key of :data:`LEVELS`. A *unit* is what gets a level: one component, or a pair at half a bit.
+    A *column* is what the transform computes: one a component, but one a pair in the linear half bit.
+    """
+
+    bits: str
+    components: int
+
+    def __post_init__(self) -> None:
+        if self.bits not in LEVELS:
+            raise ValueError(f"bits must be one of {', '.join(LEVELS)}; got {self.bits!r}")
+        if self.components < 1:
+            raise ValueError(f"a segment needs at least 1 component; got {self.components}")
+        if self.components % self.group:
+            raise ValueError(f"{self}: half a bit takes components in pairs; got {self.components}, an odd number")
+
+    def __str__(self) -> str:
+        return f"{self.bits}x{self.components}"
+
+    @property
+    def levels(self) -> int:
+        """Number of levels of a unit: 2, 3 or 4."""
+        return LEVELS[self.bits]
+
+    @property
+    def group(self) -> int:
+        """Components a unit: 1, or 2 at half a bit."""
+        return 2 if self.bits.startswith("0.5") else 1
+
+    @property
+    def units(self) -> int:
+        """Number of units, each with a level of its own."""
+        return self.components // self.group
+
+    @property
+    def columns(self) -> int:
+        """Columns of the transform that the segment reads."""
+        return self.units if self.bits == "0.5" else self.components
+
+    @property
+    def n_bits(self) -> int:
+        """Stored bits: levels - 1 a unit."""
+        return self.units * (self.levels - 1)
+
+
+@dataclass(frozen=True)
+class CodeLayout:
+    """Segments in order of importance; every prefix of components is a layout too."""
+
+    segments: tuple[Segment, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> CodeLayout:
+        """Read a layout string such as ``2x96,1x192``. Raises ValueError on anything else."""
+        matches = [_SEGMENT.fullmatch(part) for part in text.split(",")]
+        if not all(matches):
+            raise ValueError(
+                f"layout {text!r} is not BITSxCOMPONENTS[,...] with bits {', '.join(LEVELS)}, such as 2x192"
+            )
+        return cls(tuple(Segment(m[1], int(m[2])) for m in matches if m))
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.segments))
+
+    @cached_property
+    def components(self) -> int:
+        """Components of the embedding that the code describes."""
+        return sum(s.components for s in self.segments)
+
+    @cached_property
+    def columns(self) -> int:
+        """Columns that the transform must give."""
+        return sum(s.columns for s in self.segments)
+
+    @cached_property
+    def n_bits(self) -> int:
+        """Bits of the expanded code, padding excluded."""
+        return sum(s.n_bits for s in self.segments)
+
+    @cached_property
+    def code_size(self) -> int:
+        """Bytes of a code: ``n_bits`` rounded up to whole bytes."""
+        return (self.n_bits + 7) // 8
+
+    @cached_property
+    def max_levels(self) -> int:
+        """The most levels that any unit has."""
+        return max(s.levels for s in self.segments)
+
+    def slices(self) -> Iterator[tuple[Segment, slice, slice]]:
+        """Yield each segment with the slice of its columns and the slice of its bits."""
+        column = bit = 0
+        for segment in self.segments:
+            yield segment, slice(column, column + segment.columns), slice(bit, bit + segment.n_bits)
+            column, bit = column + segment.columns, bit + segment.n_bits
+
+    def truncate(self, components: int) -> CodeLayout:
+        """Return the layout of the first ``components``: its bits are the first bits of this one."""
+        if not 1 <= components <= self.components:
+            raise ValueError(f"components must be from 1 to {self.components}; got {components}")
+        kept, left = [], components
+        for segment in self.segments:
+            if left == 0:
+                break
+            kept.append(Segment(segment.bits, min(left, segment.components)))
+            left -= kept[-1].components
+        return CodeLayout(tuple(kept))

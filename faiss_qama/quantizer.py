@@ -1,0 +1,143 @@
+"""The quantizer: a frozen value that turns vectors into codes and codes back into vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import ArrayLike
+
+from faiss_qama import codes
+from faiss_qama.calibration import Calibration
+from faiss_qama.codes import Codes, Floats
+from faiss_qama.decoder import BitDecoder, Decoder
+from faiss_qama.layout import CodeLayout
+from faiss_qama.transform import Linear
+from faiss_qama.vectors import as_vectors
+
+METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
+
+
+@dataclass(frozen=True, eq=False)
+class Quantizer:
+    """Transform, layout, thresholds and decoder, fitted by :func:`faiss_qama.training.fit`.
+
+    Parameters
+    ----------
+    transform : from R^d to the columns of the layout
+    layout : how many levels each component gets
+    thresholds : (columns, max_levels - 1) float32, ascending, +inf where a column has fewer
+    decoder : from levels back to R^d
+    metric : ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``, of the float vectors
+    unit : whether every vector of the corpus had length 1; decoded vectors are then normalised
+    scale : root mean square length of the corpus' vectors
+    query_shift : (columns,) float32, added to the columns of a query: what gives queries their own centre
+    config : how it was fitted, for people to read
+    calibration : how much oversampling which recall needs, or None if it was not measured
+    """
+
+    transform: Linear
+    layout: CodeLayout
+    thresholds: Floats
+    decoder: Decoder
+    metric: int
+    unit: bool
+    scale: float
+    query_shift: Floats
+    config: Mapping[str, Any] = field(default_factory=dict)
+    calibration: Calibration | None = None
+
+    def __post_init__(self) -> None:
+        columns, cuts = self.layout.columns, self.layout.max_levels - 1
+        wanted = {
+            "transform.matrix": (self.transform.matrix, (columns, self.d)),
+            "transform.bias": (self.transform.bias, (columns,)),
+            "thresholds": (self.thresholds, (columns, cuts)),
+            "decoder.values": (self.decoder.values, (columns, cuts + 1)),
+            "decoder.matrix": (self.decoder.matrix, (columns, self.d)),
+            "decoder.offset": (self.decoder.offset, (self.d,)),
+            "query_shift": (self.query_shift, (columns,)),
+        }
+        for name, (array, shape) in wanted.items():
+            if array.shape != shape:
+                raise ValueError(f"{name} has shape {array.shape}; layout {self.layout} in {self.d}-d needs {shape}")
+        if self.metric not in METRICS.values():
+            raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {self.metric}")
+
+    @property
+    def d(self) -> int:
+        """Dimension of the float vectors."""
+        return self.transform.d
+
+    @property
+    def code_size(self) -> int:
+        """Bytes of a code."""
+        return self.layout.code_size
+
+    @property
+    def metric_name(self) -> str:
+        """``inner product`` or ``L2``."""
+        return next(name for name, metric in METRICS.items() if metric == self.metric)
+
+    def encode(self, x: ArrayLike) -> Codes:
+        """Return the codes, (n, code_size) uint8, of documents ``x`` (n, d)."""
+        return self._encode(as_vectors(x, self.d), np.float32(0))
+
+    def encode_queries(self, xq: ArrayLike) -> Codes:
+        """Return the codes of queries ``xq`` (n, d), cut around the queries' own centre.
+
+        Under the inner product a query's length does not change the ranking, so it is brought to the corpus' scale.
+        """
+        x = as_vectors(xq, self.d, "queries")
+        if self.metric == faiss.METRIC_INNER_PRODUCT:
+            x = rescaled(x, self.scale)
+        return self._encode(x, self.query_shift)
+
+    def decode(self, code: Codes) -> Floats:
+        """Return the vectors, (n, d) float32, that ``code`` (n, code_size) stands for."""
+        if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
+            raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
+        x = self.bit_decoder.vectors(codes.unpack(code, self.layout).astype(np.float32))
+        return rescaled(x, 1.0) if self.unit else x
+
+    def truncate(self, components: int) -> Quantizer:
+        """Return the quantizer of the first ``components``: its codes are the first bits of this one's.
+
+        The smaller quantizer is as good as one fitted at that size only where rotations stayed inside the slices
+        (``FitConfig(slices=...)``). Its calibration is unknown.
+        """
+        layout = self.layout.truncate(components)
+        columns = layout.columns
+        return replace(
+            self,
+            transform=self.transform.truncate(columns),
+            layout=layout,
+            thresholds=self.thresholds[:columns, : layout.max_levels - 1],
+            decoder=self.decoder.truncate(columns, layout.max_levels),
+            query_shift=self.query_shift[:columns],
+            calibration=None,
+        )
+
+    @cached_property
+    def bit_decoder(self) -> BitDecoder:
+        """The decoder as a function of the bits."""
+        return self.decoder.of_bits(self.layout)
+
+    def _encode(self, x: Floats, shift: Floats | np.float32) -> Codes:
+        out = np.empty((len(x), self.code_size), dtype=np.uint8)
+        for start in range(0, len(x), 4096):  # the columns of a chunk stay in cache until they are packed
+            z = self.transform(x[start : start + 4096])
+            z += shift
+            out[start : start + 4096] = codes.encode(z, self.thresholds, self.layout)
+        return out
+
+
+def rescaled(x: Floats, length: float) -> Floats:
+    """Return the rows of ``x`` brought to ``length``; zero rows stay zero."""
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    out: Floats = x * (np.float32(length) / np.where(norms > 0, norms, 1))
+    return out

@@ -1,0 +1,142 @@
+"""Vectors at the door: what is accepted, what is refused and why, and corpora larger than memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from faiss_qama.codes import Floats
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Source: TypeAlias = ArrayLike | PathLike | Sequence[PathLike]
+
+CHUNK_BYTES = 32 << 20  # what is read at a time: small beside any corpus, large beside a disk's latency
+
+
+def check_dtype_and_shape(x: NDArray[np.generic], d: int | None, what: str) -> None:
+    """Raise TypeError or ValueError unless ``x`` is a floating (n > 0, d > 0) array, with this ``d`` if given."""
+    if not np.issubdtype(x.dtype, np.floating):
+        raise TypeError(f"{what}: float32 is needed (float64 and float16 are cast); got {x.dtype}")
+    if x.ndim != 2:
+        hint = "; for one vector use x.reshape(1, -1)" if x.ndim == 1 else ""
+        raise ValueError(f"{what}: an array of shape (n, d) is needed; got {x.ndim} dimensions, shape {x.shape}{hint}")
+    if 0 in x.shape:
+        raise ValueError(f"{what}: no vectors, shape {x.shape}")
+    if d is not None and x.shape[1] != d:
+        raise ValueError(f"{what}: dimension {x.shape[1]}, but {d} is needed")
+
+
+def as_vectors(x: ArrayLike, d: int | None = None, what: str = "vectors", first_row: int = 0) -> Floats:
+    """Return ``x`` as C-contiguous float32 (n, d), cast from any float type, or raise.
+
+    Raises
+    ------
+    TypeError
+        for integers, strings and objects
+    ValueError
+        for a wrong rank or dimension, no vectors, and NaN or infinity, naming the first such row
+        (counted from ``first_row``)
+    """
+    array = np.asarray(x)
+    check_dtype_and_shape(array, d, what)
+    with np.errstate(over="ignore", invalid="ignore"):
+        out: Floats = np.ascontiguousarray(array, dtype=np.float32)
+        suspects = np.flatnonzero(~np.isfinite(out.sum(axis=1)))  # a sum may overflow where no value does
+    bad = suspects[~np.isfinite(out[suspects]).all(axis=1)]
+    if len(bad):
+        raise ValueError(f"{what}: row {first_row + bad[0]} holds NaN or infinity (as float32)")
+    return out
+
+
+class Corpus:
+    """Vectors from an array, a memory map, a .npy file, or a list of .npy shards, read in chunks of rows.
+
+    A file is mapped anew for each chunk, so that what has been read does not pile up in resident memory.
+
+    Parameters
+    ----------
+    source : the vectors
+    d : the dimension they must have, or None
+    what : how error messages call an array (files are called by their names)
+    """
+
+    def __init__(self, source: Source, d: int | None = None, what: str = "corpus") -> None:
+        shards = source if isinstance(source, list | tuple) and _all_paths(source) else [source]
+        self._parts = [(Path(s), str(s)) if isinstance(s, str | os.PathLike) else (np.asarray(s), what) for s in shards]
+        self.shape = (0, d or 0)
+        for part, name in self._parts:
+            array = _open(part)
+            check_dtype_and_shape(array, self.shape[1] or None, name)
+            self.shape = (self.shape[0] + array.shape[0], array.shape[1])
+            self.dtype = array.dtype
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the vectors as they are stored."""
+        return self.shape[0] * self.shape[1] * self.dtype.itemsize
+
+    def chunks(self) -> Iterator[Floats]:
+        """Yield the vectors in order, checked, as float32 arrays of at most ``CHUNK_BYTES``."""
+        for _, chunk in self._windows(None):
+            yield chunk
+
+    def take(self, rows: NDArray[np.int64]) -> Floats:
+        """Return the vectors at ``rows``, in the order of ``rows``."""
+        order = np.argsort(rows, kind="stable")
+        out = np.empty((len(rows), self.shape[1]), dtype=np.float32)
+        done = 0
+        for where, chunk in self._windows(rows[order]):
+            out[order[where]] = chunk
+            done += len(chunk)
+        if done != len(rows):
+            raise IndexError(f"rows must be from 0 to {len(self) - 1}")
+        return out
+
+    def _windows(self, rows: NDArray[np.int64] | None) -> Iterator[tuple[slice, Floats]]:
+        """Yield chunks in order: of every row, or of the sorted ``rows`` with their places among them."""
+        step = max(1, CHUNK_BYTES // (4 * self.shape[1]))
+        base = 0
+        for part, name in self._parts:
+            n = len(_open(part))
+            for start in range(0, n, step):
+                window = slice(start, min(start + step, n))
+                if rows is None:
+                    yield slice(base + start, base + window.stop), self._read(part, name, window, start)
+                    continue
+                where = slice(*np.searchsorted(rows, [base + start, base + window.stop]))
+                if where.start < where.stop:
+                    yield where, self._read(part, name, rows[where] - base, start)
+            base += n
+
+    def _read(self, part: Path | NDArray[np.generic], name: str, rows: slice | NDArray[np.int64], start: int) -> Floats:
+        chunk = np.array(_open(part)[rows])  # a copy: the map is dropped here
+        return as_vectors(chunk, self.shape[1], name, start)
+
+
+def load_vectors(path: PathLike, d: int | None = None) -> Floats:
+    """Read one .npy file whole, as float32; errors name the file."""
+    return as_vectors(_open(Path(path)), d, str(path))
+
+
+def _all_paths(source: Sequence[object]) -> bool:
+    return len(source) > 0 and all(isinstance(s, str | os.PathLike) for s in source)
+
+
+def _open(part: Path | NDArray[np.generic]) -> NDArray[np.generic]:
+    if not isinstance(part, Path):
+        return part
+    try:
+        array = np.load(part, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{part}: not a whole .npy file ({error})") from None
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{part}: one array in a .npy file is needed; this is an archive")
+    return array

@@ -1,0 +1,160 @@
+"""fit(corpus) -> Quantizer: the front door of training."""
+
+from __future__ import annotations
+
+import warnings
+
+import faiss
+import numpy as np
+
+from faiss_qama import codes
+from faiss_qama.codes import Floats
+from faiss_qama.decoder import Decoder
+from faiss_qama.layout import CodeLayout
+from faiss_qama.quantizer import METRICS, Quantizer, rescaled
+from faiss_qama.training import rotation, thresholds
+from faiss_qama.training.calibrate import calibrate
+from faiss_qama.training.config import FitConfig
+from faiss_qama.training.data import Draw, draw
+from faiss_qama.transform import Linear
+from faiss_qama.vectors import Corpus, Source
+
+
+def fit(
+    corpus: Source,
+    *,
+    config: FitConfig | None = None,
+    metric: int = faiss.METRIC_INNER_PRODUCT,
+    queries: Source | None = None,
+) -> Quantizer:
+    """Fit a quantizer to a corpus, in closed form.
+
+    Parameters
+    ----------
+    corpus : (n, d) vectors of any float type: an array, a memory map, the path of a .npy file, or a list of such paths
+    config : settings; the default is 2 bits for half of the components, PCA, ITQ and Lloyd-Max
+    metric : ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``
+    queries : unlabelled (nq, d) queries, at least 20: they give the query side its own centre, and calibrate
+
+    Raises
+    ------
+    TypeError, ValueError
+        for vectors that are no finite (n, d) floats, and for a layout that the dimension cannot hold
+    """
+    config = config or FitConfig()
+    source = Corpus(corpus)
+    real = None if queries is None else Corpus(queries, source.shape[1], "queries")
+    config.layout_in(source.shape[1])  # refused before anything is read
+    return fit_draw(draw(source, real, config.sample, config.seed), config, metric)
+
+
+def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
+    """Fit a quantizer to what was drawn from a corpus."""
+    if metric not in METRICS.values():
+        raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {metric}")
+    x = drawn.train
+    layout = config.layout_in(x.shape[1])
+    if len(x) < 4 * layout.components:
+        warnings.warn(
+            f"fitted on {len(x)} vectors; {layout.components} components want {4 * layout.components} or more",
+            stacklevel=3,
+        )
+    rng = np.random.default_rng(config.seed)
+
+    # Centre, project, rotate: one matrix.
+    center = x.mean(axis=0, dtype=np.float64).astype(np.float32) if config.center else np.zeros_like(x[0])
+    centred = x - center
+    if config.projection == "pca":
+        matrix = rotation.pca(centred, layout.components)
+    else:
+        matrix = np.eye(layout.components, x.shape[1], dtype=np.float32)
+    matrix = merge_pairs(_rotate(matrix, centred, layout, config, rng), layout)
+    transform = Linear(matrix, -matrix @ center)
+
+    # Cut into levels.
+    z = centred @ matrix.T
+    cuts = np.full((layout.columns, layout.max_levels - 1), np.inf, dtype=np.float32)
+    for segment, columns, _ in layout.slices():
+        cuts[columns, : segment.levels - 1] = thresholds.RULES[config.thresholds](z[:, columns], segment.levels)
+
+    # Back to floats. Unit length is judged with the rounding of float16 allowed for.
+    norms = np.linalg.norm(x, axis=1)
+    decoder = fit_decoder(x, z, codes.encode(z, cuts, layout), center, matrix, layout, config.decoder)
+    scale = float(np.sqrt(np.mean(norms.astype(np.float64) ** 2))) or 1.0
+
+    # Queries around their own centre.
+    shift = np.zeros(layout.columns, dtype=np.float32)
+    if drawn.queries is not None:
+        q = rescaled(drawn.queries, scale) if metric == faiss.METRIC_INNER_PRODUCT else drawn.queries
+        shift = matrix @ (config.query_center * (center - q.mean(axis=0)))
+
+    quantizer = Quantizer(
+        transform=transform,
+        layout=layout,
+        thresholds=cuts,
+        decoder=decoder,
+        metric=metric,
+        unit=bool(np.abs(norms - 1).max() < 2e-3),
+        scale=scale,
+        query_shift=shift.astype(np.float32),
+        config=config.to_dict() | {"fitted_on": len(x), "queries": 0 if drawn.queries is None else len(drawn.queries)},
+    )
+    return calibrate(quantizer, drawn, config.seed)
+
+
+def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:
+    """Turn a row a component, (components, d), into a row a column: the linear half bit sums its pairs."""
+    parts, row = [], 0
+    for segment in layout.segments:
+        rows = matrix[row : row + segment.components]
+        parts.append((rows[0::2] + rows[1::2]) / np.float32(np.sqrt(2)) if segment.bits == "0.5" else rows)
+        row += segment.components
+    return np.concatenate(parts)
+
+
+def fit_decoder(
+    x: Floats, z: Floats, code: codes.Codes, center: Floats, matrix: Floats, layout: CodeLayout, kind: str
+) -> Decoder:
+    """Return the decoder of ``code``: the mean of each level, then the rotation's transpose or a fitted map.
+
+    With orthogonal rows the transpose and the means are the least-squares solution for a map that is fixed. Fitting the
+    map as well lowers the squared error and the recall, because it shrinks what is uncertain (docs/results).
+    """
+    levels = np.repeat(codes.levels(code, layout), _columns_per_unit(layout), axis=1)
+    means = z.mean(axis=0)
+    values = np.tile(means[:, None], (1, layout.max_levels))  # a level that nobody has stays at the mean
+    for level in range(layout.max_levels):
+        there = levels == level
+        count = there.sum(axis=0)
+        sums = np.where(there, z, 0).sum(axis=0, dtype=np.float64)
+        values[:, level] = np.where(count > 0, sums / np.maximum(count, 1), values[:, level])
+    if kind == "transpose":
+        return Decoder(values.astype(np.float32), matrix, center)
+    design = np.take_along_axis(values.T, levels.astype(np.intp), axis=0) - means
+    offset = x.mean(axis=0)
+    free, *_ = np.linalg.lstsq(design, x - offset, rcond=None)
+    return Decoder((values - means[:, None]).astype(np.float32), free.astype(np.float32), offset)
+
+
+def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConfig, rng: np.random.Generator) -> Floats:
+    """Rotate the rows of ``matrix`` inside each slice."""
+    if config.rotation == "none":
+        return matrix
+    if config.slices and config.slices[-1] > layout.components:
+        raise ValueError(f"slices end at {config.slices[-1]}; layout {layout} has {layout.components} components")
+    ends = np.cumsum([s.components for s in layout.segments])
+    borders = sorted({0, *config.slices, *ends.tolist()})
+    rows = []
+    for start, end in zip(borders, borders[1:], strict=False):
+        part = matrix[start:end]
+        levels = layout.segments[int(np.searchsorted(ends, start, side="right"))].levels
+        if config.rotation == "itq":
+            centroids = np.array(thresholds.NORMAL_CENTROIDS[levels], dtype=np.float32)
+            rows.append(rotation.itq(centred @ part.T, centroids, rng) @ part)
+        else:
+            rows.append(rotation.random_rotation(end - start, rng) @ part)
+    return np.concatenate(rows)
+
+
+def _columns_per_unit(layout: CodeLayout) -> list[int]:
+    return [s.columns // s.units for s in layout.segments for _ in range(s.units)]
