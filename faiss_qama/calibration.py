@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 KS = (1, 10, 100)
-OVERSAMPLES = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0, 48.0, 64.0, 96.0, 128.0)
+OVERSAMPLES = tuple(float(2 ** (i / 4)) for i in range(29))  # 1 to 128, a step of 19 %
 
 # A search aims at a third of the misses it may have. Queries to come differ from those that were measured: of the
 # sets in docs/results the test queries of nfcorpus need 1.6 times the candidates of its training queries.
@@ -41,14 +41,14 @@ class Calibration:
                 )
 
     def oversample(self, k: int, ntotal: int, stage: str, recall: float | None = None) -> float:
-        """Return the smallest measured oversample that reaches ``recall`` with a margin.
+        """Return the smallest measured oversample that reaches ``recall``, with a margin.
 
         Parameters
         ----------
         k : neighbours wanted; the curve of the nearest calibrated k at or below is used, which asks for no less
         ntotal : vectors in the index
         stage : ``floats`` or ``codes``, what rescores
-        recall : the target; None asks for 99 % of what the second stage can reach, or as near as was measured
+        recall : the target; None asks for where 99 % of what the second stage can reach was measured, without margin
 
         Raises
         ------
@@ -57,15 +57,17 @@ class Calibration:
         """
         curve = getattr(self, stage)[max(i for i, calibrated in enumerate(KS) if calibrated <= k)]
         ceiling = 1.0 if stage == "floats" else float(curve.max())
-        target = 0.99 * ceiling if recall is None else recall
-        if not 0 < target < 1:
+        if recall is None:
+            aim = 0.99 * ceiling
+        elif not 0 < recall < 1:
             raise ValueError(f"recall must be between 0 and 1; got {recall}")
-        if target > ceiling:
+        elif recall >= ceiling:
             raise ValueError(
                 f"recall {recall} is out of reach of rescore='codes': {ceiling:.3f} was measured at best; "
                 "use rescore='fp16', or fit more bytes"
             )
-        aim = ceiling * (1 - MISSES * (1 - target / ceiling))
+        else:
+            aim = ceiling - MISSES * (ceiling - recall)
         reached = np.flatnonzero(curve >= aim)
         if recall is not None and not len(reached):
             raise ValueError(

@@ -35,7 +35,8 @@ class Quantizer:
     metric : ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``, of the float vectors
     unit : whether every vector of the corpus had length 1; decoded vectors are then normalised
     scale : root mean square length of the corpus' vectors
-    query_shift : (columns,) float32, added to the columns of a query: what gives queries their own centre
+    query_gain, query_shift : a float and (columns,) float32; a query's columns are multiplied by the one and moved by
+        the other before they are cut, which gives queries a centre and a spread of their own (1 and 0 without)
     config : how it was fitted, for people to read
     calibration : how much oversampling which recall needs, or None if it was not measured
     """
@@ -47,6 +48,7 @@ class Quantizer:
     metric: int
     unit: bool
     scale: float
+    query_gain: float
     query_shift: Floats
     config: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
@@ -85,7 +87,7 @@ class Quantizer:
 
     def encode(self, x: ArrayLike) -> Codes:
         """Return the codes, (n, code_size) uint8, of documents ``x`` (n, d)."""
-        return self._encode(as_vectors(x, self.d), np.float32(0))
+        return self._encode(as_vectors(x, self.d))
 
     def encode_queries(self, xq: ArrayLike) -> Codes:
         """Return the codes of queries ``xq`` (n, d), cut around the queries' own centre.
@@ -95,7 +97,7 @@ class Quantizer:
         x = as_vectors(xq, self.d, "queries")
         if self.metric == faiss.METRIC_INNER_PRODUCT:
             x = rescaled(x, self.scale)
-        return self._encode(x, self.query_shift)
+        return self._encode(x, self.query_gain, self.query_shift)
 
     def decode(self, code: Codes) -> Floats:
         """Return the vectors, (n, d) float32, that ``code`` (n, code_size) stands for."""
@@ -127,11 +129,13 @@ class Quantizer:
         """The decoder as a function of the bits."""
         return self.decoder.of_bits(self.layout)
 
-    def _encode(self, x: Floats, shift: Floats | np.float32) -> Codes:
+    def _encode(self, x: Floats, gain: float = 1.0, shift: Floats | float = 0.0) -> Codes:
         out = np.empty((len(x), self.code_size), dtype=np.uint8)
         for start in range(0, len(x), 4096):  # the columns of a chunk stay in cache until they are packed
             z = self.transform(x[start : start + 4096])
-            z += shift
+            if gain != 1.0:
+                z *= np.float32(gain)
+            z += np.float32(shift)
             out[start : start + 4096] = codes.encode(z, self.thresholds, self.layout)
         return out
 

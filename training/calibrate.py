@@ -20,11 +20,10 @@ NOISE = 1.0
 
 def calibrate(quantizer: Quantizer, drawn: Draw, seed: int) -> Quantizer:
     """Return ``quantizer`` with a calibration measured on the queries held out of its fit, if there are any."""
-    queries = drawn.calibration
-    xq = queries.vectors
+    xq = drawn.held_out
     if len(xq) == 0:
         return quantizer
-    if drawn.queries is None:
+    if drawn.train_queries is None:
         noise = np.random.default_rng(seed).standard_normal(xq.shape).astype(np.float32)
         xq = xq + noise * (NOISE * np.linalg.norm(xq, axis=1, keepdims=True) / np.float32(np.sqrt(quantizer.d)))
     x = drawn.train
@@ -65,7 +64,7 @@ def _curves(
     """
     n = len(exact)
     order = np.argsort(hamming, kind="stable")[: int(KS[-1] * OVERSAMPLES[-1])]
-    exact, asymmetric = exact, asymmetric[order]
+    asymmetric = asymmetric[order]
     floats = np.empty((len(KS), len(OVERSAMPLES)))
     codes = np.empty_like(floats)
     for i, k in enumerate(KS):

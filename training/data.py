@@ -10,22 +10,8 @@ from numpy.typing import NDArray
 from faiss_qama.codes import Floats
 from faiss_qama.vectors import Corpus
 
-HELD_OUT = 300  # queries to calibrate on, and as many to report on: recall@10 to about .01
+HELD_OUT = 300  # queries to calibrate and report on: recall@10 to about .01
 MIN_QUERIES = 20
-
-
-@dataclass(frozen=True, eq=False)
-class Queries:
-    """Vectors that act as queries.
-
-    Parameters
-    ----------
-    vectors : (nq, d) float32
-    rows : (nq,) the row of the corpus that each one is, never a hit of its own; -1 for real queries
-    """
-
-    vectors: Floats
-    rows: NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,17 +20,16 @@ class Draw:
 
     Parameters
     ----------
-    train : (n, d) float32, fitted on
-    train_rows : (n,) their rows in the corpus
-    queries : (nq, d) float32 real queries to fit the queries' centre on, or None
-    calibration, report : queries held out of the fit: real ones where there are any, else documents
+    train : (n, d) float32 documents to fit on
+    train_queries : (nq, d) float32 real queries to fit the query side on, or None
+    held_out : (nq, d) float32 queries held out of the fit: real ones where there are any, else documents
+    held_out_rows : (nq,) the row of the corpus that each of them is, so no hit of its own; -1 for real queries
     """
 
     train: Floats
-    train_rows: NDArray[np.int64]
-    queries: Floats | None
-    calibration: Queries
-    report: Queries
+    train_queries: Floats | None
+    held_out: Floats
+    held_out_rows: NDArray[np.int64]
 
 
 def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int) -> Draw:
@@ -55,19 +40,15 @@ def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int) -> Draw
     if len(corpus) < 2:
         raise ValueError("fitting needs at least 2 vectors; got 1")
     rng = np.random.default_rng(seed)
-    held = min(2 * HELD_OUT, len(corpus) // 5)
-    rows = rng.choice(len(corpus), min(len(corpus), sample + held), replace=False)
-    train = np.sort(rows[held:])
     if queries is None:
-        real = None
-        parts = [Queries(corpus.take(r), r) for r in (rows[: held // 2], rows[held // 2 : held])]
-    else:
-        if len(queries) < MIN_QUERIES:
-            raise ValueError(f"queries: at least {MIN_QUERIES} are needed; got {len(queries)}")
-        order = rng.choice(len(queries), min(len(queries), sample), replace=False)
-        held = min(2 * HELD_OUT, len(order) // 2)
-        real = queries.take(order[held:])
-        parts = [
-            Queries(queries.take(r), np.full(len(r), -1)) for r in (order[: held // 2], order[held // 2 : held])
-        ]
-    return Draw(corpus.take(train), train, real, *parts)
+        held = min(HELD_OUT, len(corpus) // 10)
+        rows = rng.choice(len(corpus), min(len(corpus), sample + held), replace=False)
+        return Draw(corpus.take(np.sort(rows[held:])), None, corpus.take(rows[:held]), rows[:held])
+    if len(queries) < MIN_QUERIES:
+        raise ValueError(f"queries: at least {MIN_QUERIES} are needed; got {len(queries)}")
+    rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
+    order = rng.choice(len(queries), min(len(queries), sample), replace=False)
+    held = min(HELD_OUT, len(order) // 2)
+    return Draw(
+        corpus.take(np.sort(rows)), queries.take(order[held:]), queries.take(order[:held]), np.full(held, -1)
+    )

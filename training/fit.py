@@ -82,11 +82,12 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
     decoder = fit_decoder(x, z, codes.encode(z, cuts, layout), center, matrix, layout, config.decoder)
     scale = float(np.sqrt(np.mean(norms.astype(np.float64) ** 2))) or 1.0
 
-    # Queries around their own centre.
-    shift = np.zeros(layout.columns, dtype=np.float32)
-    if drawn.queries is not None:
-        q = rescaled(drawn.queries, scale) if metric == faiss.METRIC_INNER_PRODUCT else drawn.queries
-        shift = matrix @ (config.query_center * (center - q.mean(axis=0)))
+    # Queries around their own centre, and further out: a level at the edge tells near from far more often.
+    gain, shift = 1.0, np.zeros(layout.columns, dtype=np.float32)
+    if drawn.train_queries is not None:
+        q = rescaled(drawn.train_queries, scale) if metric == faiss.METRIC_INNER_PRODUCT else drawn.train_queries
+        gain = config.query_gain
+        shift = gain * (matrix @ (config.query_center * (center - q.mean(axis=0))))
 
     quantizer = Quantizer(
         transform=transform,
@@ -96,8 +97,9 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
         metric=metric,
         unit=bool(np.abs(norms - 1).max() < 2e-3),
         scale=scale,
+        query_gain=gain,
         query_shift=shift.astype(np.float32),
-        config=config.to_dict() | {"fitted_on": len(x), "queries": 0 if drawn.queries is None else len(drawn.queries)},
+        config=config.to_dict() | {"fitted_on": len(x), "real_queries": drawn.train_queries is not None},
     )
     return calibrate(quantizer, drawn, config.seed)
 
