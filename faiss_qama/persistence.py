@@ -115,9 +115,25 @@ def read(path: PathLike, *, mmap: bool = False) -> tuple[Quantizer, str, Any, ND
                 raise
 
 
-def describe(path: PathLike) -> dict[str, Any]:
-    """Return the manifest of the bundle at ``path``."""
-    return _parse(Path(path))
+def verify(path: PathLike) -> dict[str, Any]:
+    """Check every file of the bundle at ``path`` against its checksum; return the manifest."""
+    manifest = _parse(Path(path))
+    for entry in manifest["files"].values():
+        _verify(Path(path) / entry["name"], entry, hash_it=True)
+    return manifest
+
+
+def write_npy(path: PathLike, x: NDArray[np.floating]) -> None:
+    """Write ``x`` to ``path``, replacing a file there in one atomic step."""
+    final = Path(path)
+    part = final.with_name(final.name + ".part")
+    try:
+        with part.open("wb") as file:
+            np.save(file, x)
+        _sync(part)
+        os.replace(part, final)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _write_generation(

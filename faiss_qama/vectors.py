@@ -83,6 +83,11 @@ class Corpus:
         """Bytes of the vectors as they are stored."""
         return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
+    @property
+    def n_chunks(self) -> int:
+        """Number of chunks that :meth:`chunks` yields."""
+        return sum(-(-len(_open(part)) // self._step) for part, _ in self._parts)
+
     def chunks(self) -> Iterator[Floats]:
         """Yield the vectors in order, checked, as float32 arrays of at most ``CHUNK_BYTES``."""
         for _, chunk in self._windows(None):
@@ -102,12 +107,11 @@ class Corpus:
 
     def _windows(self, rows: NDArray[np.int64] | None) -> Iterator[tuple[slice, Floats]]:
         """Yield chunks in order: of every row, or of the sorted ``rows`` with their places among them."""
-        step = max(1, CHUNK_BYTES // (4 * self.shape[1]))
         base = 0
         for part, name in self._parts:
             n = len(_open(part))
-            for start in range(0, n, step):
-                window = slice(start, min(start + step, n))
+            for start in range(0, n, self._step):
+                window = slice(start, min(start + self._step, n))
                 if rows is None:
                     yield slice(base + start, base + window.stop), self._read(part, name, window, start)
                     continue
@@ -115,6 +119,10 @@ class Corpus:
                 if where.start < where.stop:
                     yield where, self._read(part, name, rows[where] - base, start)
             base += n
+
+    @property
+    def _step(self) -> int:
+        return max(1, CHUNK_BYTES // (4 * self.shape[1]))
 
     def _read(self, part: Path | NDArray[np.generic], name: str, rows: slice | NDArray[np.int64], start: int) -> Floats:
         chunk = np.array(_open(part)[rows])  # a copy: the map is dropped here

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from faiss_qama.calibration import KS, OVERSAMPLES, Calibration
 from faiss_qama.codes import Floats
+from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.training.data import Draw
 
@@ -34,7 +35,7 @@ def calibrate(quantizer: Quantizer, drawn: Draw, seed: int) -> Quantizer:
 
     floats = np.zeros((len(KS), len(OVERSAMPLES)))
     codes = np.zeros_like(floats)
-    for start in range(0, len(xq), 32):  # a block of queries against everything
+    for start in progress(range(0, len(xq), 32), "calibration"):  # a block of queries against everything
         block = slice(start, start + 32)
         exact = sign * faiss.pairwise_distances(xq[block], x, quantizer.metric)
         asymmetric = sign * faiss.pairwise_distances(xq[block], decoded, quantizer.metric)

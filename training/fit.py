@@ -21,11 +21,11 @@ from faiss_qama.vectors import Corpus, Source
 
 
 def fit(
-    corpus: Source,
+    corpus: Source | Corpus,
     *,
     config: FitConfig | None = None,
     metric: int = faiss.METRIC_INNER_PRODUCT,
-    queries: Source | None = None,
+    queries: Source | Corpus | None = None,
 ) -> Quantizer:
     """Fit a quantizer to a corpus, in closed form.
 
@@ -42,10 +42,11 @@ def fit(
         for vectors that are no finite (n, d) floats, and for a layout that the dimension cannot hold
     """
     config = config or FitConfig()
-    source = Corpus(corpus)
-    real = None if queries is None else Corpus(queries, source.shape[1], "queries")
+    source = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
+    if queries is not None and not isinstance(queries, Corpus):
+        queries = Corpus(queries, source.shape[1], "queries")
     config.layout_in(source.shape[1])  # refused before anything is read
-    return fit_draw(draw(source, real, config.sample, config.seed), config, metric)
+    return fit_draw(draw(source, queries, config.sample, config.seed), config, metric)
 
 
 def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from faiss_qama.codes import Floats
+from faiss_qama.progress import progress
 
 ITQ_VECTORS = 10_000  # more change recall by less than the seed does (docs/results)
 ITQ_ITERATIONS = 40
@@ -49,7 +50,7 @@ def itq(z: Floats, centroids: Floats, rng: np.random.Generator) -> Floats:
     if len(z) > ITQ_VECTORS:
         z = z[rng.choice(len(z), ITQ_VECTORS, replace=False)]
     cuts, steps = (centroids[1:] + centroids[:-1]) / 2, np.diff(centroids)
-    for _ in range(ITQ_ITERATIONS):
+    for _ in progress(range(ITQ_ITERATIONS), "rotation"):
         u = z @ rotation.T
         scale = u.std(axis=0)
         nearest = np.full_like(u, centroids[0])

@@ -1,0 +1,206 @@
+"""Exact neighbours, recall and nDCG, and the data set folders they are measured on."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import faiss
+import numpy as np
+from faiss.contrib.exhaustive_search import knn_ground_truth
+from numpy.typing import NDArray
+
+from faiss_qama.codes import Floats
+from faiss_qama.progress import progress
+from faiss_qama.rescore import Ids
+from faiss_qama.vectors import Corpus, PathLike, load_vectors
+
+TIMED_RUNS = 3
+
+
+class Searchable(Protocol):
+    """A FAISS index, or one of ours."""
+
+    def search(self, x: Floats, k: int) -> tuple[NDArray[Any], Ids]:
+        """Return scores and ids, (nq, k) each."""
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Queries against a corpus, and what is known about the answers.
+
+    Parameters
+    ----------
+    corpus : the documents
+    queries : (nq, d) float32
+    qrels : (m, 3) int64 rows of query row, corpus row, grade, or None; grades above 0 are relevant
+    train_queries : unlabelled queries of the same kind, or None
+    exclude : (e, 2) int64 rows of query row, corpus row: hits to drop, where a query is itself a document
+    """
+
+    corpus: Corpus
+    queries: Floats
+    qrels: NDArray[np.int64] | None = None
+    train_queries: Corpus | None = None
+    exclude: NDArray[np.int64] | None = None
+
+    @classmethod
+    def load(cls, folder: PathLike) -> Dataset:
+        """Read ``corpus.npy``, ``queries.npy`` and, where they are there, ``qrels.tsv``, ``train_queries.npy`` and
+        ``exclude.tsv``. Raises FileNotFoundError or ValueError naming the file and the line.
+        """
+        path = Path(folder)
+        corpus = Corpus(path / "corpus.npy")
+        queries = load_vectors(path / "queries.npy", corpus.shape[1])
+        sizes = (len(queries), len(corpus))
+        train = path / "train_queries.npy"
+        return cls(
+            corpus,
+            queries,
+            read_rows(path / "qrels.tsv", 3, sizes) if (path / "qrels.tsv").exists() else None,
+            Corpus(train, corpus.shape[1]) if train.exists() else None,
+            read_rows(path / "exclude.tsv", 2, sizes) if (path / "exclude.tsv").exists() else None,
+        )
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search was worth: recall@k, nDCG@k (None without qrels), queries a second."""
+
+    recall: float
+    ndcg: float | None
+    queries_per_second: float
+
+
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """The exact k nearest of a data set's queries: scores and ids, (nq, k) each, best first, and what they are worth."""
+
+    k: int
+    metric: int
+    D: Floats
+    I: Ids
+    result: Result
+
+
+def exact(dataset: Dataset, k: int, metric: int) -> Truth:
+    """Search ``dataset`` exhaustively, a chunk of the corpus at a time. Reading does not count as search time."""
+    wanted = min(k, len(dataset.corpus)) + _surplus(dataset)
+    reading = 0.0
+
+    def chunks() -> Iterator[Floats]:
+        nonlocal reading
+        source = iter(dataset.corpus.chunks())
+        for _ in progress(range(dataset.corpus.n_chunks), "exact search"):
+            start = time.perf_counter()
+            chunk = next(source)
+            reading += time.perf_counter() - start
+            yield chunk
+
+    start = time.perf_counter()
+    D, I = knn_ground_truth(dataset.queries, chunks(), min(wanted, len(dataset.corpus)), metric, ngpu=0)
+    seconds = time.perf_counter() - start - reading
+    D, I = _drop_excluded(dataset, D, I, k)
+    return Truth(k, metric, D, I, Result(1.0, ndcg(I, dataset.qrels), len(I) / seconds))
+
+
+def evaluate(index: Searchable, dataset: Dataset, truth: Truth, **search_options: Any) -> Result:
+    """Measure ``index``, which holds the corpus of ``dataset``, against the exact search; the median of three runs."""
+    k, surplus, seconds = truth.k, _surplus(dataset), []
+    for _ in range(TIMED_RUNS):
+        start = time.perf_counter()
+        D, I = index.search(dataset.queries, k + surplus, **search_options)
+        seconds.append(time.perf_counter() - start)
+    _, I = _drop_excluded(dataset, D, I, k)
+    return Result(recall(I, truth, dataset), ndcg(I, dataset.qrels), len(I) / float(np.median(seconds)))
+
+
+def recall(I: Ids, truth: Truth, dataset: Dataset) -> float:
+    """Return the share of the exact k nearest that the (nq, k) ids ``I`` found.
+
+    As ANN-Benchmarks does, a hit is one whose exact score is no worse than the k-th nearest's: duplicates are as good
+    as each other. Scores are compared to 1e-5 of their size, which is float32's rounding.
+    """
+    ids, inverse = np.unique(np.maximum(I, 0), return_inverse=True)
+    x, inverse = dataset.corpus.take(ids), inverse.reshape(I.shape)
+    hits = 0
+    wanted = (truth.I >= 0).sum(axis=1)
+    for row, query in enumerate(dataset.queries):
+        if wanted[row] == 0:
+            continue
+        found = x[inverse[row]]
+        if truth.metric == faiss.METRIC_INNER_PRODUCT:
+            scores, bound = found @ query, truth.D[row, wanted[row] - 1]
+        else:
+            scores, bound = -np.square(found - query).sum(axis=1), -truth.D[row, wanted[row] - 1]
+        size = np.abs(scores).max() + np.dot(query, query) * (truth.metric == faiss.METRIC_L2)
+        good = (scores >= bound - 1e-5 * size) & (I[row] >= 0)
+        hits += min(int(good.sum()), int(wanted[row]))
+    return hits / max(1, int(wanted.sum()))
+
+
+def ndcg(I: Ids, qrels: NDArray[np.int64] | None, k: int = 10) -> float | None:
+    """Return the mean nDCG@k of the (nq, >= k) ids ``I`` over the queries that have a relevant document.
+
+    Gains are the grades and the discount is 1 / log2(rank + 1), as in trec_eval (Järvelin and Kekäläinen, "Cumulated
+    gain-based evaluation of IR techniques", 2002, section 2.2). None without qrels.
+    """
+    if qrels is None:
+        return None
+    grades: dict[int, dict[int, int]] = {}
+    for query, document, grade in qrels.tolist():
+        if grade > 0:
+            grades.setdefault(query, {})[document] = grade
+    discount = 1 / np.log2(np.arange(2, k + 2))
+    values = []
+    for query, graded in grades.items():
+        gains = [graded.get(document, 0) for document in I[query, :k].tolist()]
+        ideal = sorted(graded.values(), reverse=True)[:k]
+        values.append(gains @ discount[: len(gains)] / (ideal @ discount[: len(ideal)]))
+    return float(np.mean(values)) if values else None
+
+
+def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[np.int64]:
+    """Read a tab-separated file with a header: (m, columns) int64, query rows and corpus rows checked against ``sizes``.
+
+    Raises ValueError naming the file and the line.
+    """
+    with open(path, encoding="utf-8") as file:
+        lines = file.read().splitlines()
+    rows = []
+    for number, line in enumerate(lines[1:], start=2):
+        fields = line.split("\t")
+        try:
+            row = [int(field) for field in fields]
+        except ValueError:
+            raise ValueError(f"{path}: line {number}: whole numbers are needed; got {line!r}") from None
+        if len(row) != columns:
+            raise ValueError(f"{path}: line {number}: {columns} tab-separated columns are needed; got {len(row)}")
+        for value, size, what in zip(row, sizes, ("query", "corpus"), strict=False):
+            if not 0 <= value < size:
+                raise ValueError(f"{path}: line {number}: {what} row {value}, but there are {size}")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: no rows below the header")
+    return np.array(rows, dtype=np.int64)
+
+
+def _surplus(dataset: Dataset) -> int:
+    """Return how many hits beyond k to ask for, so that k are left when the excluded ones are dropped."""
+    return 0 if dataset.exclude is None else int(np.bincount(dataset.exclude[:, 0]).max())
+
+
+def _drop_excluded(dataset: Dataset, D: NDArray[Any], I: Ids, k: int) -> tuple[NDArray[Any], Ids]:
+    if dataset.exclude is not None:
+        dropped: dict[int, list[int]] = {}
+        for query, document in dataset.exclude.tolist():
+            dropped.setdefault(query, []).append(document)
+        last = np.zeros(I.shape, dtype=bool)
+        for query, documents in dropped.items():
+            last[query] = np.isin(I[query], documents)
+        order = np.argsort(last, axis=1, kind="stable")
+        D, I = np.take_along_axis(D, order, axis=1), np.take_along_axis(np.where(last, -1, I), order, axis=1)
+    return D[:, :k], I[:, :k]
