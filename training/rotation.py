@@ -8,7 +8,7 @@ from faiss_qama.codes import Floats
 from faiss_qama.progress import progress
 
 ITQ_VECTORS = 10_000  # more change recall by less than the seed does (docs/results)
-ITQ_ITERATIONS = 40
+ITQ_ITERATIONS = 25
 
 
 def pca(x: Floats, components: int) -> Floats:

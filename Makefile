@@ -1,0 +1,38 @@
+# make test: the environment and the tests.  make demo: the environment and the main job on real text.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: test lint demo results clean
+
+test: $(VENV)/dev.stamp
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: $(VENV)/demo.stamp
+	HF_HUB_OFFLINE=1 $(BIN)/faiss-qama demo
+
+# make results DATA=folder: remake docs/results from the data set folders in DATA.
+results: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/results.py $(DATA)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info demo
+
+$(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+# torch first: asked for by name it is found as a CPU build where the index or a local folder has one.
+$(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) torch
+	$(PIP) --editable '.[demo]'
+	touch $@
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
