@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 
 from faiss_qama.codes import Floats
-from faiss_qama.evaluation import Dataset, Searchable
+from faiss_qama.evaluation import Dataset, Measured, Searchable, Truth, evaluate
 from faiss_qama.index import QamaIndex
 from faiss_qama.layout import CodeLayout
 from faiss_qama.rescore import STORES
@@ -36,6 +36,24 @@ METHODS: dict[str, tuple[Callable[[int], dict[str, Any]], str]] = {
     "half-bit": (lambda d: {"layout": f"0.5x{d // 2 * 2}"}, "codes"),
 }
 SCALAR = ("scalar", "rotated-scalar")
+
+
+def measure(
+    name: str,
+    dataset: Dataset,
+    truth: Truth,
+    *,
+    train_queries: bool = False,
+    seeds: int = 1,
+    **search_options: float,
+) -> Measured:
+    """Build the method ``name`` once a seed and measure each; ``search_options`` go to indexes of ours that rescore."""
+    results = []
+    for seed in range(seeds):
+        built = build(name, dataset, truth.metric, train_queries=train_queries, seed=seed)
+        rescores = isinstance(built.index, QamaIndex) and built.index.rescore != "none"
+        results.append(evaluate(built.index, dataset, truth, **search_options if rescores else {}))
+    return Measured(name, built.bytes, results, built.config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +121,7 @@ def _build_faiss(text: str, dataset: Dataset, metric: int) -> Built:
 
 
 def _build_scalar(dataset: Dataset, metric: int, *, rotated: bool) -> Built:
-    """8 bits a component between its smallest and largest value, as sentence-transformers' int8, optionally after SVD."""
+    """8 bits between each component's smallest and largest value, as sentence-transformers' int8; after SVD or not."""
     x = _whole(dataset)
     d = x.shape[1]
     index = faiss.IndexScalarQuantizer(d, faiss.ScalarQuantizer.QT_8bit, metric)

@@ -73,8 +73,8 @@ class Calibration:
         reached = np.flatnonzero(curve >= aim)
         if recall is not None and not len(reached):
             raise ValueError(
-                f"recall {recall} needs an oversample above {OVERSAMPLES[-1]:g}, where {curve[-1]:.3f} was measured and "
-                f"{aim:.3f} is aimed at; fit more bytes, or pass oversample="
+                f"recall {recall} needs an oversample above {OVERSAMPLES[-1]:g}, where {curve[-1]:.3f} was measured "
+                f"and {aim:.3f} is aimed at; fit more bytes, or pass oversample="
             )
         found = OVERSAMPLES[reached[0]] if len(reached) else OVERSAMPLES[-1]
         return float(found * max(1.0, ntotal / self.n) ** GROWTH)

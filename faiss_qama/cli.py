@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 import warnings
 from pathlib import Path
-from typing import Any
 
 import click
 import faiss
@@ -16,8 +14,9 @@ import numpy as np
 from faiss_qama import baselines, persistence, report
 from faiss_qama._version import __version__
 from faiss_qama.calibration import KS
-from faiss_qama.evaluation import Dataset, Result, evaluate, exact, read_rows
+from faiss_qama.evaluation import Dataset, Measured, evaluate, exact, read_rows
 from faiss_qama.index import QamaIndex
+from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer import METRICS
 from faiss_qama.rescore import STORES
 from faiss_qama.vectors import Corpus, load_vectors
@@ -88,49 +87,8 @@ def fit(
     config = FitConfig(**settings)
     vectors = Corpus(list(corpus))
     queries = None if queries_path is None else Corpus(queries_path, vectors.shape[1])
-    fit_and_report(vectors, output or corpus[0].with_suffix(".qama"), config, _METRICS[metric], rescore, queries)
-
-
-def fit_and_report(
-    corpus: Corpus, output: Path, config: Any, metric: int, rescore: str, queries: Corpus | None = None
-) -> QamaIndex:
-    """Fit, index and measure; print what came of it; return the index, memory-mapped."""
-    from faiss_qama.training.data import draw
-    from faiss_qama.training.fit import fit_draw
-
-    persistence.check_writable(output)
-    config.layout_in(corpus.shape[1])
-    n, d = corpus.shape
-    start = time.perf_counter()
-    drawn = draw(corpus, queries, config.sample, config.seed)
-    quantizer = fit_draw(drawn, config, metric)
-    seconds = time.perf_counter() - start
-    metric_text = f"metric {quantizer.metric_name}"
-    what = f"{n:,} x {d} {corpus.dtype}, {report.size_text(corpus.nbytes)}"
-    how = report.quantizer_text(quantizer)
-    width = max(len(what), len(how)) + 4
-    rows = [("corpus", f"{what:<{width}}{metric_text}"), ("quantizer", f"{how:<{width}}fitted in {seconds:.1f} s")]
-    click.echo(report.facts(rows))
-
-    index = QamaIndex.build(output, quantizer, corpus, rescore)
-    if len(drawn.held_out):
-        own = np.stack([np.arange(len(drawn.held_out)), drawn.held_out_rows], axis=1)
-        dataset = Dataset(corpus, drawn.held_out, exclude=own if queries is None else None)
-        truth = exact(dataset, 10, metric)
-        lines = [("exact floats", (4 * d, 0), truth.result)]
-        if rescore != "none":
-            codes = index if rescore == "codes" else index.with_rescore("codes")
-            lines.append(("codes only", codes.bytes_per_vector, evaluate(codes, dataset, truth)))
-        if rescore != "codes":
-            name = "codes, Hamming" if rescore == "none" else f"codes + {rescore} rescoring"
-            lines.append((name, index.bytes_per_vector, evaluate(index, dataset, truth)))
-        click.echo(report.results_table(lines, 10, truth.result))
-    else:
-        click.echo(f"note: {n} vectors are too few to hold any out, so nothing was measured", err=True)
-    code_bytes, kept = (n * part for part in index.bytes_per_vector)
-    sizes = report.size_text(code_bytes) + (f" + {report.size_text(kept)} vectors" if kept else "")
-    click.echo(f"wrote {output} ({sizes})      next: faiss-qama search {output} queries.npy -k 10")
-    return index
+    output = output or corpus[0].with_suffix(".qama")
+    click.echo(fit_index(vectors, output, config, _METRICS[metric], rescore, queries))
 
 
 @cli.command()
@@ -200,32 +158,31 @@ def eval_command(
         index = QamaIndex.load(target, mmap=True)
         dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
         truth = exact(dataset, k, index.metric_type)
-        rows = [(target.name, index.bytes_per_vector, evaluate(index, dataset, truth, **options))]
-        records = [_record(target.name, rows[0][1], [rows[0][2]], dict(index.quantizer.config))]
+        results = [evaluate(index, dataset, truth, **options)]
+        measured = [Measured(target.name, index.bytes_per_vector, results, index.quantizer.config)]
     else:
         if not target.is_dir():
             raise FileNotFoundError(f"{target}: no such data set folder")
         dataset = Dataset.load(target)
         truth = exact(dataset, k, _METRICS[metric])
-        rows, records = [], []
-        for method in methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",):
-            results = []
-            for seed in range(seeds):
-                built = baselines.build(method, dataset, truth.metric, train_queries=train_queries, seed=seed)
-                used = options if isinstance(built.index, QamaIndex) and built.index.rescore != "none" else {}
-                results.append(evaluate(built.index, dataset, truth, **used))
-            records.append(_record(method, built.bytes, results, built.config))
-            rows.append((method, built.bytes, _mean(results)))
+        measured = [
+            baselines.measure(method, dataset, truth, train_queries=train_queries, seeds=seeds, **options)
+            for method in methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",)
+        ]
     n, d = dataset.corpus.shape
     click.echo(f"{target.name}: {n:,} x {d}, {len(dataset.queries):,} queries, {faiss.omp_get_max_threads()} threads")
-    lines = [("exact floats", (4 * d, 0), truth.result), *rows]
-    click.echo(report.results_table(lines, k, truth.result))
+    click.echo(report.results_table([truth.measured, *measured], k))
     if json_path is not None:
-        settings = {"train_queries": train_queries, "k": k, "seeds": seeds, "metric": metric, **options}
-        head = {"dataset": target.name, "corpus": [n, d], "queries": len(dataset.queries), "settings": settings}
-        head |= {"threads": faiss.omp_get_max_threads(), "version": __version__, "faiss": faiss.__version__}
-        exact_record = _record("exact floats", (4 * d, 0), [truth.result], {})
-        json_path.write_text(json.dumps(head | {"results": [exact_record, *records]}, indent=2) + "\n")
+        record = {
+            "dataset": target.name,
+            "corpus": [n, d],
+            "queries": len(dataset.queries),
+            "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, "metric": metric, **options},
+            "threads": faiss.omp_get_max_threads(),
+            "versions": {"faiss-qama": __version__, "faiss": faiss.__version__},
+            "results": [m.to_dict() for m in (truth.measured, *measured)],
+        }
+        json_path.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def _dataset_of(
@@ -235,39 +192,13 @@ def _dataset_of(
     queries = load_vectors(queries_path, index.d)
     if corpus_path is not None:
         corpus = Corpus(corpus_path, index.d)
-    elif index.stored_vectors is not None:
-        corpus = Corpus(index.stored_vectors, index.d, str(path))
+    elif index.vectors is not None:
+        corpus = index.vectors
     else:
         raise ValueError(f"{path} keeps no vectors to compare with; pass --corpus with the .npy it was made from")
     if len(corpus) != index.ntotal:
         raise ValueError(f"{corpus_path} has {len(corpus)} vectors; {path} has {index.ntotal}")
     return Dataset(corpus, queries, None if qrels is None else read_rows(qrels, 3, (len(queries), len(corpus))))
-
-
-def _mean(results: list[Result]) -> Result:
-    """Return the mean over fits."""
-    ndcgs = [r.ndcg for r in results if r.ndcg is not None]
-    return Result(
-        float(np.mean([r.recall for r in results])),
-        float(np.mean(ndcgs)) if ndcgs else None,
-        float(np.mean([r.queries_per_second for r in results])),
-    )
-
-
-def _record(name: str, size: tuple[int, int], results: list[Result], config: dict[str, Any]) -> dict[str, Any]:
-    """Return the JSON record of a method: the mean over fits, and each fit's own where there are several."""
-    mean = _mean(results)
-    record = {
-        "method": name,
-        "bytes": list(size),
-        "recall": mean.recall,
-        "ndcg": mean.ndcg,
-        "queries_per_second": mean.queries_per_second,
-        "config": config,
-    }
-    if len(results) > 1:
-        record["each"] = [{"recall": r.recall, "ndcg": r.ndcg} for r in results]
-    return record
 
 
 @cli.command()

@@ -57,4 +57,3 @@ def levels(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
         ],
         axis=1,
     )
-

@@ -76,10 +76,11 @@ class BitDecoder:
     def energies(self, bits: Floats) -> Floats:
         """Return the squared norms (n,) of the vectors of ``bits`` (n, n_bits)."""
         if self.energy_steps is None:
-            x = self.vectors(bits)
-            return np.einsum("nd,nd->n", x, x)
+            squares: Floats = np.square(self.vectors(bits)).sum(axis=1)
+            return squares
         # The affine form may come out a rounding error below 0 for a vector that decodes to 0.
-        return np.maximum(bits @ self.energy_steps + np.float32(self.energy_offset), 0)
+        energies: Floats = np.maximum(bits @ self.energy_steps + np.float32(self.energy_offset), 0)
+        return energies
 
 
 def _per_bit(table: Floats, layout: CodeLayout) -> Floats:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import importlib
 import inspect
-import io
 import pkgutil
 import sys
 import warnings
 from pathlib import Path
+from types import ModuleType
 
 import click
 import faiss
-import numpy as np
 
-from faiss_qama import cli, persistence
+from faiss_qama import persistence
 from faiss_qama.embedding import embed_texts
+from faiss_qama.pipeline import fit_index
 from faiss_qama.vectors import Corpus
 
 QUESTIONS = (
@@ -67,16 +67,10 @@ def run(output: Path) -> None:
     queries = embed_texts(QUESTIONS, model)
     persistence.write_npy(output / "queries.npy", queries)
 
-    with io.StringIO() as table, contextlib.redirect_stdout(table):
-        index = cli.fit_and_report(
-            Corpus(output / "corpus.npy"),
-            output / "corpus.qama",
-            FitConfig(),
-            faiss.METRIC_INNER_PRODUCT,
-            "fp16",
-        )
-        measured = table.getvalue()
-    codes = index.with_rescore("codes")
+    outcome = fit_index(
+        Corpus(output / "corpus.npy"), output / "corpus.qama", FitConfig(), faiss.METRIC_INNER_PRODUCT, "fp16"
+    )
+    codes = outcome.index.with_rescore("codes")
     share = x.itemsize * x.shape[1] / codes.bytes_per_vector[0]
     click.echo(f"\nanswers from the codes alone, 1/{share:.0f} of the bytes of the floats")
     _, found = codes.search(queries, 3)
@@ -84,10 +78,10 @@ def run(output: Path) -> None:
         click.echo(f"\n  {question}?")
         for row in rows:
             click.echo(f"    {names[row]:<44} {_shortened(documents[names[row]])}")
-    click.echo("\n" + measured.rstrip())
+    click.echo(f"\n{outcome}")
 
 
-def _modules(name: str) -> list[object]:
+def _modules(name: str) -> list[ModuleType]:
     """Return the module ``name`` and, of a package, its public modules, where they can be imported here."""
     modules = []
     with warnings.catch_warnings(), contextlib.suppress(ImportError):

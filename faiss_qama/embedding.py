@@ -45,6 +45,9 @@ def load_model(model: PathLike) -> SentenceTransformer:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise ImportError("embedding needs sentence-transformers: pip install 'faiss-qama[embed]'") from None
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading takes no two seconds
     return SentenceTransformer(str(model))
 
 

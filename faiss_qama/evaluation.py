@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,8 +49,9 @@ class Dataset:
 
     @classmethod
     def load(cls, folder: PathLike) -> Dataset:
-        """Read ``corpus.npy``, ``queries.npy`` and, where they are there, ``qrels.tsv``, ``train_queries.npy`` and
-        ``exclude.tsv``. Raises FileNotFoundError or ValueError naming the file and the line.
+        """Read a folder of ``corpus.npy``, ``queries.npy`` and what there is of the other files named after the fields.
+
+        Raises FileNotFoundError, or ValueError naming the file and the line.
         """
         path = Path(folder)
         corpus = Corpus(path / "corpus.npy")
@@ -76,14 +77,45 @@ class Result:
 
 
 @dataclass(frozen=True, eq=False)
+class Measured:
+    """A method's name, its bytes a vector (codes, and what is kept besides to rescore with), and a result a fit."""
+
+    name: str
+    bytes: tuple[int, int]
+    results: list[Result]
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def mean(self) -> Result:
+        """The mean over fits."""
+        ndcgs = [r.ndcg for r in self.results if r.ndcg is not None]
+        return Result(
+            float(np.mean([r.recall for r in self.results])),
+            float(np.mean(ndcgs)) if ndcgs else None,
+            float(np.mean([r.queries_per_second for r in self.results])),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold: the mean, and each fit's own result."""
+        each = [asdict(result) for result in self.results]
+        return {
+            "method": self.name,
+            "bytes": list(self.bytes),
+            **asdict(self.mean),
+            "each": each,
+            "config": self.config,
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class Truth:
-    """The exact k nearest of a data set's queries: scores and ids, (nq, k) each, best first, and what they are worth."""
+    """The exact k nearest of a data set's queries: scores and ids, (nq, k), best first, and what that was worth."""
 
     k: int
     metric: int
     D: Floats
     I: Ids
-    result: Result
+    measured: Measured
 
 
 def exact(dataset: Dataset, k: int, metric: int) -> Truth:
@@ -104,7 +136,8 @@ def exact(dataset: Dataset, k: int, metric: int) -> Truth:
     D, I = knn_ground_truth(dataset.queries, chunks(), min(wanted, len(dataset.corpus)), metric, ngpu=0)
     seconds = time.perf_counter() - start - reading
     D, I = _drop_excluded(dataset, D, I, k)
-    return Truth(k, metric, D, I, Result(1.0, ndcg(I, dataset.qrels), len(I) / seconds))
+    result = Result(1.0, ndcg(I, dataset.qrels), len(I) / seconds)
+    return Truth(k, metric, D, I, Measured("exact floats", (4 * dataset.corpus.shape[1], 0), [result]))
 
 
 def evaluate(index: Searchable, dataset: Dataset, truth: Truth, **search_options: Any) -> Result:
@@ -164,7 +197,7 @@ def ndcg(I: Ids, qrels: NDArray[np.int64] | None, k: int = 10) -> float | None:
 
 
 def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[np.int64]:
-    """Read a tab-separated file with a header: (m, columns) int64, query rows and corpus rows checked against ``sizes``.
+    """Read a tab-separated file with a header: (m, columns) int64, whose query and corpus rows exist by ``sizes``.
 
     Raises ValueError naming the file and the line.
     """

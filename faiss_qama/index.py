@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator
+from typing import Any
 
 import faiss
 import numpy as np
@@ -42,7 +43,7 @@ class QamaIndex:
             raise ValueError(f"rescore must be one of {', '.join(STORES)}; got {rescore!r}")
         self.quantizer, self.rescore = quantizer, rescore
         self.binary = faiss.IndexBinaryFlat(quantizer.code_size * 8)
-        self._mapped = False
+        self._read_only = False
         self._store: FloatStore | CodesStore | None = None
         if rescore in DTYPES:
             self._store = FloatStore(quantizer, rescore)
@@ -71,9 +72,11 @@ class QamaIndex:
         return self.quantizer.code_size, kept
 
     @property
-    def stored_vectors(self) -> NDArray[np.floating] | None:
-        """The vectors kept to rescore with, (ntotal, d) as they are stored, or None."""
-        return self._store.rows if isinstance(self._store, FloatStore) else None
+    def vectors(self) -> Corpus | None:
+        """The vectors kept to rescore with, or None."""
+        if not isinstance(self._store, FloatStore):
+            return None
+        return Corpus(self._store.rows(self.ntotal), self.d, "stored vectors", self._store.scale)
 
     def __repr__(self) -> str:
         return (
@@ -86,17 +89,17 @@ class QamaIndex:
 
         Raises TypeError or ValueError, with nothing added, for what :func:`faiss_qama.vectors.as_vectors` refuses.
         """
-        if self._mapped:
-            raise ValueError("the index is memory-mapped, hence read-only; load it with mmap=False to add to it")
+        if self._read_only:
+            raise ValueError("this index shares its memory, so it is read-only; load it with mmap=False to add to it")
         x = as_vectors(x, self.d)
         codes = self.quantizer.encode(x)
         if isinstance(self._store, FloatStore):
-            self._store.append(self._store.convert(x))
+            self._store.write(self.ntotal, self._store.convert(x))
         self.binary.add(codes)
 
     def search(
         self, x: ArrayLike, k: int, *, oversample: float | None = None, recall: float | None = None
-    ) -> tuple[NDArray[np.float32] | NDArray[np.int32], Ids]:
+    ) -> tuple[NDArray[Any], Ids]:
         """Return the ``k`` nearest vectors of each query, best first.
 
         Parameters
@@ -127,7 +130,8 @@ class QamaIndex:
 
     def save(self, path: PathLike) -> None:
         """Write the index to the folder ``path``, replacing an index there in one atomic step."""
-        persistence.write(path, self.quantizer, self.rescore, self.binary, self.stored_vectors)
+        rows = self._store.rows(self.ntotal) if isinstance(self._store, FloatStore) else None
+        persistence.write(path, self.quantizer, self.rescore, self.binary, rows)
 
     @classmethod
     def load(cls, path: PathLike, *, mmap: bool = False) -> QamaIndex:
@@ -138,7 +142,7 @@ class QamaIndex:
         """
         quantizer, rescore, binary, rows = persistence.read(path, mmap=mmap)
         index = cls(quantizer, rescore)
-        index.binary, index._mapped = binary, mmap
+        index.binary, index._read_only = binary, mmap
         if rows is not None:
             index._store = FloatStore(quantizer, rescore, rows)
         return index
@@ -163,11 +167,11 @@ class QamaIndex:
         return cls.load(path, mmap=True)
 
     def with_rescore(self, rescore: str) -> QamaIndex:
-        """Return an index on the same codes whose second stage is ``none`` or ``codes``."""
+        """Return a read-only index on the same codes whose second stage is ``none`` or ``codes``."""
         if rescore not in ("none", "codes"):
             raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
         other = QamaIndex(self.quantizer, rescore)
-        other.binary, other._mapped = self.binary, True
+        other.binary, other._read_only = self.binary, True
         return other
 
     def _codes(self) -> Codes:
@@ -203,16 +207,14 @@ class QamaIndex:
         order = np.argsort(keys, axis=1, kind="stable")[:, :k]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
 
-    def _padded(self, D: NDArray[np.generic], I: Ids, k: int) -> tuple[NDArray[np.float32] | NDArray[np.int32], Ids]:
+    def _padded(self, D: NDArray[np.generic], I: Ids, k: int) -> tuple[NDArray[Any], Ids]:
         """Return D and I with ``k`` columns."""
-        dtype: type[np.int32] | type[np.float32] = np.int32 if self._store is None else np.float32
-        if self._store is None:
-            worst: float = np.iinfo(np.int32).max
-        else:
+        worst: np.generic = np.int32(np.iinfo(np.int32).max)
+        if self._store is not None:
             limits = np.finfo(np.float32)
-            worst = float(limits.min if self.metric_type == faiss.METRIC_INNER_PRODUCT else limits.max)
+            worst = limits.min if self.metric_type == faiss.METRIC_INNER_PRODUCT else limits.max
         missing = ((0, 0), (0, k - D.shape[1]))
         return (
-            np.pad(D.astype(dtype), missing, constant_values=worst),
+            np.pad(D.astype(worst.dtype), missing, constant_values=worst),
             np.pad(I, missing, constant_values=-1),
         )

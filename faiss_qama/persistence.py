@@ -196,7 +196,8 @@ def _write_rows(
     path: Path, rows: Iterable[NDArray[np.floating]], shape: tuple[int, int] | None, dtype: np.dtype[Any]
 ) -> None:
     if isinstance(rows, np.ndarray):
-        rows, shape = [rows], rows.shape
+        shape = rows.shape
+        rows = [rows]
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)

@@ -135,7 +135,7 @@ class Quantizer:
             z = self.transform(x[start : start + 4096])
             if gain != 1.0:
                 z *= np.float32(gain)
-            z += np.float32(shift)
+            z += np.asarray(shift, np.float32)
             out[start : start + 4096] = codes.encode(z, self.thresholds, self.layout)
         return out
 
@@ -143,5 +143,5 @@ class Quantizer:
 def rescaled(x: Floats, length: float) -> Floats:
     """Return the rows of ``x`` brought to ``length``; zero rows stay zero."""
     norms = np.linalg.norm(x, axis=1, keepdims=True)
-    out: Floats = x * (np.float32(length) / np.where(norms > 0, norms, 1))
+    out: Floats = x * (np.float32(length) / np.where(norms > 0, norms, 1)).astype(np.float32)
     return out

@@ -7,32 +7,28 @@ from typing import Any
 
 from tabulate import tabulate
 
-from faiss_qama.evaluation import Result
+from faiss_qama.evaluation import Measured
 from faiss_qama.quantizer import Quantizer
 
 _ROTATIONS = {"itq": "ITQ rotation", "random": "random rotation"}
 _THRESHOLDS = {"lloyd": "Lloyd-Max", "normal": "Gaussian-optimal"}
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Return a plain table: first column to the left, the others to the right."""
-    align = ["left"] + ["right"] * (len(header) - 1)
-    return tabulate(rows, header, tablefmt="plain", colalign=align, disable_numparse=True, headersglobalalign="right")
-
-
-def results_table(rows: Iterable[tuple[str, tuple[int, int], Result]], k: int, exact: Result) -> str:
-    """Return the table of methods: bytes, recall and, where there are grades, nDCG, and queries a second."""
+def results_table(measured: Sequence[Measured], k: int) -> str:
+    """Return the table of methods, exact floats first: bytes, recall, nDCG where there are grades, queries a second."""
+    exact = measured[0].mean
     header = ["", "bytes/vector", f"recall@{k}"]
     if exact.ndcg is not None:
         header += [f"nDCG@{k}", "% of float"]
-    body = []
-    for name, size, result in rows:
-        row = [name, bytes_text(size), f"{result.recall:.3f}"]
-        if exact.ndcg is not None and result.ndcg is not None:
-            share = f"{100 * result.ndcg / exact.ndcg:.1f}" if exact.ndcg else "-"
-            row += [f"{result.ndcg:.4f}", share]
-        body.append([*row, f"{result.queries_per_second:,.0f}"])
-    return table([*header, "queries/s"], body)
+    rows = []
+    for method in measured:
+        mean = method.mean
+        row = [method.name, bytes_text(method.bytes), f"{mean.recall:.3f}"]
+        if exact.ndcg is not None and mean.ndcg is not None:
+            row += [f"{mean.ndcg:.4f}", f"{100 * mean.ndcg / exact.ndcg:.1f}" if exact.ndcg else "-"]
+        rows.append([*row, f"{mean.queries_per_second:,.0f}"])
+    align = ["left"] + ["right"] * len(header)
+    return tabulate(rows, [*header, "queries/s"], tablefmt="plain", colalign=align, disable_numparse=True)
 
 
 def bytes_text(size: tuple[int, int]) -> str:

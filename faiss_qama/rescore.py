@@ -6,7 +6,9 @@ vectors; ``CodesStore`` decodes the codes that the index holds anyway.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import faiss
 import numpy as np
@@ -18,7 +20,7 @@ from faiss_qama.quantizer import Quantizer
 
 Ids = NDArray[np.int64]
 
-DTYPES = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
+DTYPES: dict[str, np.dtype[Any]] = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
 STORES = ("none", "codes", *DTYPES)
 
 _BLOCK_FLOATS = 1 << 21  # floats gathered at a time: 8 MB, so that a block stays in cache until it is summed
@@ -33,43 +35,40 @@ class FloatStore:
 
     def __init__(self, quantizer: Quantizer, kind: str, rows: NDArray[np.floating] | None = None) -> None:
         self._metric, self.dtype = quantizer.metric, DTYPES[kind]
-        self._scale = np.float32(2.0 ** np.round(np.log2(quantizer.scale))) if kind == "fp16" else np.float32(1)
+        self.scale = 2.0 ** round(math.log2(quantizer.scale)) if kind == "fp16" else 1.0
         self._buffer = np.empty((0, quantizer.d), self.dtype) if rows is None else rows
-        self._n = len(self._buffer)
 
-    @property
-    def rows(self) -> NDArray[np.floating]:
-        """The stored vectors, (ntotal, d)."""
-        return self._buffer[: self._n]
+    def rows(self, n: int) -> NDArray[np.floating]:
+        """Return the first ``n`` vectors as they are stored, (n, d)."""
+        return self._buffer[:n]
 
     def convert(self, x: Floats) -> NDArray[np.floating]:
         """Return ``x`` as it is stored. Raises ValueError where float16 cannot hold it."""
         with np.errstate(over="ignore"):
-            stored = (x / self._scale).astype(self.dtype)
+            stored = (x / np.float32(self.scale)).astype(self.dtype)
         if self.dtype == np.float16 and not np.isfinite(stored).all():
             row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
             raise ValueError(
                 f"vectors: row {row} holds {np.abs(x[row]).max():.3g}; this float16 store ends at "
-                f"{65504 * self._scale:.3g}; use rescore='fp32'"
+                f"{65504 * self.scale:.3g}; use rescore='fp32'"
             )
         return stored
 
-    def append(self, stored: NDArray[np.floating]) -> None:
-        """Append rows that :meth:`convert` returned."""
-        n = self._n + len(stored)
-        if n > len(self._buffer):
-            grown = np.empty((max(n, len(self._buffer) * 3 // 2), stored.shape[1]), self.dtype)
-            grown[: self._n] = self.rows
+    def write(self, start: int, stored: NDArray[np.floating]) -> None:
+        """Put rows that :meth:`convert` returned at ``start``, making room for more than them."""
+        end = start + len(stored)
+        if end > len(self._buffer):
+            grown = np.empty((max(end, len(self._buffer) * 3 // 2), stored.shape[1]), self.dtype)
+            grown[:start] = self._buffer[:start]
             self._buffer = grown
-        self._buffer[self._n : n] = stored
-        self._n = n
+        self._buffer[start:end] = stored
 
     def scores(self, xq: Floats, ids: Ids) -> Floats:
         """Return the inner products or squared L2 distances, (nq, k') float32, of ``ids`` (nq, k')."""
         out = np.empty(ids.shape, dtype=np.float32)
-        for block in _blocks(ids, self.rows.shape[1]):
-            x = self.rows[ids[block]].astype(np.float32)  # (queries, k', d)
-            x *= self._scale
+        for block in _blocks(ids, self._buffer.shape[1]):
+            x = self._buffer[ids[block]].astype(np.float32)  # (queries, k', d)
+            x *= np.float32(self.scale)
             if self._metric == faiss.METRIC_INNER_PRODUCT:
                 out[block] = np.matmul(x, xq[block, :, None])[:, :, 0]
             else:

@@ -63,9 +63,11 @@ class Corpus:
     source : the vectors
     d : the dimension they must have, or None
     what : how error messages call an array (files are called by their names)
+    scale : what the values are multiplied by when they are read
     """
 
-    def __init__(self, source: Source, d: int | None = None, what: str = "corpus") -> None:
+    def __init__(self, source: Source, d: int | None = None, what: str = "corpus", scale: float = 1.0) -> None:
+        self._scale = np.float32(scale)
         shards = source if isinstance(source, list | tuple) and _all_paths(source) else [source]
         self._parts = [(Path(s), str(s)) if isinstance(s, str | os.PathLike) else (np.asarray(s), what) for s in shards]
         self.shape = (0, d or 0)
@@ -126,7 +128,10 @@ class Corpus:
 
     def _read(self, part: Path | NDArray[np.generic], name: str, rows: slice | NDArray[np.int64], start: int) -> Floats:
         chunk = np.array(_open(part)[rows])  # a copy: the map is dropped here
-        return as_vectors(chunk, self.shape[1], name, start)
+        out = as_vectors(chunk, self.shape[1], name, start)
+        if self._scale != 1:
+            out *= self._scale
+        return out
 
 
 def load_vectors(path: PathLike, d: int | None = None) -> Floats:

@@ -14,8 +14,8 @@ from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.training.data import Draw
 
-# Queries lie farther from their neighbours than documents do. Where documents stand in for queries, noise of their own
-# length moves them away; on the sets of docs/results that asks for as many candidates as real queries, or more.
+# Queries lie farther from their neighbours than documents do. Where documents stand in for queries, noise of their
+# own length moves them away; on the sets of docs/results that asks for as many candidates as real queries, or more.
 NOISE = 1.0
 
 

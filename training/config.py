@@ -82,7 +82,7 @@ class FitConfig:
 
     @classmethod
     def from_yaml(cls, path: PathLike) -> FitConfig:
-        """Read a YAML mapping of these settings. Raises ValueError naming the file and an unknown key or wrong value."""
+        """Read a YAML mapping of these settings. Raises ValueError naming the file and the fault."""
         try:
             with open(path, encoding="utf-8") as file:
                 settings = yaml.safe_load(file)

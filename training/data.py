@@ -49,6 +49,4 @@ def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int) -> Draw
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
     order = rng.choice(len(queries), min(len(queries), sample), replace=False)
     held = min(HELD_OUT, len(order) // 2)
-    return Draw(
-        corpus.take(np.sort(rows)), queries.take(order[held:]), queries.take(order[:held]), np.full(held, -1)
-    )
+    return Draw(corpus.take(np.sort(rows)), queries.take(order[held:]), queries.take(order[:held]), np.full(held, -1))

@@ -28,7 +28,7 @@ def pca(x: Floats, components: int) -> Floats:
 
 
 def random_rotation(m: int, rng: np.random.Generator) -> Floats:
-    """Return an (m, m) orthogonal matrix, uniform over all of them (Mezzadri, "How to generate...", 2007, section 5)."""
+    """Return an (m, m) orthogonal matrix, uniform over all of them (Mezzadri, arXiv math-ph/0609050, section 5)."""
     q, r = np.linalg.qr(rng.standard_normal((m, m)))
     return np.ascontiguousarray(q * np.sign(np.diag(r)), dtype=np.float32)
 

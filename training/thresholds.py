@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from faiss_qama.codes import Floats
 
@@ -65,14 +66,15 @@ def lloyd(z: Floats, levels: int) -> Floats:
     return cuts.astype(np.float32)
 
 
-def _single(cut: Floats, levels: int, name: str) -> Floats:
+def _single(cut: NDArray[np.floating], levels: int, name: str) -> Floats:
     if levels != 2:
         raise ValueError(f"thresholds {name!r} is one cut, for 1 and 0.5 bit; the layout has {levels} levels")
     return cut[:, None].astype(np.float32)
 
 
-def _standardised(z: Floats, cuts: Floats) -> Floats:
-    return (z.mean(axis=0)[:, None] + z.std(axis=0)[:, None] * cuts).astype(np.float32)
+def _standardised(z: Floats, cuts: NDArray[np.float64]) -> Floats:
+    out: Floats = (z.mean(axis=0)[:, None] + z.std(axis=0)[:, None] * cuts).astype(np.float32)
+    return out
 
 
 RULES = {f.__name__: f for f in (zero, mean, median, quantile, uniform, normal, lloyd, log)}

@@ -1,0 +1,90 @@
+"""The main job: fit a quantizer to a corpus, index the corpus, and measure what that was worth."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from faiss_qama import persistence, report
+from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
+from faiss_qama.index import QamaIndex
+from faiss_qama.vectors import Corpus
+
+if TYPE_CHECKING:
+    from faiss_qama.training import FitConfig
+
+K = 10  # the report's recall@k
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What the main job made.
+
+    Parameters
+    ----------
+    index : memory-mapped
+    path : its folder
+    corpus : what it was made from
+    fit_seconds : reading the sample, fitting and calibrating
+    measured : exact floats, codes alone, and codes with rescoring, on queries held out of the fit; empty if the corpus
+        is too small to hold any out
+    """
+
+    index: QamaIndex
+    path: Path
+    corpus: Corpus
+    fit_seconds: float
+    measured: list[Measured]
+
+    def __str__(self) -> str:
+        n, d = self.corpus.shape
+        quantizer = self.index.quantizer
+        what = f"{n:,} x {d} {self.corpus.dtype}, {report.size_text(self.corpus.nbytes)}"
+        how = report.quantizer_text(quantizer)
+        width = max(len(what), len(how)) + 4
+        head = [
+            ("corpus", f"{what:<{width}}metric {quantizer.metric_name}"),
+            ("quantizer", f"{how:<{width}}fitted in {self.fit_seconds:.1f} s"),
+        ]
+        codes, kept = (n * part for part in self.index.bytes_per_vector)
+        sizes = report.size_text(codes) + (f" + {report.size_text(kept)} vectors" if kept else "")
+        table = "(too few vectors to hold any out, so nothing was measured)"
+        if self.measured:
+            table = report.results_table(self.measured, K)
+        end = f"wrote {self.path} ({sizes})      next: faiss-qama search {self.path} queries.npy -k 10"
+        return "\n".join([report.facts(head), table, end])
+
+
+def fit_index(
+    corpus: Corpus, path: Path, config: FitConfig, metric: int, rescore: str, queries: Corpus | None = None
+) -> Outcome:
+    """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen."""
+    from faiss_qama.training.data import draw  # here, because run time does not depend on training
+    from faiss_qama.training.fit import fit_draw
+
+    persistence.check_writable(path)
+    config.layout_in(corpus.shape[1])
+    start = time.perf_counter()
+    drawn = draw(corpus, queries, config.sample, config.seed)
+    quantizer = fit_draw(drawn, config, metric)
+    seconds = time.perf_counter() - start
+    index = QamaIndex.build(path, quantizer, corpus, rescore)
+    if len(drawn.held_out) == 0:
+        return Outcome(index, path, corpus, seconds, [])
+
+    itself = np.stack([np.arange(len(drawn.held_out)), drawn.held_out_rows], axis=1)
+    dataset = Dataset(corpus, drawn.held_out, exclude=itself if queries is None else None)
+    truth = exact(dataset, K, metric)
+    stages = {"codes only": index if rescore == "codes" else index.with_rescore("codes")}
+    if rescore == "none":
+        stages = {"codes, Hamming": index}
+    elif rescore != "codes":
+        stages[f"codes + {rescore} rescoring"] = index
+    measured = [truth.measured]
+    for name, stage in stages.items():
+        measured.append(Measured(name, stage.bytes_per_vector, [evaluate(stage, dataset, truth)]))
+    return Outcome(index, path, corpus, seconds, measured)

@@ -1,0 +1,61 @@
+"""Seeded data with few intrinsic dimensions, and one small fitted quantizer a layout."""
+
+from __future__ import annotations
+
+import warnings
+
+import faiss
+import numpy as np
+import pytest
+
+from faiss_qama.training import FitConfig, fit
+
+D = 36  # no multiple of 8
+LAYOUTS = ("2x18", "1x36", "1.5x35", "0.5x36", "0.5orx36", "2x9,1.5x9,1x9,0.5x8", "2x5,0.5orx10,1x3", "1x1", "2x36")
+
+
+def make_vectors(n: int, d: int = D, seed: int = 0, unit: bool = True) -> np.ndarray:
+    """Vectors near an 8-dimensional surface with a decaying spectrum and a mean that is not 0."""
+    rng = np.random.default_rng(seed)
+    world = np.random.default_rng(7)
+    latent = rng.standard_normal((n, 8)) * 0.8 ** np.arange(8)
+    x = np.tanh(latent @ world.standard_normal((8, d))) + 0.3 * world.standard_normal(d)
+    x += 0.1 * rng.standard_normal((n, d))
+    if unit:
+        x /= np.linalg.norm(x, axis=1, keepdims=True)
+    else:
+        x *= np.exp(0.5 * rng.standard_normal((n, 1))) * 100
+    return x.astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def corpus() -> np.ndarray:
+    return make_vectors(1003)
+
+
+@pytest.fixture(scope="session")
+def queries() -> np.ndarray:
+    return make_vectors(57, seed=1)
+
+
+@pytest.fixture(scope="session", params=LAYOUTS)
+def quantizer(request, corpus):
+    return fit(corpus, config=FitConfig(layout=request.param))
+
+
+@pytest.fixture(scope="session", params=["unit ip", "unit l2", "any ip", "any l2"])
+def case(request):
+    """Corpus, queries and metric: unit vectors and vectors of any length, both metrics."""
+    norm, metric = request.param.split()
+    unit = norm == "unit"
+    x, xq = make_vectors(1003, unit=unit), make_vectors(57, seed=1, unit=unit)
+    return x, xq, faiss.METRIC_INNER_PRODUCT if metric == "ip" else faiss.METRIC_L2
+
+
+def fit_quietly(x, **settings):
+    """Fit without the note that a small corpus gets."""
+    metric = settings.pop("metric", faiss.METRIC_INNER_PRODUCT)
+    queries = settings.pop("queries", None)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fitted on")
+        return fit(x, config=FitConfig(**settings), metric=metric, queries=queries)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+from test_layout import layouts
+
+from faiss_qama import codes
+
+
+def reference_levels(z, thresholds, layout):
+    """Level of every unit, one value at a time."""
+    out = []
+    for segment, columns, _ in layout.slices():
+        cuts = thresholds[columns, : segment.levels - 1]
+        for row in range(columns.stop - columns.start):
+            out.append([sum(value - t >= 0 for t in cuts[row]) for value in z[:, columns.start + row]])
+        if segment.bits == "0.5or":
+            pairs = out[-segment.components :]
+            out[-segment.components :] = [
+                [int(a or b) for a, b in zip(x, y, strict=True)] for x, y in zip(pairs[::2], pairs[1::2], strict=True)
+            ]
+    return np.array(out).T
+
+
+def draw_case(layout, data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    n = data.draw(st.sampled_from([1, 2, 7]))
+    thresholds = np.sort(rng.integers(-3, 4, (layout.columns, layout.max_levels - 1)), axis=1).astype(np.float32)
+    z = rng.integers(-4, 5, (n, layout.columns)).astype(np.float32)  # whole numbers: many lie on a threshold
+    return z, thresholds
+
+
+@given(layouts, st.data())
+def test_levels_survive_packing(layout, data):
+    z, thresholds = draw_case(layout, data)
+    code = codes.encode(z, thresholds, layout)
+    assert code.shape == (len(z), layout.code_size)
+    np.testing.assert_array_equal(codes.levels(code, layout), reference_levels(z, thresholds, layout))
+
+
+@given(layouts, st.data())
+def test_hamming_distance_is_the_l1_distance_of_levels(layout, data):
+    z, thresholds = draw_case(layout, data)
+    code, level = codes.encode(z, thresholds, layout), reference_levels(z, thresholds, layout)
+    hamming = np.bitwise_count(code[:, None] ^ code[None]).sum(axis=2, dtype=int)
+    np.testing.assert_array_equal(hamming, np.abs(level[:, None] - level[None]).sum(axis=2))
+
+
+@given(layouts, st.data())
+def test_padding_is_zero_and_bits_are_lowest_first(layout, data):
+    z, thresholds = draw_case(layout, data)
+    code = codes.encode(z, thresholds, layout)
+    bits = [[int(byte) >> i & 1 for byte in row for i in range(8)] for row in code]
+    np.testing.assert_array_equal(np.array(bits)[:, : layout.n_bits], codes.unpack(code, layout))
+    assert not np.array(bits)[:, layout.n_bits :].any()

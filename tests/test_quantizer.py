@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+
+import faiss
+import numpy as np
+import pytest
+from conftest import D, fit_quietly, make_vectors
+
+from faiss_qama import codes
+from faiss_qama.decoder import Decoder
+from faiss_qama.training import FitConfig, fit
+
+CLOSE = 1e-5  # projections this near to a threshold may round to either side
+
+
+def is_clear(quantizer, x):
+    """Rows of ``x`` whose projections all keep their distance from the thresholds."""
+    z = quantizer.transform(x)
+    return (np.abs(z[:, :, None] - quantizer.thresholds) > CLOSE).all(axis=(1, 2))
+
+
+def test_codes_equal_a_stock_faiss_lsh(quantizer, corpus):
+    if "0.5or" in str(quantizer.layout):
+        pytest.skip("not linear: no stock index computes it")
+    rows, biases = [], []
+    for segment, columns, _ in quantizer.layout.slices():
+        for column in range(columns.start, columns.stop):
+            for cut in range(segment.levels - 1):
+                rows.append(quantizer.transform.matrix[column])
+                biases.append(quantizer.transform.bias[column] - quantizer.thresholds[column, cut])
+    linear = faiss.LinearTransform(D, len(rows), True)
+    faiss.copy_array_to_vector(np.concatenate(rows), linear.A)
+    faiss.copy_array_to_vector(np.array(biases, dtype=np.float32), linear.b)
+    linear.is_trained = True
+    stock = faiss.IndexPreTransform(linear, faiss.IndexLSH(len(rows), len(rows), False, False))
+    stock.is_trained = True
+    clear = is_clear(quantizer, corpus)
+    assert clear.sum() > 900
+    np.testing.assert_array_equal(quantizer.encode(corpus[clear]), stock.sa_encode(corpus[clear]))
+
+
+def test_sign_bits_when_nothing_is_fitted(corpus):
+    raw = fit_quietly(corpus, layout=f"1x{D}", center=False, projection="none", rotation="none", thresholds="zero")
+    np.testing.assert_array_equal(raw.encode(corpus), np.packbits(corpus >= 0, axis=1, bitorder="little"))
+
+
+def test_codes_of_a_truncated_quantizer_are_prefixes(quantizer, corpus):
+    full = codes.unpack(quantizer.encode(corpus), quantizer.layout)
+    for components in range(1, quantizer.layout.components + 1):
+        try:
+            shorter = quantizer.truncate(components)
+        except ValueError as error:
+            assert "pairs" in str(error)  # noqa: PT017
+            continue
+        clear = is_clear(quantizer, corpus)  # a narrower product may round differently
+        bits = codes.unpack(shorter.encode(corpus[clear]), shorter.layout)
+        np.testing.assert_array_equal(bits, full[clear, : shorter.layout.n_bits])
+        assert shorter.decode(shorter.encode(corpus)).shape == corpus.shape
+
+
+def test_decode_is_the_sum_over_levels(quantizer, corpus):
+    code = quantizer.encode(corpus[:50])
+    level, decoder, want = codes.levels(code, quantizer.layout), quantizer.decoder, []
+    for row in level:
+        x, unit = decoder.offset.astype(np.float64), 0
+        for segment, columns, _ in quantizer.layout.slices():
+            for column in range(columns.start, columns.stop):
+                own = unit + (column - columns.start) * segment.units // segment.columns
+                x = x + decoder.values[column, row[own]] * decoder.matrix[column].astype(np.float64)
+            unit += segment.units
+        want.append(x / np.linalg.norm(x) if quantizer.unit else x)
+    np.testing.assert_allclose(quantizer.decode(code), want, atol=2e-5)
+
+
+@pytest.mark.parametrize("kind", ["transpose", "least-squares"])
+def test_energy_of_bits_is_the_squared_norm(corpus, kind):
+    quantizer = fit_quietly(corpus, layout="2x9,1.5x9,0.5orx6", decoder=kind)
+    bits = codes.unpack(quantizer.encode(corpus), quantizer.layout).astype(np.float32)
+    decoder = quantizer.bit_decoder
+    assert (decoder.energy_steps is None) == (kind == "least-squares")
+    want = np.square(decoder.vectors(bits).astype(np.float64)).sum(axis=1)
+    np.testing.assert_allclose(decoder.energies(bits), want, rtol=1e-4)
+
+
+def test_level_means_decode_with_least_error(corpus):
+    """Any other value for a level would raise the squared error of the vectors that the fit has seen."""
+    quantizer = dataclasses.replace(fit(corpus, config=FitConfig(layout="2x18")), unit=False)
+    seen = np.sort(np.random.default_rng(0).choice(len(corpus), len(corpus), replace=False)[100:])
+
+    def error(decoder: Decoder) -> float:
+        moved = dataclasses.replace(quantizer, decoder=decoder)
+        return float(np.square(moved.decode(moved.encode(corpus[seen])) - corpus[seen]).sum())
+
+    best = error(quantizer.decoder)
+    for column, level, step in [(0, 0, 0.02), (3, 1, -0.02), (17, 3, 0.02)]:
+        values = quantizer.decoder.values.copy()
+        values[column, level] += step
+        assert error(dataclasses.replace(quantizer.decoder, values=values)) > best
+
+
+def test_more_bits_decode_nearer(corpus):
+    errors = [
+        np.square(q.decode(q.encode(corpus)) - corpus).sum()
+        for q in (fit_quietly(corpus, layout=f"{bits}x{D}") for bits in ("0.5", "1", "1.5", "2"))
+    ]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[0] > 2 * errors[3]
+
+
+def test_query_length_does_not_matter_under_inner_product(corpus, queries):
+    quantizer = fit(corpus, config=FitConfig(layout="2x18"))
+    np.testing.assert_array_equal(quantizer.encode_queries(queries * 64), quantizer.encode_queries(queries))
+    euclidean = fit(corpus, config=FitConfig(layout="2x18"), metric=faiss.METRIC_L2)
+    assert (euclidean.encode_queries(queries * 64) != euclidean.encode_queries(queries)).any()
+
+
+def test_without_queries_both_sides_are_cut_alike(corpus):
+    quantizer = fit(corpus, config=FitConfig(layout="2x18"))
+    np.testing.assert_array_equal(quantizer.encode_queries(corpus), quantizer.encode(corpus))
+
+
+def test_with_queries_their_centre_moves_to_where_documents_are_cut(corpus):
+    shifted = make_vectors(400, seed=3) + np.float32(0.2)
+    config = FitConfig(layout="2x18", query_center=1.0, query_gain=1.0)
+    quantizer = fit(corpus, config=config, queries=shifted, metric=faiss.METRIC_L2)
+    z = quantizer.transform(shifted) + quantizer.query_shift
+    np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.05)
+    assert np.abs(quantizer.transform(shifted).mean(axis=0)).max() > 0.2
+
+
+@pytest.mark.parametrize("bad", [np.zeros((3, 2), np.uint8), np.zeros(5, np.uint8), np.zeros((3, 7), np.int64)])
+def test_decode_refuses_other_codes(corpus, bad):
+    quantizer = fit(corpus, config=FitConfig(layout="2x18"))
+    with pytest.raises(ValueError, match=r"\(n, 7\) uint8"):
+        quantizer.decode(bad)
+
+
+def test_parts_that_do_not_fit_together_are_refused(corpus):
+    quantizer = fit(corpus, config=FitConfig(layout="2x18"))
+    with pytest.raises(ValueError, match=r"thresholds has shape \(17, 3\).*needs \(18, 3\)"):
+        dataclasses.replace(quantizer, thresholds=quantizer.thresholds[1:])

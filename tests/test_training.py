@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import warnings
+
+import faiss
+import numpy as np
+import pytest
+import yaml
+from conftest import D, fit_quietly, make_vectors
+
+from faiss_qama import codes
+from faiss_qama.training import FitConfig, fit, rotation, thresholds
+from faiss_qama.training.config import layout_for
+from faiss_qama.training.data import HELD_OUT, draw
+from faiss_qama.training.fit import merge_pairs
+from faiss_qama.vectors import Corpus
+
+NORMAL = np.random.default_rng(0).standard_normal((200_000, 2)).astype(np.float32) * [2, 0.5] + [1, -3]
+
+
+def distortion(z, cuts):
+    level = (z[:, :, None] >= cuts).sum(axis=2)
+    total = 0.0
+    for column in range(z.shape[1]):
+        for i in range(cuts.shape[1] + 1):
+            members = z[level[:, column] == i, column]
+            total += np.square(members - members.mean()).sum() if len(members) else 0
+    return total / len(z)
+
+
+@pytest.mark.parametrize(("levels", "share"), [(2, 0.3634), (3, 0.1902), (4, 0.1175)])
+def test_lloyd_reaches_the_published_distortion_of_a_normal_distribution(levels, share):
+    """Max 1960, table I."""
+    cuts = thresholds.lloyd(NORMAL, levels)
+    assert distortion(NORMAL, cuts) == pytest.approx(share * NORMAL.var(axis=0).sum(), rel=0.01)
+    np.testing.assert_allclose(cuts, thresholds.normal(NORMAL, levels), atol=0.05)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4])
+def test_lloyd_loses_least_on_skewed_data(levels):
+    z = np.random.default_rng(1).exponential(size=(20_000, 3)).astype(np.float32)
+    best = distortion(z, thresholds.lloyd(z, levels))
+    for rule in ("normal", "uniform", "quantile", "log"):
+        assert best <= distortion(z, thresholds.RULES[rule](z, levels)) * 1.0001
+
+
+def test_quantiles_fill_levels_evenly():
+    for levels in (2, 3, 4):
+        level = (NORMAL[:, :, None] >= thresholds.quantile(NORMAL, levels)).sum(axis=2)
+        for column in range(2):
+            np.testing.assert_allclose(np.bincount(level[:, column]) / len(NORMAL), 1 / levels, atol=1e-3)
+
+
+def test_cuts_in_standard_deviations():
+    z = (NORMAL - NORMAL.mean(axis=0)) / NORMAL.std(axis=0)
+    np.testing.assert_allclose(thresholds.uniform(z, 4), [[-1, 0, 1]] * 2, atol=1e-4)
+    np.testing.assert_allclose(thresholds.uniform(z, 3), [[-2 / 3, 2 / 3]] * 2, atol=1e-4)
+    np.testing.assert_allclose(thresholds.log(z, 4), [[-1, 0, 1]] * 2, atol=1e-4)  # log(1 + 1) is half of log(1 + 3)
+    np.testing.assert_allclose(thresholds.mean(NORMAL, 2)[:, 0], NORMAL.mean(axis=0), atol=1e-6)
+    np.testing.assert_allclose(thresholds.median(NORMAL, 2)[:, 0], np.median(NORMAL, axis=0))
+    assert not thresholds.zero(NORMAL, 2).any()
+
+
+@pytest.mark.parametrize("rule", ["zero", "mean", "median"])
+def test_single_cuts_refuse_more_levels(corpus, rule):
+    with pytest.raises(ValueError, match=f"'{rule}' is one cut.*has 4 levels"):
+        fit(corpus, config=FitConfig(layout="2x18", thresholds=rule))
+
+
+def test_pca_is_numpys_svd(corpus):
+    centred = corpus - corpus.mean(axis=0)
+    rows = rotation.pca(centred, 5)
+    _, _, want = np.linalg.svd(centred, full_matrices=False)
+    np.testing.assert_allclose(np.abs(np.sum(rows * want[:5], axis=1)), 1, atol=1e-4)
+
+
+def test_itq_is_a_rotation_that_loses_less_than_where_it_starts(corpus):
+    z = (corpus - corpus.mean(axis=0)) @ rotation.pca(corpus - corpus.mean(axis=0), 18).T
+    for levels in (2, 3, 4):
+        centroids = np.array(thresholds.NORMAL_CENTROIDS[levels], dtype=np.float32)
+        found = rotation.itq(z, centroids, np.random.default_rng(0))
+        start = rotation.random_rotation(18, np.random.default_rng(0))
+        np.testing.assert_allclose(found @ found.T, np.eye(18), atol=1e-5)
+        losses = [distortion(u, thresholds.normal(u, levels)) for u in (z @ found.T, z @ start.T)]
+        assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize("kind", ["itq", "random"])
+def test_slices_and_segments_confine_rotations(corpus, kind):
+    """The span of each slice's rows is the span of the principal directions it stands for."""
+    quantizer = fit(corpus, config=FitConfig(layout="2x12,1x12", slices=(6, 12), rotation=kind, sample=10**6))
+    centred = corpus - corpus.mean(axis=0)
+    held_in = fit(corpus, config=FitConfig(layout="2x12,1x12", rotation="none")).transform.matrix
+    assert len(centred) == len(corpus)
+    for a, b in [(0, 6), (6, 12), (12, 24)]:
+        mixed = quantizer.transform.matrix[a:b] @ held_in[a:b].T
+        np.testing.assert_allclose(mixed @ mixed.T, np.eye(b - a), atol=1e-4)
+        assert np.abs(mixed - np.eye(b - a)).max() > 0.1
+
+
+def test_rows_are_orthonormal_and_mean_is_the_origin(corpus):
+    quantizer = fit(corpus, config=FitConfig(layout="2x18"))
+    matrix = quantizer.transform.matrix
+    np.testing.assert_allclose(matrix @ matrix.T, np.eye(18), atol=1e-5)
+    np.testing.assert_allclose(quantizer.transform(corpus).mean(axis=0), 0, atol=0.02)
+
+
+def test_merged_pairs_are_orthonormal_sums():
+    layout = FitConfig(layout="1x2,0.5x4").layout_in(6)
+    merged = merge_pairs(np.eye(6, dtype=np.float32), layout)
+    half = np.sqrt(0.5)
+    want = [[1, 0, 0, 0, 0, 0], [0, 1, 0, 0, 0, 0], [0, 0, half, half, 0, 0], [0, 0, 0, 0, half, half]]
+    np.testing.assert_allclose(merged, want, atol=1e-6)
+
+
+def test_or_bit_is_set_where_either_component_is_above(corpus):
+    quantizer = fit_quietly(corpus, layout="0.5orx10")
+    z = quantizer.transform(corpus)
+    either = (z >= quantizer.thresholds[:, 0]).reshape(len(z), 5, 2).any(axis=2)
+    np.testing.assert_array_equal(codes.unpack(quantizer.encode(corpus), quantizer.layout), either)
+
+
+def test_same_seed_same_quantizer(corpus):
+    a, b, c = (fit(corpus, config=FitConfig(layout="2x18", seed=seed)) for seed in (3, 3, 4))
+    np.testing.assert_array_equal(a.transform.matrix, b.transform.matrix)
+    np.testing.assert_array_equal(a.encode(corpus), b.encode(corpus))
+    assert (a.encode(corpus) != c.encode(corpus)).any()
+
+
+def test_a_file_shards_and_a_memory_map_fit_alike(corpus, tmp_path):
+    np.save(tmp_path / "all.npy", corpus)
+    np.save(tmp_path / "a.npy", corpus[:300])
+    np.save(tmp_path / "b.npy", corpus[300:])
+    want = fit(corpus, config=FitConfig(layout="2x18")).encode(corpus)
+    sources = [
+        tmp_path / "all.npy",
+        str(tmp_path / "all.npy"),
+        [tmp_path / "a.npy", tmp_path / "b.npy"],
+        np.load(tmp_path / "all.npy", mmap_mode="r"),
+        corpus.astype(np.float64),
+        np.asfortranarray(corpus),
+    ]
+    for source in sources:
+        np.testing.assert_array_equal(fit(source, config=FitConfig(layout="2x18")).encode(corpus), want)
+
+
+def test_draw_is_disjoint_and_bounded():
+    x = np.arange(2000, dtype=np.float32)[:, None]
+    drawn = draw(Corpus(x), None, 500, 0)
+    assert len(drawn.train) == 500
+    assert len(drawn.held_out) == 200
+    assert not set(drawn.train[:, 0]) & set(drawn.held_out[:, 0])
+    np.testing.assert_array_equal(x[drawn.held_out_rows], drawn.held_out)
+    queries = -np.arange(1, 1001, dtype=np.float32)[:, None]
+    drawn = draw(Corpus(x), Corpus(queries), 10_000, 0)
+    assert len(drawn.train) == 2000
+    assert len(drawn.held_out) == HELD_OUT
+    assert not set(drawn.train_queries[:, 0]) & set(drawn.held_out[:, 0])
+    assert (drawn.held_out_rows == -1).all()
+
+
+def test_few_vectors_fit_and_say_so():
+    x = make_vectors(40)
+    with pytest.warns(UserWarning, match="fitted on 36 vectors; 18 components want 72"):
+        quantizer = fit(x)
+    assert np.isfinite(quantizer.decode(quantizer.encode(x))).all()
+    with pytest.raises(ValueError, match="at least 2 vectors; got 1"):
+        fit(x[:1])
+    with pytest.raises(ValueError, match="at least 20 are needed; got 3"):
+        fit(x, queries=x[:3])
+
+
+@pytest.mark.parametrize("what", ["constant", "zero", "duplicates", "one dimension varies", "d = 1"])
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
+def test_degenerate_corpora_give_finite_quantizers(what, metric):
+    x = {
+        "constant": np.ones((300, D), np.float32),
+        "zero": np.zeros((300, D), np.float32),
+        "duplicates": np.repeat(make_vectors(3), 100, axis=0),
+        "one dimension varies": np.eye(1, D, dtype=np.float32) * np.arange(300, dtype=np.float32)[:, None],
+        "d = 1": np.arange(300, dtype=np.float32)[:, None],
+    }[what]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        quantizer = fit(x, metric=metric)
+    arrays = [quantizer.transform.matrix, quantizer.decoder.values, quantizer.decode(quantizer.encode(x))]
+    assert all(np.isfinite(array).all() for array in arrays)
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(24, "1x192"), (48, "1x384"), (49, "1.5x196"), (72, "1.5x288"), (96, "1.5x384"), (97, "2x258"), (144, "2x384")],
+)
+def test_bytes_buy_components_first_and_levels_then(size, text):
+    layout = layout_for(size, 384)
+    assert str(layout) == text
+    assert size - 1 <= layout.code_size <= size
+
+
+def test_bytes_beyond_two_bits_buy_nothing():
+    assert str(layout_for(1000, 384)) == "2x384"
+
+
+def test_config_survives_yaml(tmp_path):
+    config = FitConfig(layout="2x10,1x5", slices=(5, 10), query_center=0.5)
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    assert FitConfig.from_yaml(tmp_path / "c.yaml") == config
+
+
+@pytest.mark.parametrize("name", ["fast", "binary", "ternary", "hybrid", "matryoshka"])
+def test_presets_fit(name, request):
+    config = FitConfig.from_yaml(request.config.rootpath / "configs" / f"{name}.yaml")
+    x = make_vectors(800, 384)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fitted on")
+        assert fit(x, config=config).layout == config.layout_in(384)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("layuot: 2x192", "unknown setting 'layuot'"),
+        ("layout: 7x192", "is not BITSxCOMPONENTS"),
+        ("seed: one", "seed must be int; got 'one'"),
+        ("center: 1", "center must be bool; got 1"),
+        ("slices: [8, 4]", "ascending"),
+        ("slices: 8", "not iterable"),
+        ("rotation: spin", "rotation must be one of itq"),
+        ("{layout: 2x8, bytes: 3}", "layout or bytes, not both"),
+        ("bytes: 0", "at least 1; got 0"),
+        ("query_center: 2", "from 0 to 1; got 2"),
+        ("- 1", "mapping of settings"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_wrong_yaml_is_refused_by_file_and_fault(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        FitConfig.from_yaml(path)
+    assert str(path) in str(error.value)
+
+
+def test_layouts_that_do_not_fit_are_refused(corpus):
+    with pytest.raises(ValueError, match=f"has 40 components; the vectors have {D}"):
+        fit(corpus, config=FitConfig(layout="2x40"))
+    with pytest.raises(ValueError, match="slices end at 20; layout 2x18 has 18"):
+        fit(corpus, config=FitConfig(layout="2x18", slices=(20,)))
+    with pytest.raises(ValueError, match="METRIC_INNER_PRODUCT or METRIC_L2; got 3"):
+        fit(corpus, metric=3)
