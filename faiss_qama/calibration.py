@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 KS = (1, 10, 100)
-OVERSAMPLES = tuple(float(2 ** (i / 4)) for i in range(29))  # 1 to 128, a step of 19 %
+OVERSAMPLES = tuple(float(2 ** (i / 4)) for i in range(41))  # 1 to 1024, in steps of 19 %
+MAX_CANDIDATES = 12_800  # more are not looked at: beyond this exact search is as fast
 
 # A search aims at half of the misses it may have: queries to come differ from those that were measured.
 MISSES = 1 / 2
@@ -73,8 +74,8 @@ class Calibration:
         reached = np.flatnonzero(curve >= aim)
         if recall is not None and not len(reached):
             raise ValueError(
-                f"recall {recall} needs an oversample above {OVERSAMPLES[-1]:g}, where {curve[-1]:.3f} was measured "
-                f"and {aim:.3f} is aimed at; fit more bytes, or pass oversample="
+                f"recall {recall} is out of reach: {curve[-1]:.3f} was measured at the most candidates, and {aim:.3f} "
+                "is aimed at; fit more bytes, or pass oversample="
             )
         found = OVERSAMPLES[reached[0]] if len(reached) else OVERSAMPLES[-1]
         return float(found * max(1.0, ntotal / self.n) ** GROWTH)

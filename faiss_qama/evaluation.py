@@ -19,6 +19,7 @@ from faiss_qama.rescore import Ids
 from faiss_qama.vectors import Corpus, PathLike, load_vectors
 
 TIMED_RUNS = 3
+TIE = 1e-5  # scores this near, as a share of their size, are equal but for float32's rounding
 
 
 class Searchable(Protocol):
@@ -154,8 +155,8 @@ def evaluate(index: Searchable, dataset: Dataset, truth: Truth, **search_options
 def recall(I: Ids, truth: Truth, dataset: Dataset) -> float:
     """Return the share of the exact k nearest that the (nq, k) ids ``I`` found.
 
-    As ANN-Benchmarks does, a hit is one whose exact score is no worse than the k-th nearest's: duplicates are as good
-    as each other. Scores are compared to 1e-5 of their size, which is float32's rounding.
+    As ANN-Benchmarks does, a hit is one whose exact score is no worse than the k-th nearest's (up to ``TIE``):
+    duplicates are as good as each other.
     """
     ids, inverse = np.unique(np.maximum(I, 0), return_inverse=True)
     x, inverse = dataset.corpus.take(ids), inverse.reshape(I.shape)
@@ -170,7 +171,7 @@ def recall(I: Ids, truth: Truth, dataset: Dataset) -> float:
         else:
             scores, bound = -np.square(found - query).sum(axis=1), -truth.D[row, wanted[row] - 1]
         size = np.abs(scores).max() + np.dot(query, query) * (truth.metric == faiss.METRIC_L2)
-        good = (scores >= bound - 1e-5 * size) & (I[row] >= 0)
+        good = (scores >= bound - TIE * size) & (I[row] >= 0)
         hits += min(int(good.sum()), int(wanted[row]))
     return hits / max(1, int(wanted.sum()))
 

@@ -92,6 +92,9 @@ def write(
             _write_generation(folder, previous["generation"] + 1, quantizer, rescore, binary, rows, shape)
     except filelock.Timeout:
         raise OSError(f"{folder}: another process is writing this index") from None
+    except OSError as error:
+        error.filename = error.filename or str(folder)  # a full disk names no file
+        raise
     finally:
         if fresh and not (folder / MANIFEST).exists():
             with suppress(OSError):

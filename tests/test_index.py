@@ -9,7 +9,7 @@ import sys
 import faiss
 import numpy as np
 import pytest
-from conftest import D, LAYOUTS, fit_quietly, make_vectors
+from conftest import LAYOUTS, D, fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
 from faiss_qama.training import FitConfig, fit

@@ -8,8 +8,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.calibration import KS, OVERSAMPLES, Calibration
+from faiss_qama.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.codes import Floats
+from faiss_qama.evaluation import TIE
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.training.data import Draw
@@ -63,18 +64,21 @@ def _curves(
     All three are (n,) over the documents. Documents as near as the k-th nearest count as found: duplicates are as good
     as each other.
     """
-    n = len(exact)
-    order = np.argsort(hamming, kind="stable")[: int(KS[-1] * OVERSAMPLES[-1])]
+    n, rounding = len(exact), TIE * np.abs(exact).max()
+    order = np.argsort(hamming, kind="stable")[:MAX_CANDIDATES]
     asymmetric = asymmetric[order]
     floats = np.empty((len(KS), len(OVERSAMPLES)))
     codes = np.empty_like(floats)
     for i, k in enumerate(KS):
         wanted = min(k, n)
-        relevant = exact[order] >= np.partition(exact, n - wanted)[n - wanted]
+        relevant = exact[order] >= np.partition(exact, n - wanted)[n - wanted] - rounding
         found = np.minimum(np.cumsum(relevant), wanted) / wanted
-        for j, oversample in enumerate(OVERSAMPLES):
-            candidates = min(int(np.ceil(k * oversample)), n)
+        counts = [min(int(np.ceil(k * oversample)), len(order)) for oversample in OVERSAMPLES]
+        for j, candidates in enumerate(counts):
             floats[i, j] = found[candidates - 1]
+            if j and candidates == counts[j - 1]:
+                codes[i, j] = codes[i, j - 1]
+                continue
             best = np.argpartition(-asymmetric[:candidates], wanted - 1)[:wanted]
-            codes[i, j] = relevant[best].sum() / wanted
+            codes[i, j] = min(int(relevant[best].sum()), wanted) / wanted
     return floats, codes

@@ -1,0 +1,285 @@
+"""The command line as a user meets it: a process of its own, its output, its exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import faiss
+import numpy as np
+import pytest
+from conftest import make_vectors
+
+from faiss_qama import QamaIndex, cli, embedding
+
+
+def run(*arguments, cwd, check=0, **options):
+    command = [sys.executable, "-m", "faiss_qama.cli", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == check, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli")
+    np.save(path / "corpus.npy", make_vectors(1200).astype(np.float16))
+    np.save(path / "queries.npy", make_vectors(30, seed=1))
+    np.save(path / "train_queries.npy", make_vectors(100, seed=2))
+    np.save(path / "narrow.npy", make_vectors(30, d=12))
+    (path / "qrels.tsv").write_text("query\tdocument\tgrade\n" + "".join(f"{q}\t{q * 7}\t1\n" for q in range(30)))
+    run("fit", "corpus.npy", cwd=path)
+    return path
+
+
+def test_fit_prints_the_table_and_nothing_else(folder):
+    done = run("fit", "corpus.npy", "-o", "again.qama", cwd=folder)
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("corpus      1,200 x 36 float16, 86.4 kB")
+    assert lines[0].endswith("metric inner product")
+    assert lines[1].startswith("quantizer   2x18, PCA + ITQ rotation, Lloyd-Max")
+    assert " s" in lines[1].split("fitted in ")[1]
+    assert lines[2].split() == ["bytes/vector", "recall@10", "queries/s"]
+    assert lines[3].startswith("exact floats")
+    assert lines[3].split()[2:4] == ["144", "1.000"]
+    assert lines[4].startswith("codes only")
+    assert lines[4].split()[2] == "7"
+    assert lines[5].startswith("codes + fp16 rescoring")
+    assert lines[5].split()[4:7] == ["7", "+", "72"]
+    assert float(lines[5].split()[7]) > float(lines[4].split()[3]) > 0.5
+    assert lines[6] == (
+        "wrote again.qama (8.4 kB + 86.4 kB vectors)      next: faiss-qama search again.qama queries.npy -k 10"
+    )
+    assert len(lines) == 7
+    assert done.stderr == ""
+
+
+def test_search_prints_and_writes_what_the_index_answers(folder):
+    index = QamaIndex.load(folder / "corpus.qama")
+    scores, ids = index.search(np.load(folder / "queries.npy"), 3)
+    lines = run("search", "corpus.qama", "queries.npy", "-k", 3, cwd=folder).stdout.splitlines()
+    assert lines[0] == "query\trank\tid\tscore"
+    assert lines[1].split("\t")[:3] == ["0", "1", str(ids[0, 0])]
+    assert float(lines[90].split("\t")[3]) == pytest.approx(scores[29, 2], rel=1e-5)
+    assert len(lines) == 91
+    run("search", "corpus.qama", "queries.npy", "-k", 3, "-o", "hits.npz", cwd=folder)
+    hits = np.load(folder / "hits.npz")
+    np.testing.assert_array_equal(hits["I"], ids)
+    np.testing.assert_array_equal(hits["D"], scores)
+
+
+def test_search_reaches_a_recall_or_says_so(folder):
+    for option in (["--recall", 0.9], ["--oversample", 4]):
+        run("search", "corpus.qama", "queries.npy", *option, cwd=folder)
+    done = run("search", "corpus.qama", "queries.npy", "--recall", 2, cwd=folder, check=2)
+    assert done.stderr == "error: recall must be between 0 and 1; got 2.0\n"
+
+
+@pytest.mark.parametrize("rescore", ["none", "codes", "fp32"])
+def test_fit_with_every_second_stage(folder, rescore):
+    done = run("fit", "corpus.npy", "-o", f"{rescore}.qama", "--rescore", rescore, "--metric", "l2", cwd=folder)
+    assert "metric L2" in done.stdout
+    assert QamaIndex.load(folder / f"{rescore}.qama").metric_type == faiss.METRIC_L2
+    assert run("inspect", f"{rescore}.qama", cwd=folder).stdout.count("checksum ok") == 3 if rescore == "fp32" else 2
+
+
+def test_fit_from_shards_config_queries_and_bytes(folder, tmp_path):
+    x = np.load(folder / "corpus.npy")
+    np.save(tmp_path / "a.npy", x[:500])
+    np.save(tmp_path / "b.npy", x[500:])
+    (tmp_path / "c.yaml").write_text("rotation: random\nthresholds: normal\nbytes: 4\n")
+    arguments = ["fit", "a.npy", "b.npy", "--config", "c.yaml", "--queries", folder / "train_queries.npy"]
+    done = run(*arguments, cwd=tmp_path)
+    assert "quantizer   1x32, PCA + random rotation, Gaussian-optimal" in done.stdout
+    index = QamaIndex.load(tmp_path / "a.qama")
+    assert index.ntotal == 1200
+    assert index.quantizer.config["real_queries"]
+    assert np.abs(index.quantizer.query_shift).max() > 0
+    assert "2x6" in run(*arguments, "--layout", "2x6", cwd=tmp_path).stdout
+
+
+def test_eval_of_a_folder_and_of_an_index(folder):
+    methods = ["--method", "binary", "--method", "2x18", "--method", "faiss:SQ8"]
+    done = run("eval", ".", *methods, "--train-queries", "--json", "r.json", cwd=folder)
+    lines = done.stdout.splitlines()
+    assert lines[1].split() == ["bytes/vector", "recall@10", "nDCG@10", "%", "of", "float", "queries/s"]
+    assert [line.split()[0] for line in lines[2:]] == ["exact", "binary", "2x18", "faiss:SQ8"]
+    record = json.loads((folder / "r.json").read_text())
+    assert [r["method"] for r in record["results"]] == ["exact floats", "binary", "2x18", "faiss:SQ8"]
+    assert record["results"][2]["config"]["real_queries"]
+    assert record["results"][0]["recall"] == 1.0
+
+    done = run("eval", "corpus.qama", "queries.npy", "--qrels", "qrels.tsv", "--recall", 0.95, cwd=folder)
+    assert done.stdout.splitlines()[3].startswith("corpus.qama")
+    assert float(done.stdout.splitlines()[3].split()[4]) >= 0.95
+
+
+def test_eval_of_an_index_without_vectors_asks_for_them(folder):
+    run("fit", "corpus.npy", "-o", "bare.qama", "--rescore", "codes", cwd=folder)
+    done = run("eval", "bare.qama", "queries.npy", cwd=folder, check=2)
+    assert "pass --corpus" in done.stderr
+    run("eval", "bare.qama", "queries.npy", "--corpus", "corpus.npy", cwd=folder)
+    done = run("eval", "bare.qama", "queries.npy", "--corpus", "queries.npy", cwd=folder, check=2)
+    assert "queries.npy has 30 vectors; bare.qama has 1200" in done.stderr
+
+
+def test_inspect_says_what_there_is_and_notices_damage(folder):
+    done = run("inspect", "corpus.qama", cwd=folder)
+    assert "1,200 x 36, metric inner product, rescore fp16" in done.stdout
+    assert done.stdout.count("checksum ok") == 3
+    run("fit", "corpus.npy", "-o", "damaged.qama", cwd=folder)
+    store = folder / "damaged.qama" / "store-1.npy"
+    data = bytearray(store.read_bytes())
+    data[-1] ^= 1
+    store.write_bytes(data)
+    assert "store-1.npy: damaged" in run("inspect", "damaged.qama", cwd=folder, check=2).stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("fit none.npy", "none.npy: No such file"),
+        ("fit qrels.tsv", "qrels.tsv: not a whole .npy file"),
+        ("fit corpus.npy -o qrels.tsv", "a file is in the way"),
+        ("fit corpus.npy --layout 9x9", "is not BITSxCOMPONENTS"),
+        ("fit corpus.npy --layout 2x99", "has 99 components; the vectors have 36"),
+        ("fit corpus.npy --layout 2x9 --bytes 4", "not both"),
+        ("fit corpus.npy --bytes 0", "at least 1; got 0"),
+        ("fit corpus.npy --config none.yaml", "none.yaml: No such file"),
+        ("fit corpus.npy --config qrels.tsv", "qrels.tsv"),
+        ("fit corpus.npy --queries narrow.npy", "narrow.npy: dimension 12, but 36 is needed"),
+        ("fit corpus.npy narrow.npy", "narrow.npy: dimension 12, but 36 is needed"),
+        ("fit nan.npy", "nan.npy: row 3 holds NaN or infinity"),
+        ("fit one.npy", "at least 2 vectors; got 1"),
+        ("search missing.qama queries.npy", "no index here"),
+        ("search corpus.qama narrow.npy", "dimension 12, but 36"),
+        ("search corpus.qama queries.npy -k 0", "0 is not in the range"),
+        ("eval none", "none: no such data set folder"),
+        ("eval . --method nonsense", "unknown method 'nonsense'"),
+        ("eval . --method faiss:Nonsense", "faiss:Nonsense"),
+        ("inspect .", "no index here"),
+        ("embed none.txt", "none.txt: No such file"),
+        ("nonsense", "No such command"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(folder, arguments, message):
+    if not (folder / "nan.npy").exists():
+        x = make_vectors(40)
+        x[3, 5] = np.inf
+        np.save(folder / "nan.npy", x)
+        np.save(folder / "one.npy", x[:1])
+    done = run(*arguments.split(), cwd=folder, check=2)
+    assert message in done.stderr
+    assert done.stdout == ""
+    assert len([line for line in done.stderr.splitlines() if line.lower().startswith("error")]) == 1
+
+
+def test_too_few_to_measure_still_makes_an_index(tmp_path):
+    np.save(tmp_path / "few.npy", make_vectors(8))
+    done = run("fit", "few.npy", "--layout", "1x8", cwd=tmp_path)
+    assert "too few vectors to hold any out" in done.stdout
+    assert done.stderr.startswith("note: fitted on 8 vectors")
+    assert QamaIndex.load(tmp_path / "few.qama").ntotal == 8
+
+
+def test_interrupting_leaves_the_old_index(folder):
+    run("fit", "corpus.npy", "-o", "kept.qama", "--rescore", "none", cwd=folder)
+    before = {f.name: f.read_bytes() for f in (folder / "kept.qama").iterdir()}
+    command = [sys.executable, "-c", "import faiss_qama.cli as c; print('ready', flush=True); c.main()"]
+    process = subprocess.Popen(
+        [*command, "fit", "corpus.npy", "-o", "kept.qama"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.strip() == "interrupted; nothing that was there before has changed"
+    assert {f.name: f.read_bytes() for f in (folder / "kept.qama").iterdir()} == before
+
+
+@pytest.mark.parametrize(
+    ("limit", "rescore", "layout"),
+    [(60_000, "fp16", "2x18"), (15_000, "none", "2x36"), (5_000, "none", "2x18")],
+    ids=["vectors", "codes", "quantizer"],
+)
+def test_a_full_disk_is_one_line_and_nothing_lost(folder, limit, rescore, layout):
+    """A limit on the size of files stands in for a full disk: what writes past it fails."""
+    run("fit", "corpus.npy", "-o", "full.qama", "--rescore", "none", cwd=folder)
+    before = {f.name: f.read_bytes() for f in (folder / "full.qama").iterdir()}
+    program = (
+        "import resource, signal, faiss_qama.cli as c\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
+        "c.main()\n"
+    )
+    arguments = ["fit", "corpus.npy", "-o", "full.qama", "--rescore", rescore, "--layout", layout]
+    done = subprocess.run(
+        [sys.executable, "-c", program, *arguments], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert {f.name: f.read_bytes() for f in (folder / "full.qama").iterdir()} == before
+
+
+def test_a_reader_that_stops_is_no_error(folder):
+    command = f"{sys.executable} -m faiss_qama.cli search corpus.qama queries.npy | head -1"
+    done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=True)
+    assert done.stdout == "query\trank\tid\tscore\n"
+    assert done.stderr == ""
+
+
+def test_texts_are_read_by_line_and_by_field(tmp_path):
+    (tmp_path / "a.txt").write_text("one\ntwo\n", encoding="utf-8")
+    assert embedding.read_texts(tmp_path / "a.txt") == ["one", "two"]
+    (tmp_path / "a.jsonl").write_text('{"text": "one", "t": "uno"}\n{"text": "two", "t": "due"}\n')
+    assert embedding.read_texts(tmp_path / "a.jsonl", "t") == ["uno", "due"]
+    for content, message in [
+        ('{"t": 1}\n', "line 1: not a JSON object with the field 'text'"),
+        ('{"text": "a"}\n{"text"', "line 2: not a JSON"),
+        ('{"text": 3}\n', "line 1: 'text' is no text"),
+        ("[1]\n", "line 1: not a JSON object"),
+        ("", "no texts"),
+    ]:
+        (tmp_path / "b.jsonl").write_text(content)
+        with pytest.raises(ValueError, match=message):
+            embedding.read_texts(tmp_path / "b.jsonl")
+    (tmp_path / "c.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="not UTF-8"):
+        embedding.read_texts(tmp_path / "c.txt")
+
+
+def test_embed_writes_what_the_model_says(tmp_path, monkeypatch, capsys):
+    class Encoder:
+        def encode(self, texts, **_):
+            return np.array([[len(t), ord(t[0])] for t in texts], dtype=np.float32)
+
+    monkeypatch.setattr(embedding, "load_model", lambda model: Encoder())
+    (tmp_path / "a.txt").write_text("one\nthree\n")
+    cli.cli(["embed", str(tmp_path / "a.txt")], standalone_mode=False)
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), [[3, ord("o")], [5, ord("t")]])
+    assert "2 x 2 float32" in capsys.readouterr().out
+
+
+def test_a_missing_extra_is_named_with_its_install(tmp_path):
+    (tmp_path / "a.txt").write_text("one\n")
+    (tmp_path / "sentence_transformers.py").write_text("raise ImportError\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = run("embed", "a.txt", cwd=tmp_path, check=2, env=environment)
+    assert done.stderr == "error: embedding needs sentence-transformers: pip install 'faiss-qama[embed]'\n"
+
+
+def test_every_command_explains_itself(tmp_path):
+    for command in ("fit", "search", "eval", "inspect", "embed", "demo"):
+        assert "Usage" in run(command, "--help", cwd=tmp_path).stdout
+    assert "0.1.0" in run("--version", cwd=tmp_path).stdout

@@ -1,0 +1,200 @@
+from __future__ import annotations
+
+import warnings
+
+import faiss
+import numpy as np
+import pytest
+from conftest import D, make_vectors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faiss_qama import QamaIndex, baselines
+from faiss_qama.evaluation import Dataset, evaluate, exact, ndcg, read_rows, recall
+from faiss_qama.vectors import Corpus
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # what it imports warns about itself
+    import ir_measures
+
+METRICS = [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2]
+
+
+def make_dataset(n=700, nq=40, **fields):
+    return Dataset(Corpus(make_vectors(n)), make_vectors(nq, seed=1), **fields)
+
+
+def make_qrels(nq, n, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = {(int(q), int(d)): int(g) for q, d, g in zip(*rng.integers(0, (nq, n, 4), (nq * 8, 3)).T, strict=True)}
+    return np.array([(q, d, g) for (q, d), g in rows.items()])
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 1000), st.sampled_from([1, 3, 10]))
+def test_ndcg_and_recall_equal_trec_eval(seed, k):
+    rng = np.random.default_rng(seed)
+    nq, n = 7, 30
+    ids = np.stack([rng.permutation(n)[:12] for _ in range(nq)])
+    qrels = make_qrels(nq, n, seed)
+    run = [ir_measures.ScoredDoc(str(q), str(d), -r) for q, row in enumerate(ids) for r, d in enumerate(row)]
+    graded = [ir_measures.Qrel(str(q), str(d), int(g)) for q, d, g in qrels]
+    relevant = {q for q, _, g in qrels.tolist() if g > 0}
+    per_query = ir_measures.iter_calc([ir_measures.nDCG @ k], graded, run)
+    want = np.mean([m.value for m in per_query if int(m.query_id) in relevant])
+    assert ndcg(ids, qrels, k) == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("chunk_bytes", [1 << 20, 4 * D * 100])
+def test_exact_search_is_indexflat_in_any_blocks(monkeypatch, metric, chunk_bytes):
+    monkeypatch.setattr("faiss_qama.vectors.CHUNK_BYTES", chunk_bytes)
+    dataset = make_dataset()
+    truth = exact(dataset, 10, metric)
+    flat = faiss.IndexFlat(D, metric)
+    flat.add(make_vectors(700))
+    D_want, I_want = flat.search(dataset.queries, 10)
+    np.testing.assert_array_equal(truth.I, I_want)
+    np.testing.assert_allclose(truth.D, D_want, rtol=1e-5, atol=1e-6)
+    assert recall(truth.I, truth, dataset) == 1.0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_recall_is_the_overlap_of_ids_where_nothing_ties(metric):
+    dataset = make_dataset()
+    truth = exact(dataset, 10, metric)
+    rng = np.random.default_rng(0)
+    ids = np.where(rng.random(truth.I.shape) < 0.4, rng.integers(0, 700, truth.I.shape), truth.I)
+    ids = np.stack([np.pad(u, (0, 10 - len(u)), constant_values=-1) for u in map(np.unique, ids)])
+    overlap = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(ids, truth.I, strict=True)])
+    assert recall(ids, truth, dataset) == pytest.approx(overlap)
+
+
+def test_recall_takes_duplicates_for_each_other():
+    x = np.repeat(make_vectors(20), 30, axis=0)
+    dataset = Dataset(Corpus(x), make_vectors(10, seed=1))
+    truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
+    twins = truth.I // 30 * 30 + (truth.I + 13) % 30
+    assert recall(twins, truth, dataset) == 1.0
+    assert recall((truth.I + 300) % 600, truth, dataset) == 0.0
+
+
+def test_fewer_documents_than_k():
+    dataset = make_dataset(n=4)
+    truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
+    assert truth.I.shape == (40, 4)
+    padded = np.pad(truth.I, ((0, 0), (0, 6)), constant_values=-1)
+    assert recall(padded, truth, dataset) == 1.0
+    assert recall(np.full_like(padded, -1), truth, dataset) == 0.0
+
+
+def test_excluded_hits_are_dropped_on_both_sides():
+    x = make_vectors(500)
+    itself = np.stack([np.arange(40)] * 2, axis=1)
+    dataset = Dataset(Corpus(x), x[:40], exclude=itself)
+    truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
+    assert truth.I.shape == (40, 10)
+    assert not (truth.I == np.arange(40)[:, None]).any()
+    flat = faiss.IndexFlatIP(D)
+    flat.add(x)
+    assert evaluate(flat, dataset, truth).recall == 1.0
+
+
+@pytest.mark.parametrize(
+    "name",
+    [*baselines.METHODS, *baselines.SCALAR, "2x18", "2x9,1x9", "2x18+none", "binary+fp16", "2x18+fp32"]
+    + ["faiss:Flat", "faiss:RaBitQ", "faiss:PCA16,SQ8,Refine(Flat);k_factor_rf=4", "faiss:IVF8,Flat;nprobe=8"],
+)
+def test_every_method_builds_and_finds(name):
+    dataset = make_dataset(qrels=make_qrels(40, 700))
+    truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
+    measured = baselines.measure(name, dataset, truth)
+    assert measured.name == name
+    assert measured.bytes[0] > 0
+    assert 0.05 < measured.mean.recall <= 1
+    assert 0 <= measured.mean.ndcg <= 1
+    if name in ("faiss:Flat", "2x18+fp32", "binary+fp16", "faiss:IVF8,Flat;nprobe=8"):
+        assert measured.mean.recall > 0.9
+
+
+def test_bytes_of_methods_by_hand():
+    dataset = Dataset(Corpus(make_vectors(800, 384)), make_vectors(5, 384, seed=1))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fitted on")
+        sizes = {
+            name: baselines.build(name, dataset, faiss.METRIC_INNER_PRODUCT).bytes
+            for name in ("binary", "ternary", "hybrid", "half-bit", "scalar", "rotated-scalar", "2x192", "2x192+fp16")
+        }
+    assert sizes == {
+        "binary": (48, 0),
+        "ternary": (96, 0),
+        "hybrid": (78, 0),
+        "half-bit": (24, 0),
+        "scalar": (384, 0),
+        "rotated-scalar": (384, 0),
+        "2x192": (72, 0),
+        "2x192+fp16": (72, 768),
+    }
+
+
+def test_the_mean_over_seeds():
+    dataset = make_dataset()
+    truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
+    measured = baselines.measure("1x16", dataset, truth, seeds=3)
+    recalls = [result.recall for result in measured.results]
+    assert len(set(recalls)) == 3
+    assert measured.mean.recall == pytest.approx(np.mean(recalls))
+    assert len(measured.to_dict()["each"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nonsense", "unknown method 'nonsense'"),
+        ("2x18+fp8", "rescoring is one of none, codes"),
+        ("faiss:Nonsense", "faiss:Nonsense"),
+        ("faiss:Flat;nonsense=3", "nonsense"),
+    ],
+)
+def test_unknown_methods_are_refused(name, message):
+    with pytest.raises(ValueError, match=message):
+        baselines.build(name, make_dataset(), faiss.METRIC_INNER_PRODUCT)
+
+
+def test_folder_is_read_and_train_queries_are_asked_for(tmp_path):
+    np.save(tmp_path / "corpus.npy", make_vectors(100).astype(np.float16))
+    np.save(tmp_path / "queries.npy", make_vectors(5, seed=1))
+    dataset = Dataset.load(tmp_path)
+    assert dataset.qrels is None
+    with pytest.raises(ValueError, match=r"no train_queries\.npy"):
+        baselines.build("1x8", dataset, faiss.METRIC_INNER_PRODUCT, train_queries=True)
+    (tmp_path / "qrels.tsv").write_text("q\td\tg\n0\t99\t2\n4\t0\t1\n")
+    (tmp_path / "exclude.tsv").write_text("q\td\n0\t3\n")
+    dataset = Dataset.load(tmp_path)
+    np.testing.assert_array_equal(dataset.qrels, [[0, 99, 2], [4, 0, 1]])
+    np.testing.assert_array_equal(dataset.exclude, [[0, 3]])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("5\t0\t1", "line 3: query row 5, but there are 5"),
+        ("0\t100\t1", "line 3: corpus row 100, but there are 100"),
+        ("-1\t0\t1", "line 3: query row -1"),
+        ("0\t1", "line 3: 3 tab-separated columns are needed; got 2"),
+        ("a\tb\tc", "line 3: whole numbers are needed"),
+        ("0 1 2", "line 3: whole numbers are needed"),
+    ],
+)
+def test_wrong_qrels_are_refused_by_line(tmp_path, line, message):
+    (tmp_path / "qrels.tsv").write_text(f"q\td\tg\n0\t0\t1\n{line}\n")
+    with pytest.raises(ValueError, match=message):
+        read_rows(tmp_path / "qrels.tsv", 3, (5, 100))
+
+
+def test_an_index_of_ours_and_of_faiss_are_measured_alike():
+    dataset = make_dataset()
+    truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
+    built = baselines.build("2x18+fp32", dataset, truth.metric)
+    assert isinstance(built.index, QamaIndex)
+    assert evaluate(built.index, dataset, truth, oversample=70).recall == 1.0
