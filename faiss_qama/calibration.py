@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,12 +78,3 @@ class Calibration:
             )
         found = OVERSAMPLES[reached[0]] if len(reached) else OVERSAMPLES[-1]
         return float(found * max(1.0, ntotal / self.n) ** GROWTH)
-
-    def to_arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the fields as arrays, for storage."""
-        return {"n": np.array([self.n]), "floats": self.floats, "codes": self.codes}
-
-    @classmethod
-    def from_arrays(cls, arrays: dict[str, NDArray[Any]]) -> Calibration:
-        """Return the calibration of ``to_arrays``."""
-        return cls(int(arrays["n"][0]), arrays["floats"], arrays["codes"])

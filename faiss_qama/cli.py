@@ -14,7 +14,7 @@ import numpy as np
 from faiss_qama import baselines, persistence, report
 from faiss_qama._version import __version__
 from faiss_qama.calibration import KS
-from faiss_qama.evaluation import Dataset, Measured, evaluate, exact, read_rows
+from faiss_qama.evaluation import Dataset, Measured, evaluate, exact, read_rows, search_in_blocks
 from faiss_qama.index import QamaIndex
 from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer import METRICS
@@ -108,7 +108,7 @@ def search(
 ) -> None:
     """Search INDEX for the rows of QUERIES (.npy); print query, rank, id and score, tab-separated."""
     index = QamaIndex.load(index_path, mmap=True)
-    D, I = index.search(load_vectors(queries_path, index.d), k, recall=recall, oversample=oversample)
+    D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, recall=recall, oversample=oversample)
     if output is not None:
         np.savez(output, D=D, I=I)
         click.echo(f"wrote {output}: D {D.shape} {D.dtype}, I {I.shape} {I.dtype}")

@@ -29,12 +29,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from faiss_qama._version import __version__
-from faiss_qama.calibration import Calibration
-from faiss_qama.decoder import Decoder
-from faiss_qama.layout import CodeLayout
-from faiss_qama.quantizer import METRICS, Quantizer
+from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES
-from faiss_qama.transform import Linear
 from faiss_qama.vectors import PathLike
 
 FORMAT, VERSION = "faiss-qama", 1
@@ -158,7 +154,8 @@ def _write_generation(
             del names["store"]
         else:
             _write_rows(folder / names["store"], rows, shape, DTYPES[rescore])
-        (folder / names["quantizer"]).write_bytes(safetensors.numpy.save(_to_arrays(quantizer)))
+        arrays, settings = quantizer.to_state()
+        (folder / names["quantizer"]).write_bytes(safetensors.numpy.save(arrays))
         _write_binary(folder / names["codes"], binary)
         manifest: dict[str, Any] = {
             "format": FORMAT,
@@ -167,15 +164,7 @@ def _write_generation(
             "generation": generation,
             "ntotal": int(binary.ntotal),
             "rescore": rescore,
-            "quantizer": {
-                "d": quantizer.d,
-                "layout": str(quantizer.layout),
-                "metric": quantizer.metric_name,
-                "unit": quantizer.unit,
-                "scale": quantizer.scale,
-                "query_gain": quantizer.query_gain,
-                "config": dict(quantizer.config),
-            },
+            "quantizer": settings,
             "files": {role: _file_entry(folder / name) for role, name in names.items()},
         }
         manifest["sha256"] = _digest(manifest)
@@ -223,7 +212,7 @@ def _read_generation(
     files, ntotal, rescore = manifest["files"], manifest["ntotal"], manifest["rescore"]
     for role, entry in files.items():
         _verify(folder / entry["name"], entry, hash_it=not mmap or role == "quantizer")
-    quantizer = _from_arrays(folder / files["quantizer"]["name"], manifest["quantizer"])
+    quantizer = _read_quantizer(folder / files["quantizer"]["name"], manifest["quantizer"])
 
     codes = folder / files["codes"]["name"]
     try:
@@ -250,39 +239,10 @@ def _read_generation(
     return quantizer, rescore, binary, rows
 
 
-def _to_arrays(quantizer: Quantizer) -> dict[str, NDArray[Any]]:
-    arrays: dict[str, NDArray[Any]] = {
-        "transform.matrix": quantizer.transform.matrix,
-        "transform.bias": quantizer.transform.bias,
-        "thresholds": quantizer.thresholds,
-        "decoder.values": quantizer.decoder.values,
-        "decoder.matrix": quantizer.decoder.matrix,
-        "decoder.offset": quantizer.decoder.offset,
-        "query_shift": quantizer.query_shift,
-    }
-    if quantizer.calibration is not None:
-        arrays |= {f"calibration.{name}": array for name, array in quantizer.calibration.to_arrays().items()}
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-
-
-def _from_arrays(path: Path, settings: dict[str, Any]) -> Quantizer:
+def _read_quantizer(path: Path, settings: dict[str, Any]) -> Quantizer:
     try:
-        arrays = safetensors.numpy.load(path.read_bytes())
-        calibration = {n.removeprefix("calibration."): a for n, a in arrays.items() if n.startswith("calibration.")}
-        return Quantizer(
-            transform=Linear(arrays["transform.matrix"], arrays["transform.bias"]),
-            layout=CodeLayout.parse(settings["layout"]),
-            thresholds=arrays["thresholds"],
-            decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
-            metric=METRICS[settings["metric"]],
-            unit=settings["unit"],
-            scale=settings["scale"],
-            query_gain=settings["query_gain"],
-            query_shift=arrays["query_shift"],
-            config=settings["config"],
-            calibration=Calibration.from_arrays(calibration) if calibration else None,
-        )
-    except (SafetensorError, KeyError, ValueError) as error:
+        return Quantizer.from_state(safetensors.numpy.load(path.read_bytes()), settings)
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not the quantizer that the manifest describes ({error})") from None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama import codes
 from faiss_qama.calibration import Calibration
@@ -122,6 +122,55 @@ class Quantizer:
             decoder=self.decoder.truncate(columns, layout.max_levels),
             query_shift=self.query_shift[:columns],
             calibration=None,
+        )
+
+    def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+        """Return the arrays, C-contiguous and by name, and everything else as JSON can hold it."""
+        arrays: dict[str, NDArray[Any]] = {
+            "transform.matrix": self.transform.matrix,
+            "transform.bias": self.transform.bias,
+            "thresholds": self.thresholds,
+            "decoder.values": self.decoder.values,
+            "decoder.matrix": self.decoder.matrix,
+            "decoder.offset": self.decoder.offset,
+            "query_shift": self.query_shift,
+        }
+        if self.calibration is not None:
+            arrays |= {
+                "calibration.n": np.array([self.calibration.n]),
+                "calibration.floats": self.calibration.floats,
+                "calibration.codes": self.calibration.codes,
+            }
+        settings = {
+            "d": self.d,
+            "layout": str(self.layout),
+            "metric": self.metric_name,
+            "unit": self.unit,
+            "scale": self.scale,
+            "query_gain": self.query_gain,
+            "config": dict(self.config),
+        }
+        return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, settings
+
+    @classmethod
+    def from_state(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Quantizer:
+        """Return the quantizer of :meth:`to_state`. Raises KeyError or ValueError for parts missing or misshapen."""
+        calibration = None
+        if "calibration.n" in arrays:
+            n, floats, codes = (arrays[f"calibration.{name}"] for name in ("n", "floats", "codes"))
+            calibration = Calibration(int(n[0]), floats, codes)
+        return cls(
+            transform=Linear(arrays["transform.matrix"], arrays["transform.bias"]),
+            layout=CodeLayout.parse(settings["layout"]),
+            thresholds=arrays["thresholds"],
+            decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
+            metric=METRICS[settings["metric"]],
+            unit=settings["unit"],
+            scale=settings["scale"],
+            query_gain=settings["query_gain"],
+            query_shift=arrays["query_shift"],
+            config=settings["config"],
+            calibration=calibration,
         )
 
     @cached_property

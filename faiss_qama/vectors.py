@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.codes import Floats
+from faiss_qama.progress import progress
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Source: TypeAlias = ArrayLike | PathLike | Sequence[PathLike]
@@ -100,7 +101,7 @@ class Corpus:
         order = np.argsort(rows, kind="stable")
         out = np.empty((len(rows), self.shape[1]), dtype=np.float32)
         done = 0
-        for where, chunk in self._windows(rows[order]):
+        for where, chunk in progress(self._windows(rows[order]), "reading"):
             out[order[where]] = chunk
             done += len(chunk)
         if done != len(rows):
