@@ -80,18 +80,8 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("sample: 2500", {"sample": 2500}),
     ("sample: 10000", {"sample": 10_000}),
 ]
-BYTES = [
-    "1x192",
-    "1.5x96",
-    "2x64",
-    "1x384",
-    "1.5x192",
-    "2x128",
-    "1.5x288",
-    "2x192",
-    "1.5x384",
-    "2x256",
-]  # 24 to 96 bytes
+# At 24, 36, 48, 72 and 96 bytes.
+BYTES = "1x192 1.5x96 2x64 1x288 1.5x144 2x96 1x384 1.5x192 2x128 1.5x288 2x192 1.5x384 2x256".split()
 QUERY_SIDE = [(0.0, 1.0), (0.5, 1.0), (0.5, 1.25), (0.75, 1.0), (0.75, 1.25), (1.0, 1.0), (1.0, 1.25)]
 
 
@@ -178,15 +168,15 @@ def scale(folder: Path) -> None:
         for name, path in (("quora", folder / "quora" / "corpus.npy"), ("million", million)):
             start = time.perf_counter()
             program = (
-                "import resource, sys\n"
+                "import sys\n"
                 "from faiss_qama.cli import cli\n"
                 "cli(sys.argv[1:], standalone_mode=False)\n"
-                "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
+                "print('peak', [l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0])\n"
             )
             command = [sys.executable, "-c", program, "fit", str(path), "-o", f"{work}/{name}.qama"]
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             seconds = time.perf_counter() - start
-            peak = int(out.split()[-1])
+            peak = 1024 * int(out.split()[-1])
             size = sum(f.stat().st_size for f in Path(f"{work}/{name}.qama").iterdir())
             record[name] = {
                 "seconds": seconds,

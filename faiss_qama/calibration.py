@@ -16,8 +16,8 @@ MISSES = 1 / 2
 # What a search aims at that names no recall, as a share of the most that the second stage can reach. Rescoring from
 # codes is cheap and levels off early, so there the last percent is worth having.
 DEFAULT_AIM = {"floats": 0.975, "codes": 0.99}
-# Candidates needed grow with the corpus, slowly: by at most 15 % each time it grows fourfold (docs/results).
-GROWTH = 0.1
+# Candidates needed grow with the corpus, slowly: by at most 41 % each time it grows fourfold (docs/results).
+GROWTH = 0.25
 
 
 @dataclass(frozen=True, eq=False)

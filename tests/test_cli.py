@@ -95,7 +95,7 @@ def test_fit_from_shards_config_queries_and_bytes(folder, tmp_path):
     (tmp_path / "c.yaml").write_text("rotation: random\nthresholds: normal\nbytes: 4\n")
     arguments = ["fit", "a.npy", "b.npy", "--config", "c.yaml", "--queries", folder / "train_queries.npy"]
     done = run(*arguments, cwd=tmp_path)
-    assert "quantizer   1x32, PCA + random rotation, Gaussian-optimal" in done.stdout
+    assert "quantizer   1.5x16, PCA + random rotation, Gaussian-optimal" in done.stdout
     index = QamaIndex.load(tmp_path / "a.qama")
     assert index.ntotal == 1200
     assert index.quantizer.config["real_queries"]

@@ -189,7 +189,7 @@ def test_degenerate_corpora_give_finite_quantizers(what, metric):
 
 @pytest.mark.parametrize(
     ("size", "text"),
-    [(24, "1x192"), (48, "1x384"), (49, "1.5x196"), (72, "1.5x288"), (96, "1.5x384"), (97, "2x258"), (144, "2x384")],
+    [(24, "1x192"), (36, "1x288"), (37, "1.5x148"), (72, "1.5x288"), (73, "2x194"), (96, "2x256"), (144, "2x384")],
 )
 def test_bytes_buy_components_first_and_levels_then(size, text):
     layout = layout_for(size, 384)
@@ -199,6 +199,7 @@ def test_bytes_buy_components_first_and_levels_then(size, text):
 
 def test_bytes_beyond_two_bits_buy_nothing():
     assert str(layout_for(1000, 384)) == "2x384"
+    assert str(layout_for(1, 1)) == "2x1"
 
 
 def test_config_survives_yaml(tmp_path):

@@ -120,15 +120,15 @@ class FitConfig:
 def layout_for(size: int, d: int) -> CodeLayout:
     """Return the layout that spends ``size`` bytes a vector: as many components as fit, at the fewest levels.
 
-    Up to d bits it is 1 bit a component, up to 2d bits 1.5 (two stored bits), up to 3d bits 2 (three stored bits);
-    bytes beyond that buy nothing. On the sets of docs/results more components at fewer levels beat fewer components
-    at more levels of the same bytes nearly everywhere, by up to .14 of recall@10 at 24 bytes.
+    But no more than three quarters of the d components at 1 and 1.5 bit, because the last ones say little: more levels
+    for the others then find as many neighbours or more (docs/results). So it is 1 bit up to 3/4 d stored bits,
+    1.5 (two stored bits) up to 3/2 d, and 2 (three) beyond; bytes beyond 3d bits buy nothing.
     """
-    for bits, stored in (("1", 1), ("1.5", 2), ("2", 3)):
+    for bits, stored in (("1", 1), ("1.5", 2)):
         components = 8 * size // stored
-        if components <= d:
+        if components <= 3 * d // 4:
             return CodeLayout((Segment(bits, components),))
-    return CodeLayout((Segment("2", d),))
+    return CodeLayout((Segment("2", min(d, 8 * size // 3)),))
 
 
 def _check_types(config: FitConfig) -> None:
