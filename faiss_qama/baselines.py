@@ -2,7 +2,7 @@
 
 Names are: those in :data:`METHODS`; any layout such as ``2x192`` or ``2x96,1x192``; and ``faiss:FACTORY``, with search
 parameters after a semicolon (``faiss:IVF256,PQ48x4fs,Refine(SQfp16);nprobe=16,k_factor_rf=10``). A suffix ``+none``,
-``+codes``, ``+fp16`` or ``+fp32`` to any but the last says what rescores.
+``+codes``, ``+fp16`` or ``+fp32`` to a method that :func:`~faiss_qama.training.fit` fits says what rescores.
 """
 
 from __future__ import annotations
@@ -110,14 +110,21 @@ def _build_faiss(text: str, dataset: Dataset, metric: int) -> Built:
         index.add(x)
         if parameters:
             faiss.ParameterSpace().set_index_parameters(index, parameters)
-        size = index.sa_code_size()
     except RuntimeError as error:
         raise ValueError(f"faiss:{text}: {str(error).splitlines()[-1].strip()}") from None
-    kept = 0
     if isinstance(index, faiss.IndexRefine):
-        kept = index.refine_index.sa_code_size()
-        size = index.base_index.sa_code_size()
-    return Built(index, (size, kept), {"factory": factory, "parameters": parameters})
+        size = _code_size(index.base_index), _code_size(index.refine_index)
+    else:
+        size = _code_size(index), 0
+    return Built(index, size, {"factory": factory, "parameters": parameters})
+
+
+def _code_size(index: faiss.Index) -> int:
+    """Return bytes a vector: the code's, or a share of the whole index where there is no such thing (graphs)."""
+    try:
+        return int(index.sa_code_size())
+    except RuntimeError:
+        return round(len(faiss.serialize_index(index)) / index.ntotal)
 
 
 def _build_scalar(dataset: Dataset, metric: int, *, rotated: bool) -> Built:

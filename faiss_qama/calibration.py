@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 KS = (1, 10, 100)
 OVERSAMPLES = tuple(float(2 ** (i / 4)) for i in range(41))  # 1 to 1024, in steps of 19 %
-MAX_CANDIDATES = 12_800  # more are not looked at: beyond this exact search is as fast
+MAX_CANDIDATES = 12_800  # more are neither measured nor taken by a search that names no oversample
 
 # A search aims at half of the misses it may have: queries to come differ from those that were measured.
 MISSES = 1 / 2
@@ -77,4 +77,4 @@ class Calibration:
                 "is aimed at; fit more bytes, or pass oversample="
             )
         found = OVERSAMPLES[reached[0]] if len(reached) else OVERSAMPLES[-1]
-        return float(found * max(1.0, ntotal / self.n) ** GROWTH)
+        return float(min(found * max(1.0, ntotal / self.n) ** GROWTH, max(1.0, MAX_CANDIDATES / k)))

@@ -36,10 +36,10 @@ def main() -> None:
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        error.show()
+        click.echo(f"error: {error.format_message()}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted; nothing that was there before has changed", err=True)
+        click.echo("interrupted", err=True)
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
@@ -110,6 +110,7 @@ def search(
     index = QamaIndex.load(index_path, mmap=True)
     D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, recall=recall, oversample=oversample)
     if output is not None:
+        output = output if output.suffix == ".npz" else output.with_name(output.name + ".npz")
         np.savez(output, D=D, I=I)
         click.echo(f"wrote {output}: D {D.shape} {D.dtype}, I {I.shape} {I.dtype}")
         return
@@ -130,7 +131,7 @@ def search(
 @_k
 @_recall
 @_oversample
-@_metric
+@click.option("--metric", type=click.Choice(list(_METRICS)), default="ip", show_default=True, help="Of a folder.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits to average over.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the results here as well.")
 def eval_command(
@@ -155,12 +156,16 @@ def eval_command(
     """
     options = {name: value for name, value in (("recall", recall), ("oversample", oversample)) if value is not None}
     if queries_path is not None:
+        if methods or train_queries or seeds > 1:
+            raise ValueError("--method, --train-queries and --seeds are for a data set folder; an index is as it is")
         index = QamaIndex.load(target, mmap=True)
         dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
         truth = exact(dataset, k, index.metric_type)
         results = [evaluate(index, dataset, truth, **options)]
         measured = [Measured(target.name, index.bytes_per_vector, results, index.quantizer.config)]
     else:
+        if qrels or corpus_path:
+            raise ValueError("--qrels and --corpus are for an index and QUERIES; a data set folder has its own")
         if not target.is_dir():
             raise FileNotFoundError(f"{target}: no such data set folder")
         dataset = Dataset.load(target)
@@ -170,14 +175,16 @@ def eval_command(
             for method in methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",)
         ]
     n, d = dataset.corpus.shape
-    click.echo(f"{target.name}: {n:,} x {d}, {len(dataset.queries):,} queries, {faiss.omp_get_max_threads()} threads")
+    name = target.resolve().name
+    click.echo(f"{name}: {n:,} x {d}, {len(dataset.queries):,} queries, {faiss.omp_get_max_threads()} threads")
     click.echo(report.results_table([truth.measured, *measured], k))
     if json_path is not None:
         record = {
-            "dataset": target.name,
+            "dataset": name,
             "corpus": [n, d],
             "queries": len(dataset.queries),
-            "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, "metric": metric, **options},
+            "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, **options},
+            "metric": next(name for name, metric_type in _METRICS.items() if metric_type == truth.metric),
             "threads": faiss.omp_get_max_threads(),
             "versions": {"faiss-qama": __version__, "faiss": faiss.__version__},
             "results": [m.to_dict() for m in (truth.measured, *measured)],
@@ -210,12 +217,11 @@ def inspect(index_path: Path) -> None:
     quantizer, calibration = index.quantizer, index.quantizer.calibration
     rows = [
         ("index", f"{index.ntotal:,} x {index.d}, metric {quantizer.metric_name}, rescore {index.rescore}"),
-        ("quantizer", report.quantizer_text(quantizer)),
+        ("quantizer", str(quantizer.layout)),
         ("bytes", f"{report.bytes_text(index.bytes_per_vector)} a vector"),
-        ("fitted on", f"{quantizer.config['fitted_on']:,} vectors, seed {quantizer.config['seed']}"),
     ]
     if calibration is not None:
-        source = "real queries" if quantizer.config["real_queries"] else "held-out documents made harder"
+        source = "real queries" if quantizer.config.get("real_queries") else "held-out documents made harder"
         rows.append(("calibrated", f"on {source} against {calibration.n:,} vectors; oversample for recall@10:"))
         needs = []
         for recall in (0.9, 0.95, 0.99):
@@ -224,6 +230,7 @@ def inspect(index_path: Path) -> None:
             except ValueError:
                 needs.append(f"{recall}: out of reach")
         rows.append(("", ", ".join(needs) + " (rescoring from floats)"))
+    rows.append(("settings", ", ".join(f"{name} {value}" for name, value in quantizer.config.items())))
     rows.append(("written by", f"{manifest['written_by']}, generation {manifest['generation']}"))
     rows += [("", f"{f['name']}  {report.size_text(f['bytes'])}  checksum ok") for f in manifest["files"].values()]
     click.echo(report.facts(rows))

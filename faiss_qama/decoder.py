@@ -21,7 +21,7 @@ class Decoder:
 
     Parameters
     ----------
-    values : (columns, max_levels) float32, ascending along a row
+    values : (columns, max_levels) float32
     matrix : (columns, d) float32
     offset : (d,) float32
     """
@@ -31,7 +31,7 @@ class Decoder:
     offset: Floats
 
     def truncate(self, columns: int, max_levels: int) -> Decoder:
-        """Return the decoder of the first ``columns``; what they do not say stays at the mean."""
+        """Return the decoder of the first ``columns``."""
         return Decoder(self.values[:columns, :max_levels], self.matrix[:columns], self.offset)
 
     def of_bits(self, layout: CodeLayout) -> BitDecoder:

@@ -20,7 +20,8 @@ def read_texts(path: Path, field: str = "text") -> list[str]:
     Raises ValueError naming the line.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        with path.open(encoding="utf-8") as file:
+            lines = [line.rstrip("\n") for line in file]  # str.splitlines would also split at form feeds
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     if not lines:

@@ -138,7 +138,7 @@ def exact(dataset: Dataset, k: int, metric: int) -> Truth:
     D, I = knn_ground_truth(dataset.queries, chunks(), min(wanted, len(dataset.corpus)), metric, ngpu=0)
     seconds = time.perf_counter() - start - reading
     D, I = _drop_excluded(dataset, D, I, k)
-    result = Result(1.0, ndcg(I, dataset.qrels), len(I) / seconds)
+    result = Result(1.0, ndcg(I, dataset.qrels, k), len(I) / seconds)
     return Truth(k, metric, D, I, Measured("exact floats", (4 * dataset.corpus.shape[1], 0), [result]))
 
 
@@ -150,7 +150,7 @@ def evaluate(index: Searchable, dataset: Dataset, truth: Truth, **search_options
         D, I = search_in_blocks(index, dataset.queries, k + surplus, **search_options)
         seconds.append(time.perf_counter() - start)
     _, I = _drop_excluded(dataset, D, I, k)
-    return Result(recall(I, truth, dataset), ndcg(I, dataset.qrels), len(I) / float(np.median(seconds)))
+    return Result(recall(I, truth, dataset), ndcg(I, dataset.qrels, k), len(I) / float(np.median(seconds)))
 
 
 def search_in_blocks(index: Searchable, xq: Floats, k: int, **search_options: Any) -> tuple[NDArray[Any], Ids]:
@@ -184,7 +184,7 @@ def recall(I: Ids, truth: Truth, dataset: Dataset) -> float:
     return hits / max(1, int(wanted.sum()))
 
 
-def ndcg(I: Ids, qrels: NDArray[np.int64] | None, k: int = 10) -> float | None:
+def ndcg(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> float | None:
     """Return the mean nDCG@k of the (nq, >= k) ids ``I`` over the queries that have a relevant document.
 
     Gains are the grades and the discount is 1 / log2(rank + 1), as in trec_eval (Järvelin and Kekäläinen, "Cumulated

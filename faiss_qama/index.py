@@ -90,7 +90,9 @@ class QamaIndex:
         Raises TypeError or ValueError, with nothing added, for what :func:`faiss_qama.vectors.as_vectors` refuses.
         """
         if self._read_only:
-            raise ValueError("this index shares its memory, so it is read-only; load it with mmap=False to add to it")
+            raise ValueError(
+                "this index is read-only, as it shares its codes with a file or another index; load it with mmap=False to add"
+            )
         x = as_vectors(x, self.d)
         codes = self.quantizer.encode(x)
         if isinstance(self._store, FloatStore):

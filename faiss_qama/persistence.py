@@ -1,4 +1,4 @@
-"""The bundle on disk: a folder whose ``manifest.json`` names the files of one generation. The only file that writes.
+"""The bundle on disk: a folder whose ``manifest.json`` names the files of one generation. Only this file writes one.
 
 A save writes the files of the next generation, syncs them, and then replaces the manifest in one atomic step: a crash
 leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself.
@@ -34,7 +34,7 @@ from faiss_qama.rescore import DTYPES
 from faiss_qama.vectors import PathLike
 
 FORMAT, VERSION = "faiss-qama", 1
-MANIFEST = "manifest.json"
+MANIFEST, LOCK = "manifest.json", ".lock"
 _OURS = re.compile(r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|store-\d+\.npy|manifest\.json\.new)")
 
 
@@ -46,9 +46,9 @@ def check_writable(path: PathLike) -> None:
             raise FileNotFoundError(f"{folder}: the folder {folder.absolute().parent} does not exist")
     elif not folder.is_dir():
         raise FileExistsError(f"{folder}: a file is in the way; an index is written as a folder")
-    elif not (folder / MANIFEST).exists() and any(
-        not _OURS.fullmatch(entry.name) and entry.name != ".lock" for entry in folder.iterdir()
-    ):
+    elif (folder / MANIFEST).exists():
+        _parse(folder)
+    elif any(not _OURS.fullmatch(entry.name) and entry.name != LOCK for entry in folder.iterdir()):
         raise FileExistsError(f"{folder}: this folder is not empty and holds no {MANIFEST}; nothing was written")
 
 
@@ -79,23 +79,22 @@ def write(
     """
     folder = Path(path)
     check_writable(folder)
-    fresh = not folder.exists()
     folder.mkdir(exist_ok=True)
-    lock = filelock.FileLock(folder / ".lock", timeout=0)
     try:
-        with lock:
-            previous = _parse(folder) if (folder / MANIFEST).exists() else {"generation": 0}
-            _write_generation(folder, previous["generation"] + 1, quantizer, rescore, binary, rows, shape)
+        with filelock.FileLock(folder / LOCK, timeout=0):
+            try:
+                previous = _parse(folder) if (folder / MANIFEST).exists() else {"generation": 0}
+                _write_generation(folder, previous["generation"] + 1, quantizer, rescore, binary, rows, shape)
+            finally:
+                if not (folder / MANIFEST).exists():  # nothing was written, so nothing stays
+                    with suppress(OSError):
+                        (folder / LOCK).unlink()
+                        folder.rmdir()
     except filelock.Timeout:
         raise OSError(f"{folder}: another process is writing this index") from None
     except OSError as error:
         error.filename = error.filename or str(folder)  # a full disk names no file
         raise
-    finally:
-        if fresh and not (folder / MANIFEST).exists():
-            with suppress(OSError):
-                (folder / ".lock").unlink(missing_ok=True)
-                folder.rmdir()
 
 
 def read(path: PathLike, *, mmap: bool = False) -> tuple[Quantizer, str, Any, NDArray[np.floating] | None]:
@@ -218,6 +217,8 @@ def _read_generation(
     try:
         binary = faiss.read_index_binary(str(codes), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
     except RuntimeError as error:
+        if not codes.exists():  # a save has replaced the generation
+            raise FileNotFoundError(f"{codes}: missing; the manifest names it") from None
         raise ValueError(f"{codes}: not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
     if (binary.ntotal, binary.code_size) != (ntotal, quantizer.code_size):
         raise ValueError(

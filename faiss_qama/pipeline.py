@@ -73,11 +73,11 @@ def fit_index(
     quantizer = fit_draw(drawn, config, metric)
     seconds = time.perf_counter() - start
     index = QamaIndex.build(path, quantizer, corpus, rescore)
-    if len(drawn.held_out) == 0:
+    if len(drawn.report) == 0:
         return Outcome(index, path, corpus, seconds, [])
 
-    itself = np.stack([np.arange(len(drawn.held_out)), drawn.held_out_rows], axis=1)
-    dataset = Dataset(corpus, drawn.held_out, exclude=itself if queries is None else None)
+    itself = np.stack([np.arange(len(drawn.report)), drawn.report_rows], axis=1)
+    dataset = Dataset(corpus, drawn.report, exclude=itself if queries is None else None)
     truth = exact(dataset, K, metric)
     stages = {"codes only": index if rescore == "codes" else index.with_rescore("codes")}
     if rescore == "none":

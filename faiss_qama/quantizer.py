@@ -19,6 +19,7 @@ from faiss_qama.layout import CodeLayout
 from faiss_qama.transform import Linear
 from faiss_qama.vectors import as_vectors
 
+CHUNK = 4096  # vectors whose columns stay in cache until they are packed
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
 
 
@@ -33,7 +34,7 @@ class Quantizer:
     thresholds : (columns, max_levels - 1) float32, ascending, +inf where a column has fewer
     decoder : from levels back to R^d
     metric : ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``, of the float vectors
-    unit : whether every vector of the corpus had length 1; decoded vectors are then normalised
+    unit : whether the vectors that it was fitted on had length 1; decoded vectors are then normalised
     scale : root mean square length of the corpus' vectors
     query_gain, query_shift : a float and (columns,) float32; a query's columns are multiplied by the one and moved by
         the other before they are cut, which gives queries a centre and a spread of their own (1 and 0 without)
@@ -103,7 +104,10 @@ class Quantizer:
         """Return the vectors, (n, d) float32, that ``code`` (n, code_size) stands for."""
         if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
-        x = self.bit_decoder.vectors(codes.unpack(code, self.layout).astype(np.float32))
+        x = np.empty((len(code), self.d), dtype=np.float32)
+        for start in range(0, len(code), CHUNK):
+            bits = codes.unpack(code[start : start + CHUNK], self.layout).astype(np.float32)
+            x[start : start + CHUNK] = self.bit_decoder.vectors(bits)
         return rescaled(x, 1.0) if self.unit else x
 
     def truncate(self, components: int) -> Quantizer:
@@ -180,17 +184,23 @@ class Quantizer:
 
     def _encode(self, x: Floats, gain: float = 1.0, shift: Floats | float = 0.0) -> Codes:
         out = np.empty((len(x), self.code_size), dtype=np.uint8)
-        for start in range(0, len(x), 4096):  # the columns of a chunk stay in cache until they are packed
-            z = self.transform(x[start : start + 4096])
+        for start in range(0, len(x), CHUNK):
+            z = self.transform(x[start : start + CHUNK])
             if gain != 1.0:
                 z *= np.float32(gain)
             z += np.asarray(shift, np.float32)
-            out[start : start + 4096] = codes.encode(z, self.thresholds, self.layout)
+            out[start : start + CHUNK] = codes.encode(z, self.thresholds, self.layout)
         return out
 
 
 def rescaled(x: Floats, length: float) -> Floats:
     """Return the rows of ``x`` brought to ``length``; zero rows stay zero."""
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    out: Floats = x * (np.float32(length) / np.where(norms > 0, norms, 1)).astype(np.float32)
+    norms = lengths(x)[:, None]
+    out: Floats = (x * (length / np.where(norms > 0, norms, 1))).astype(np.float32)
     return out
+
+
+def lengths(x: Floats) -> NDArray[np.float64]:
+    """Return the lengths of the rows of ``x``, in float64: squares leave float32's range long before values do."""
+    norms: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
+    return norms

@@ -30,7 +30,7 @@ class FloatStore:
     """Vectors in float16 or float32, row i belonging to code i; in memory, or a read-only memory map.
 
     float16 keeps 11 bits of each value between 6e-5 and 65504, so vectors are divided by the power of two next to the
-    corpus' scale, which loses nothing and makes vectors of any length fit.
+    corpus' scale, which makes vectors of any length fit and adds no rounding of its own.
     """
 
     def __init__(self, quantizer: Quantizer, kind: str, rows: NDArray[np.floating] | None = None) -> None:
@@ -66,14 +66,16 @@ class FloatStore:
     def scores(self, xq: Floats, ids: Ids) -> Floats:
         """Return the inner products or squared L2 distances, (nq, k') float32, of ``ids`` (nq, k')."""
         out = np.empty(ids.shape, dtype=np.float32)
+        inner_product = self._metric == faiss.METRIC_INNER_PRODUCT
+        xq = xq / np.float32(self.scale)
         for block in _blocks(ids, self._buffer.shape[1]):
-            x = self._buffer[ids[block]].astype(np.float32)  # (queries, k', d)
-            x *= np.float32(self.scale)
-            if self._metric == faiss.METRIC_INNER_PRODUCT:
+            x = self._buffer[ids[block]].astype(np.float32, copy=False)  # (queries, k', d), gathered, so ours to change
+            if inner_product:
                 out[block] = np.matmul(x, xq[block, :, None])[:, :, 0]
             else:
                 x -= xq[block, None, :]
                 out[block] = np.einsum("qkd,qkd->qk", x, x)
+        out *= np.float32(self.scale**2)
         return out
 
 

@@ -32,7 +32,9 @@ def check_dtype_and_shape(x: NDArray[np.generic], d: int | None, what: str) -> N
         raise ValueError(f"{what}: dimension {x.shape[1]}, but {d} is needed")
 
 
-def as_vectors(x: ArrayLike, d: int | None = None, what: str = "vectors", first_row: int = 0) -> Floats:
+def as_vectors(
+    x: ArrayLike, d: int | None = None, what: str = "vectors", rows: Sequence[int] | NDArray[np.int64] | None = None
+) -> Floats:
     """Return ``x`` as C-contiguous float32 (n, d), cast from any float type, or raise.
 
     Raises
@@ -41,7 +43,7 @@ def as_vectors(x: ArrayLike, d: int | None = None, what: str = "vectors", first_
         for integers, strings and objects
     ValueError
         for a wrong rank or dimension, no vectors, and NaN or infinity, naming the first such row
-        (counted from ``first_row``)
+        (``rows`` are the numbers of the rows, if they are not 0, 1, ...)
     """
     array = np.asarray(x)
     check_dtype_and_shape(array, d, what)
@@ -50,7 +52,7 @@ def as_vectors(x: ArrayLike, d: int | None = None, what: str = "vectors", first_
         suspects = np.flatnonzero(~np.isfinite(out.sum(axis=1)))  # a sum may overflow where no value does
     bad = suspects[~np.isfinite(out[suspects]).all(axis=1)]
     if len(bad):
-        raise ValueError(f"{what}: row {first_row + bad[0]} holds NaN or infinity (as float32)")
+        raise ValueError(f"{what}: row {bad[0] if rows is None else rows[bad[0]]} holds NaN or infinity (as float32)")
     return out
 
 
@@ -65,26 +67,27 @@ class Corpus:
     d : the dimension they must have, or None
     what : how error messages call an array (files are called by their names)
     scale : what the values are multiplied by when they are read
+
+    Attributes
+    ----------
+    shape : (n, d) of all the vectors
+    nbytes, dtype : the bytes that they take as they are stored, and the type of (the last of) them
     """
 
     def __init__(self, source: Source, d: int | None = None, what: str = "corpus", scale: float = 1.0) -> None:
         self._scale = np.float32(scale)
         shards = source if isinstance(source, list | tuple) and _all_paths(source) else [source]
         self._parts = [(Path(s), str(s)) if isinstance(s, str | os.PathLike) else (np.asarray(s), what) for s in shards]
-        self.shape = (0, d or 0)
+        self.shape, self.nbytes = (0, d or 0), 0
         for part, name in self._parts:
             array = _open(part)
             check_dtype_and_shape(array, self.shape[1] or None, name)
             self.shape = (self.shape[0] + array.shape[0], array.shape[1])
+            self.nbytes += array.nbytes
             self.dtype = array.dtype
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the vectors as they are stored."""
-        return self.shape[0] * self.shape[1] * self.dtype.itemsize
 
     @property
     def n_chunks(self) -> int:
@@ -114,22 +117,23 @@ class Corpus:
         for part, name in self._parts:
             n = len(_open(part))
             for start in range(0, n, self._step):
-                window = slice(start, min(start + self._step, n))
+                stop = min(start + self._step, n)
                 if rows is None:
-                    yield slice(base + start, base + window.stop), self._read(part, name, window, start)
+                    yield slice(base + start, base + stop), self._read(part, name, range(start, stop))
                     continue
-                where = slice(*np.searchsorted(rows, [base + start, base + window.stop]))
+                where = slice(*np.searchsorted(rows, [base + start, base + stop]))
                 if where.start < where.stop:
-                    yield where, self._read(part, name, rows[where] - base, start)
+                    yield where, self._read(part, name, rows[where] - base)
             base += n
 
     @property
     def _step(self) -> int:
         return max(1, CHUNK_BYTES // (4 * self.shape[1]))
 
-    def _read(self, part: Path | NDArray[np.generic], name: str, rows: slice | NDArray[np.int64], start: int) -> Floats:
-        chunk = np.array(_open(part)[rows])  # a copy: the map is dropped here
-        out = as_vectors(chunk, self.shape[1], name, start)
+    def _read(self, part: Path | NDArray[np.generic], name: str, rows: range | NDArray[np.int64]) -> Floats:
+        where = slice(rows.start, rows.stop) if isinstance(rows, range) else rows
+        chunk = np.array(_open(part)[where])  # a copy: the map is dropped here
+        out = as_vectors(chunk, self.shape[1], name, rows)
         if self._scale != 1:
             out *= self._scale
         return out

@@ -62,9 +62,9 @@ def test_curves_are_what_searches_reach(metric):
         index = QamaIndex(quantizer, kind)
         index.add(drawn.train)
         for i, k in enumerate(KS):
-            truth = flat.search(drawn.held_out, k)[1]
+            truth = flat.search(drawn.calibration, k)[1]
             for j in (0, 7, 13):
-                found = index.search(drawn.held_out, k, oversample=OVERSAMPLES[j])[1]
+                found = index.search(drawn.calibration, k, oversample=OVERSAMPLES[j])[1]
                 recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(found, truth, strict=True)])
                 assert getattr(quantizer.calibration, stage)[i, j] == pytest.approx(recall, abs=0.01)
 
@@ -91,8 +91,8 @@ def test_duplicates_are_as_good_as_each_other():
 
 
 def test_nothing_held_out_means_no_calibration():
-    x = make_vectors(9)
-    assert fit_quietly(x, layout="1x8").calibration is None
+    assert fit_quietly(make_vectors(199), layout="1x8").calibration is None
+    assert fit_quietly(make_vectors(200), layout="1x8").calibration.n == 180
 
 
 def test_the_held_out_are_not_hits_of_their_own():

@@ -85,7 +85,7 @@ def test_fit_with_every_second_stage(folder, rescore):
     done = run("fit", "corpus.npy", "-o", f"{rescore}.qama", "--rescore", rescore, "--metric", "l2", cwd=folder)
     assert "metric L2" in done.stdout
     assert QamaIndex.load(folder / f"{rescore}.qama").metric_type == faiss.METRIC_L2
-    assert run("inspect", f"{rescore}.qama", cwd=folder).stdout.count("checksum ok") == 3 if rescore == "fp32" else 2
+    assert run("inspect", f"{rescore}.qama", cwd=folder).stdout.count("checksum ok") == (3 if rescore == "fp32" else 2)
 
 
 def test_fit_from_shards_config_queries_and_bytes(folder, tmp_path):
@@ -176,7 +176,8 @@ def test_a_mistake_is_one_line_and_status_2(folder, arguments, message):
     done = run(*arguments.split(), cwd=folder, check=2)
     assert message in done.stderr
     assert done.stdout == ""
-    assert len([line for line in done.stderr.splitlines() if line.lower().startswith("error")]) == 1
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 def test_too_few_to_measure_still_makes_an_index(tmp_path):
@@ -203,7 +204,7 @@ def test_interrupting_leaves_the_old_index(folder):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.strip() == "interrupted; nothing that was there before has changed"
+    assert errors.strip() == "interrupted"
     assert {f.name: f.read_bytes() for f in (folder / "kept.qama").iterdir()} == before
 
 

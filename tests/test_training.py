@@ -55,7 +55,8 @@ def test_cuts_in_standard_deviations():
     z = (NORMAL - NORMAL.mean(axis=0)) / NORMAL.std(axis=0)
     np.testing.assert_allclose(thresholds.uniform(z, 4), [[-1, 0, 1]] * 2, atol=1e-4)
     np.testing.assert_allclose(thresholds.uniform(z, 3), [[-2 / 3, 2 / 3]] * 2, atol=1e-4)
-    np.testing.assert_allclose(thresholds.log(z, 4), [[-1, 0, 1]] * 2, atol=1e-4)  # log(1 + 1) is half of log(1 + 3)
+    middle = np.sqrt(5) - 1  # log(1 + middle) is half of log(1 + 4)
+    np.testing.assert_allclose(thresholds.log(z, 4), [[-middle, 0, middle]] * 2, atol=1e-4)
     np.testing.assert_allclose(thresholds.mean(NORMAL, 2)[:, 0], NORMAL.mean(axis=0), atol=1e-6)
     np.testing.assert_allclose(thresholds.median(NORMAL, 2)[:, 0], np.median(NORMAL, axis=0))
     assert not thresholds.zero(NORMAL, 2).any()
@@ -148,15 +149,19 @@ def test_draw_is_disjoint_and_bounded():
     x = np.arange(2000, dtype=np.float32)[:, None]
     drawn = draw(Corpus(x), None, 500, 0)
     assert len(drawn.train) == 500
-    assert len(drawn.held_out) == 200
-    assert not set(drawn.train[:, 0]) & set(drawn.held_out[:, 0])
-    np.testing.assert_array_equal(x[drawn.held_out_rows], drawn.held_out)
-    queries = -np.arange(1, 1001, dtype=np.float32)[:, None]
+    assert len(drawn.report) == 200
+    assert not set(drawn.train[:, 0]) & set(drawn.report[:, 0])
+    np.testing.assert_array_equal(x[drawn.report_rows], drawn.report)
+    np.testing.assert_array_equal(drawn.calibration, drawn.report)
+    queries = -np.arange(1, 1501, dtype=np.float32)[:, None]
     drawn = draw(Corpus(x), Corpus(queries), 10_000, 0)
     assert len(drawn.train) == 2000
-    assert len(drawn.held_out) == HELD_OUT
-    assert not set(drawn.train_queries[:, 0]) & set(drawn.held_out[:, 0])
-    assert (drawn.held_out_rows == -1).all()
+    assert len(drawn.calibration) == len(drawn.report) == HELD_OUT
+    parts = [set(part[:, 0]) for part in (drawn.train_queries, drawn.calibration, drawn.report)]
+    assert len(set.union(*parts)) == sum(map(len, parts)) == 1500
+    assert (drawn.report_rows == -1).all()
+    assert len(draw(Corpus(x), Corpus(queries[:59]), 10_000, 0).calibration) == 0
+    assert len(draw(Corpus(x[:199]), None, 10_000, 0).calibration) == 0
 
 
 def test_few_vectors_fit_and_say_so():

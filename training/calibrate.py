@@ -22,7 +22,7 @@ NOISE = 1.0
 
 def calibrate(quantizer: Quantizer, drawn: Draw, seed: int) -> Quantizer:
     """Return ``quantizer`` with a calibration measured on the queries held out of its fit, if there are any."""
-    xq = drawn.held_out
+    xq = drawn.calibration
     if len(xq) == 0:
         return quantizer
     if drawn.train_queries is None:

@@ -19,7 +19,7 @@ DECODERS = ("transpose", "least-squares")
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Settings of a fit; the defaults are the best closed form we know.
+    """Settings of a fit, in closed form.
 
     Parameters
     ----------
@@ -106,14 +106,22 @@ class FitConfig:
         return asdict(self) | {"slices": list(self.slices)}
 
     def layout_in(self, d: int) -> CodeLayout:
-        """Return the layout for vectors of dimension ``d``. Raises ValueError if it has more components than that."""
+        """Return the layout for vectors of dimension ``d``.
+
+        Raises ValueError if it has more components than that, or if a slice does not end between two units of it.
+        """
         if self.bytes is not None:
-            return layout_for(self.bytes, d)
-        if self.layout is None:
-            return CodeLayout((Segment("2", max(1, d // 2)),))
-        layout = CodeLayout.parse(self.layout)
+            layout = layout_for(self.bytes, d)
+        elif self.layout is None:
+            layout = CodeLayout((Segment("2", max(1, d // 2)),))
+        else:
+            layout = CodeLayout.parse(self.layout)
         if layout.components > d:
             raise ValueError(f"layout {layout} has {layout.components} components; the vectors have {d}")
+        for end in self.slices:
+            if end > layout.components:
+                raise ValueError(f"slices end at {end}; layout {layout} has {layout.components} components")
+            layout.truncate(end)  # raises where that would split a pair
         return layout
 
 

@@ -10,26 +10,31 @@ from numpy.typing import NDArray
 from faiss_qama.codes import Floats
 from faiss_qama.vectors import Corpus
 
-HELD_OUT = 300  # queries to calibrate and report on: recall@10 to about .01
+HELD_OUT = 300  # queries to calibrate on, or to report on: recall@10 to about .01
 MIN_QUERIES = 20
 
 
 @dataclass(frozen=True, eq=False)
 class Draw:
-    """What a fit works with: disjoint random parts of the corpus and of the queries.
+    """What a fit works with: random parts of the corpus and of the queries, none of which share a vector.
+
+    Where there are no real queries, documents stand in for them, and those that calibrate (with noise, as they are too
+    easy) also report (as they are).
 
     Parameters
     ----------
     train : (n, d) float32 documents to fit on
     train_queries : (nq, d) float32 real queries to fit the query side on, or None
-    held_out : (nq, d) float32 queries held out of the fit: real ones where there are any, else documents
-    held_out_rows : (nq,) the row of the corpus that each of them is, so no hit of its own; -1 for real queries
+    calibration : (nc, d) float32 queries to calibrate on; none if there are fewer than ``MIN_QUERIES``
+    report : (nr, d) float32 queries to report on
+    report_rows : (nr,) the row of the corpus that each of those is, so no hit of its own; -1 for real queries
     """
 
     train: Floats
     train_queries: Floats | None
-    held_out: Floats
-    held_out_rows: NDArray[np.int64]
+    calibration: Floats
+    report: Floats
+    report_rows: NDArray[np.int64]
 
 
 def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int) -> Draw:
@@ -43,10 +48,15 @@ def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int) -> Draw
     if queries is None:
         held = min(HELD_OUT, len(corpus) // 10)
         rows = rng.choice(len(corpus), min(len(corpus), sample + held), replace=False)
-        return Draw(corpus.take(np.sort(rows[held:])), None, corpus.take(rows[:held]), rows[:held])
+        report = corpus.take(rows[:held])
+        calibration = report if held >= MIN_QUERIES else report[:0]
+        return Draw(corpus.take(np.sort(rows[held:])), None, calibration, report, rows[:held])
     if len(queries) < MIN_QUERIES:
         raise ValueError(f"queries: at least {MIN_QUERIES} are needed; got {len(queries)}")
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
     order = rng.choice(len(queries), min(len(queries), sample), replace=False)
-    held = min(HELD_OUT, len(order) // 2)
-    return Draw(corpus.take(np.sort(rows)), queries.take(order[held:]), queries.take(order[:held]), np.full(held, -1))
+    held = min(HELD_OUT, len(order) // 3)
+    calibration, report, train = (queries.take(part) for part in np.split(order, [held, 2 * held]))
+    if held < MIN_QUERIES:
+        calibration = calibration[:0]
+    return Draw(corpus.take(np.sort(rows)), train, calibration, report, np.full(held, -1))

@@ -11,7 +11,7 @@ from faiss_qama import codes
 from faiss_qama.codes import Floats
 from faiss_qama.decoder import Decoder
 from faiss_qama.layout import CodeLayout
-from faiss_qama.quantizer import METRICS, Quantizer, rescaled
+from faiss_qama.quantizer import METRICS, Quantizer, lengths, rescaled
 from faiss_qama.training import rotation, thresholds
 from faiss_qama.training.calibrate import calibrate
 from faiss_qama.training.config import FitConfig
@@ -45,6 +45,8 @@ def fit(
     source = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     if queries is not None and not isinstance(queries, Corpus):
         queries = Corpus(queries, source.shape[1], "queries")
+    if queries is not None and queries.shape[1] != source.shape[1]:
+        raise ValueError(f"queries: dimension {queries.shape[1]}, but {source.shape[1]} is needed")
     config.layout_in(source.shape[1])  # refused before anything is read
     return fit_draw(draw(source, queries, config.sample, config.seed), config, metric)
 
@@ -59,6 +61,11 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
         warnings.warn(
             f"fitted on {len(x)} vectors; {layout.components} components want {4 * layout.components} or more",
             stacklevel=3,
+        )
+    norms = lengths(x)
+    if norms.max() > 1e18 or 0 < norms.max() < 1e-18:
+        raise ValueError(
+            f"the longest vector has length {norms.max():.3g}; products of floats need 1e-18 to 1e18: rescale"
         )
     rng = np.random.default_rng(config.seed)
 
@@ -78,17 +85,18 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
     for segment, columns, _ in layout.slices():
         cuts[columns, : segment.levels - 1] = thresholds.RULES[config.thresholds](z[:, columns], segment.levels)
 
-    # Back to floats. Unit length is judged with the rounding of float16 allowed for.
-    norms = np.linalg.norm(x, axis=1)
+    # Back to floats. Whether lengths are 1 is judged below with float16's rounding allowed for, zero vectors aside.
     decoder = fit_decoder(x, z, codes.encode(z, cuts, layout), center, matrix, layout, config.decoder)
-    scale = float(np.sqrt(np.mean(norms.astype(np.float64) ** 2))) or 1.0
+    scale = float(np.sqrt(np.mean(norms**2))) or 1.0
 
     # Queries around their own centre, and further out: a level at the edge tells near from far more often.
     gain, shift = 1.0, np.zeros(layout.columns, dtype=np.float32)
     if drawn.train_queries is not None:
         q = rescaled(drawn.train_queries, scale) if metric == faiss.METRIC_INNER_PRODUCT else drawn.train_queries
         gain = config.query_gain
-        shift = gain * (matrix @ (config.query_center * (center - q.mean(axis=0))))
+        middle = x.mean(axis=0)
+        own = middle + config.query_center * (q.mean(axis=0) - middle)
+        shift = matrix @ (middle - center) - gain * (matrix @ (own - center))
 
     quantizer = Quantizer(
         transform=transform,
@@ -96,7 +104,7 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
         thresholds=cuts,
         decoder=decoder,
         metric=metric,
-        unit=bool(np.abs(norms - 1).max() < 2e-3),
+        unit=bool(norms.any() and np.abs(norms[norms > 0] - 1).max() < 2e-3),
         scale=scale,
         query_gain=gain,
         query_shift=shift.astype(np.float32),
@@ -143,8 +151,6 @@ def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConf
     """Rotate the rows of ``matrix`` inside each slice."""
     if config.rotation == "none":
         return matrix
-    if config.slices and config.slices[-1] > layout.components:
-        raise ValueError(f"slices end at {config.slices[-1]}; layout {layout} has {layout.components} components")
     ends = np.cumsum([s.components for s in layout.segments])
     borders = sorted({0, *config.slices, *ends.tolist()})
     rows = []

@@ -44,25 +44,25 @@ def normal(z: Floats, levels: int) -> Floats:
 
 
 def log(z: Floats, levels: int) -> Floats:
-    """Cut into equal distances of sign(u) log(1 + abs(u)), u in standard deviations, up to 3 either side."""
-    steps = np.linspace(-1, 1, levels + 1)[1:-1] * np.log(4)
+    """Cut into equal distances of sign(u) log(1 + abs(u)), u in standard deviations, up to 4 either side."""
+    steps = np.linspace(-1, 1, levels + 1)[1:-1] * np.log(5)
     return _standardised(z, np.sign(steps) * np.expm1(np.abs(steps)))
 
 
 def lloyd(z: Floats, levels: int) -> Floats:
     """Cut where the distortion is least on the sample (Lloyd, "Least squares quantization in PCM", 1982, method I)."""
-    # With values sorted and summed once, a level's centroid is a difference of two sums.
-    ordered = np.sort(z, axis=0).astype(np.float64)
-    sums = np.concatenate([np.zeros((1, z.shape[1])), np.cumsum(ordered, axis=0)])
     cuts = normal(z, levels).astype(np.float64)
-    for _ in range(LLOYD_ITERATIONS):
-        at = np.stack([np.searchsorted(column, t) for column, t in zip(ordered.T, cuts, strict=True)])
-        at = np.pad(at, ((0, 0), (1, 1)), constant_values=((0, 0), (0, len(z))))  # (m, levels + 1)
-        counts = np.diff(at, axis=1)
-        centroids = np.diff(np.take_along_axis(sums, at.T, axis=0), axis=0).T / np.maximum(counts, 1)
-        middles = (centroids[:, 1:] + centroids[:, :-1]) / 2
-        # A cut beside an empty level has no centroid to move to.
-        cuts = np.where((counts[:, 1:] > 0) & (counts[:, :-1] > 0), middles, cuts)
+    for column, t in zip(z.T, cuts, strict=True):  # t is a view of a row of cuts
+        # With values sorted and summed once, a level's centroid is a difference of two sums.
+        ordered = np.sort(column)
+        sums = np.append(0, np.cumsum(ordered, dtype=np.float64))
+        for _ in range(LLOYD_ITERATIONS):
+            ends = np.concatenate([[0], np.searchsorted(ordered, t), [len(ordered)]])
+            counts = np.diff(ends)
+            centroids = np.diff(sums[ends]) / np.maximum(counts, 1)
+            # A cut beside an empty level has no centroid to move to.
+            known = (counts[1:] > 0) & (counts[:-1] > 0)
+            t[known] = ((centroids[1:] + centroids[:-1]) / 2)[known]
     return cuts.astype(np.float32)
 
 
