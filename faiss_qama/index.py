@@ -91,7 +91,7 @@ class QamaIndex:
         """
         if self._read_only:
             raise ValueError(
-                "this index is read-only, as it shares its codes with a file or another index; load it with mmap=False to add"
+                "this index is read-only: it shares its codes with a file or another index; load it with mmap=False"
             )
         x = as_vectors(x, self.d)
         codes = self.quantizer.encode(x)

@@ -162,6 +162,8 @@ def test_inspect_says_what_there_is_and_notices_damage(folder):
         ("eval none", "none: no such data set folder"),
         ("eval . --method nonsense", "unknown method 'nonsense'"),
         ("eval . --method faiss:Nonsense", "faiss:Nonsense"),
+        ("eval . --qrels qrels.tsv", "a data set folder has its own"),
+        ("eval corpus.qama queries.npy --seeds 3", "are for a data set folder"),
         ("inspect .", "no index here"),
         ("embed none.txt", "none.txt: No such file"),
         ("nonsense", "No such command"),
@@ -278,6 +280,11 @@ def test_a_missing_extra_is_named_with_its_install(tmp_path):
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = run("embed", "a.txt", cwd=tmp_path, check=2, env=environment)
     assert done.stderr == "error: embedding needs sentence-transformers: pip install 'faiss-qama[embed]'\n"
+
+
+def test_names_of_outputs_are_the_true_ones(folder):
+    assert "wrote hits2.npz" in run("search", "corpus.qama", "queries.npy", "-o", "hits2", cwd=folder).stdout
+    assert (folder / "hits2.npz").exists()
 
 
 def test_every_command_explains_itself(tmp_path):

@@ -32,7 +32,7 @@ def make_qrels(nq, n, seed=0):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 1000), st.sampled_from([1, 3, 10]))
-def test_ndcg_and_recall_equal_trec_eval(seed, k):
+def test_ndcg_equals_trec_eval(seed, k):
     rng = np.random.default_rng(seed)
     nq, n = 7, 30
     ids = np.stack([rng.permutation(n)[:12] for _ in range(nq)])
@@ -43,6 +43,19 @@ def test_ndcg_and_recall_equal_trec_eval(seed, k):
     per_query = ir_measures.iter_calc([ir_measures.nDCG @ k], graded, run)
     want = np.mean([m.value for m in per_query if int(m.query_id) in relevant])
     assert ndcg(ids, qrels, k) == pytest.approx(want, abs=1e-6)
+
+
+@pytest.mark.parametrize("k", [3, 10, 20])
+def test_ndcg_is_at_the_k_that_is_asked_for(k):
+    dataset = make_dataset()
+    near = exact(dataset, 20, faiss.METRIC_INNER_PRODUCT).I
+    qrels = np.array([(q, d, 1) for q, row in enumerate(near) for d in row])
+    dataset = make_dataset(qrels=qrels)
+    truth = exact(dataset, k, faiss.METRIC_INNER_PRODUCT)
+    assert truth.measured.mean.ndcg == pytest.approx(1)
+    flat = faiss.IndexFlatIP(D)
+    flat.add(make_vectors(700))
+    assert evaluate(flat, dataset, truth).ndcg == pytest.approx(1)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -103,7 +116,13 @@ def test_excluded_hits_are_dropped_on_both_sides():
 @pytest.mark.parametrize(
     "name",
     [*baselines.METHODS, *baselines.SCALAR, "2x18", "2x9,1x9", "2x18+none", "binary+fp16", "2x18+fp32"]
-    + ["faiss:Flat", "faiss:RaBitQ", "faiss:PCA16,SQ8,Refine(Flat);k_factor_rf=4", "faiss:IVF8,Flat;nprobe=8"],
+    + [
+        "faiss:Flat",
+        "faiss:RaBitQ",
+        "faiss:PCA16,SQ8,Refine(Flat);k_factor_rf=4",
+        "faiss:IVF8,Flat;nprobe=8",
+        "faiss:HNSW8",
+    ],
 )
 def test_every_method_builds_and_finds(name):
     dataset = make_dataset(qrels=make_qrels(40, 700))

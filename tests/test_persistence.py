@@ -198,6 +198,44 @@ def test_two_writers_do_not_mix(small, corpus, tmp_path):
     assert QamaIndex.load(path).ntotal == 10
 
 
+def test_a_writer_that_loses_leaves_the_winner_alone(small, corpus, tmp_path):
+    path = tmp_path / "new.qama"
+    path.mkdir()
+    with filelock.FileLock(path / ".lock"):
+        with pytest.raises(OSError, match="another process is writing"):
+            make(small, "none", corpus[:20]).save(path)
+        assert (path / ".lock").exists()
+    make(small, "none", corpus[:20]).save(path)
+    assert QamaIndex.load(path).ntotal == 20
+
+
+def test_a_reader_overtaken_by_a_save_reads_the_new_generation(small, corpus, tmp_path, monkeypatch):
+    path = tmp_path / "i.qama"
+    make(small, "fp16", corpus[:10]).save(path)
+    read_quantizer = persistence._read_quantizer
+    newer = [make(small, "fp16", corpus[:20])]
+
+    def overtaken(*arguments):
+        if newer:
+            newer.pop().save(path)
+        return read_quantizer(*arguments) if (path / "quantizer-2.safetensors") == arguments[0] else small
+
+    monkeypatch.setattr(persistence, "_read_quantizer", overtaken)
+    assert QamaIndex.load(path).ntotal == 20
+
+
+def test_a_foreign_manifest_is_seen_before_anything_is_written(small, corpus, tmp_path):
+    path = tmp_path / "site"
+    path.mkdir()
+    (path / "manifest.json").write_text('{"name": "a web app"}')
+    with pytest.raises(ValueError, match="not the manifest of an index"):
+        persistence.check_writable(path)
+    with pytest.raises(ValueError, match="not the manifest of an index"):
+        make(small, "none", corpus[:20]).save(path)
+    assert files(path) | {".lock"} == {"manifest.json", ".lock"}
+    assert not (path / ".lock").exists()
+
+
 def test_no_pickle_and_a_manifest_that_people_can_read(small, corpus, tmp_path):
     make(small, "fp16", corpus).save(tmp_path / "i.qama")
     manifest = json.loads((tmp_path / "i.qama" / "manifest.json").read_text())

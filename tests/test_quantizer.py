@@ -129,6 +129,21 @@ def test_with_queries_their_centre_moves_to_where_documents_are_cut(corpus):
     assert np.abs(quantizer.transform(shifted).mean(axis=0)).max() > 0.2
 
 
+@pytest.mark.parametrize("center", [True, False])
+def test_queries_like_the_documents_are_cut_like_them(corpus, center):
+    config = FitConfig(layout="2x18", query_center=1.0, query_gain=1.0, center=center)
+    quantizer = fit(corpus, config=config, queries=corpus)
+    np.testing.assert_allclose(quantizer.query_shift, 0, atol=0.01)
+
+
+def test_a_zero_row_does_not_undo_unit_length(corpus):
+    x = corpus.copy()
+    x[5] = 0
+    assert fit(x, config=FitConfig(layout="2x18")).unit
+    assert not fit(corpus * np.float32(1.01), config=FitConfig(layout="2x18")).unit
+    assert not fit(0 * x, config=FitConfig(layout="2x18")).unit
+
+
 @pytest.mark.parametrize("bad", [np.zeros((3, 2), np.uint8), np.zeros(5, np.uint8), np.zeros((3, 7), np.int64)])
 def test_decode_refuses_other_codes(corpus, bad):
     quantizer = fit(corpus, config=FitConfig(layout="2x18"))

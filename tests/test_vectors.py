@@ -73,8 +73,11 @@ def test_row_numbers_are_those_of_the_file(tmp_path, monkeypatch):
     monkeypatch.setattr(vectors, "CHUNK_BYTES", 24 * 7)
     np.save(tmp_path / "a.npy", X)
     np.save(tmp_path / "b.npy", with_value(np.nan, 41))
+    corpus = Corpus([tmp_path / "a.npy", tmp_path / "b.npy"])
     with pytest.raises(ValueError, match="b.npy: row 41 holds"):
-        list(Corpus([tmp_path / "a.npy", tmp_path / "b.npy"]).chunks())
+        list(corpus.chunks())
+    with pytest.raises(ValueError, match="b.npy: row 41 holds"):
+        corpus.take(np.array([3, 199, 141, 101]))
 
 
 def test_bad_files_are_refused_by_name(tmp_path):

@@ -16,7 +16,7 @@ from faiss_qama.quantizer import Quantizer
 from faiss_qama.training.data import Draw
 
 # Queries lie farther from their neighbours than documents do. Where documents stand in for queries, noise of their
-# own length moves them away; on the sets of docs/results that asks for as many candidates as real queries, or more.
+# own length moves them away; with that, recall= holds on the test queries of docs/results.
 NOISE = 1.0
 
 

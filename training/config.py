@@ -51,7 +51,7 @@ class FitConfig:
     decoder: str = "transpose"
     query_center: float = 0.75
     query_gain: float = 1.25
-    sample: int = 100_000  # 150 MB of 384-d floats; recall no longer grows with it (docs/results)
+    sample: int = 100_000  # 150 MB of 384-d floats
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -64,9 +64,7 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
         )
     norms = lengths(x)
     if norms.max() > 1e18 or 0 < norms.max() < 1e-18:
-        raise ValueError(
-            f"the longest vector has length {norms.max():.3g}; products of floats need 1e-18 to 1e18: rescale"
-        )
+        raise ValueError(f"the longest vector has length {norms.max():.3g}; 1e-18 to 1e18 is possible: rescale them")
     rng = np.random.default_rng(config.seed)
 
     # Centre, project, rotate: one matrix.

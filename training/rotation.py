@@ -7,7 +7,7 @@ import numpy as np
 from faiss_qama.codes import Floats
 from faiss_qama.progress import progress
 
-ITQ_VECTORS = 10_000  # more change recall by less than the seed does (docs/results)
+ITQ_VECTORS = 10_000  # enough to find a rotation; where to cut is decided on the whole sample
 ITQ_ITERATIONS = 25
 
 
