@@ -105,7 +105,7 @@ def main_job(folder: Path) -> None:
     write(folder.name, {"corpus": list(dataset.corpus.shape), "results": [row.to_dict() for row in rows]})
 
 
-def choices(folder: Path, seeds: int = 3) -> None:
+def choices(folder: Path, seeds: int) -> None:
     """Measure what the defaults were chosen from."""
     dataset = Dataset.load(folder)
     truth = exact(dataset, 10, METRIC)
@@ -318,7 +318,7 @@ def main(data: Path | None, only_render: bool) -> None:
             raise click.UsageError("DATA, a folder of data set folders, is needed")
         for name in SETS:
             main_job(data / name)
-            choices(data / name)
+            choices(data / name, seeds=1 if name == "quora" else 3)  # there a seed moves recall by .002
         scale(data)
     for path, text in render().items():
         path.write_text(text)

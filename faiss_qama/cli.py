@@ -64,7 +64,7 @@ def cli() -> None:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write  [default: CORPUS.qama]")
 @click.option("--config", "config_path", type=click.Path(), help="YAML settings of the fit.")
 @click.option("--layout", help="Such as 2x192 or 2x96,1x192.")
-@click.option("--bytes", "size", type=int, help="Instead: bytes a vector; as many components as fit.")
+@click.option("--bytes", "size", type=int, help="Instead: bytes a vector of the codes.")
 @click.option("--queries", "queries_path", type=click.Path(path_type=Path), help="Unlabelled queries, .npy.")
 @click.option("--rescore", type=click.Choice(STORES), default="fp16", show_default=True, help="Second stage.")
 @_metric

@@ -75,7 +75,7 @@ def run(output: Path) -> None:
     click.echo(f"\nanswers from the codes alone, 1/{share:.0f} of the bytes of the floats")
     _, found = codes.search(queries, 3)
     for question, rows in zip(QUESTIONS, found, strict=True):
-        click.echo(f"\n  {question}?")
+        click.echo(f'\n  "{question}"')
         for row in rows:
             click.echo(f"    {names[row]:<44} {_shortened(documents[names[row]])}")
     click.echo(f"\n{outcome}")

@@ -30,6 +30,7 @@ class Outcome:
     path : its folder
     corpus : what it was made from
     fit_seconds : reading the sample, fitting and calibrating
+    queries : what it was measured on, in words
     measured : exact floats, codes alone, and codes with rescoring, on queries held out of the fit; empty if the corpus
         is too small to hold any out
     """
@@ -38,6 +39,7 @@ class Outcome:
     path: Path
     corpus: Corpus
     fit_seconds: float
+    queries: str
     measured: list[Measured]
 
     def __str__(self) -> str:
@@ -54,7 +56,7 @@ class Outcome:
         sizes = report.size_text(codes) + (f" + {report.size_text(kept)} vectors" if kept else "")
         table = "(too few vectors to hold any out, so nothing was measured)"
         if self.measured:
-            table = report.results_table(self.measured, K)
+            table = report.results_table(self.measured, K, f"on {self.queries}")
         end = f"wrote {self.path} ({sizes})      next: faiss-qama search {self.path} queries.npy -k 10"
         return "\n".join([report.facts(head), table, end])
 
@@ -74,7 +76,7 @@ def fit_index(
     seconds = time.perf_counter() - start
     index = QamaIndex.build(path, quantizer, corpus, rescore)
     if len(drawn.report) == 0:
-        return Outcome(index, path, corpus, seconds, [])
+        return Outcome(index, path, corpus, seconds, "nothing", [])
 
     itself = np.stack([np.arange(len(drawn.report)), drawn.report_rows], axis=1)
     dataset = Dataset(corpus, drawn.report, exclude=itself if queries is None else None)
@@ -87,4 +89,5 @@ def fit_index(
     measured = [truth.measured]
     for name, stage in stages.items():
         measured.append(Measured(name, stage.bytes_per_vector, [evaluate(stage, dataset, truth)]))
-    return Outcome(index, path, corpus, seconds, measured)
+    what = f"{len(drawn.report)} held-out {'documents' if queries is None else 'queries'}"
+    return Outcome(index, path, corpus, seconds, what, measured)

@@ -23,7 +23,7 @@ CHUNK = 4096  # vectors whose columns stay in cache until they are packed
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Quantizer:
     """Transform, layout, thresholds and decoder, fitted by :func:`faiss_qama.training.fit`.
 
@@ -70,6 +70,9 @@ class Quantizer:
                 raise ValueError(f"{name} has shape {array.shape}; layout {self.layout} in {self.d}-d needs {shape}")
         if self.metric not in METRICS.values():
             raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {self.metric}")
+
+    def __repr__(self) -> str:
+        return f"Quantizer({self.layout}, {self.d}-d, {self.metric_name})"
 
     @property
     def d(self) -> int:

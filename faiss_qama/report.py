@@ -14,10 +14,13 @@ _ROTATIONS = {"itq": "ITQ rotation", "random": "random rotation"}
 _THRESHOLDS = {"lloyd": "Lloyd-Max", "normal": "Gaussian-optimal"}
 
 
-def results_table(measured: Sequence[Measured], k: int) -> str:
-    """Return the table of methods, exact floats first: bytes, recall, nDCG where there are grades, queries a second."""
+def results_table(measured: Sequence[Measured], k: int, what: str = "") -> str:
+    """Return the table of methods, exact floats first: bytes, recall, nDCG where there are grades, queries a second.
+
+    ``what`` heads the column of names.
+    """
     exact = measured[0].mean
-    header = ["", "bytes/vector", f"recall@{k}"]
+    header = [what, "bytes/vector", f"recall@{k}"]
     if exact.ndcg is not None:
         header += [f"nDCG@{k}", "% of float"]
     rows = []

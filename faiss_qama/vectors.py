@@ -154,7 +154,8 @@ def _open(part: Path | NDArray[np.generic]) -> NDArray[np.generic]:
     try:
         array = np.load(part, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{part}: not a whole .npy file ({error})") from None
+        reason = "it holds no numbers" if "pickle" in str(error) else str(error)
+        raise ValueError(f"{part}: not a whole .npy file ({reason})") from None
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{part}: one array in a .npy file is needed; this is an archive")
     return array

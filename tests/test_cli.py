@@ -44,7 +44,7 @@ def test_fit_prints_the_table_and_nothing_else(folder):
     assert lines[0].endswith("metric inner product")
     assert lines[1].startswith("quantizer   2x18, PCA + ITQ rotation, Lloyd-Max")
     assert " s" in lines[1].split("fitted in ")[1]
-    assert lines[2].split() == ["bytes/vector", "recall@10", "queries/s"]
+    assert lines[2].split() == ["on", "120", "held-out", "documents", "bytes/vector", "recall@10", "queries/s"]
     assert lines[3].startswith("exact floats")
     assert lines[3].split()[2:4] == ["144", "1.000"]
     assert lines[4].startswith("codes only")
