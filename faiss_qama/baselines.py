@@ -124,7 +124,7 @@ def _code_size(index: faiss.Index) -> int:
     try:
         return int(index.sa_code_size())
     except RuntimeError:
-        return round(len(faiss.serialize_index(index)) / index.ntotal)
+        return int(len(faiss.serialize_index(index)) / index.ntotal)
 
 
 def _build_scalar(dataset: Dataset, metric: int, *, rotated: bool) -> Built:
