@@ -48,7 +48,7 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         click.echo(f"error: {where}{error.strerror or error}", err=True)
         sys.exit(2)
-    except (ValueError, TypeError, ImportError, MemoryError) as error:
+    except (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, MemoryError) as error:
         click.echo(f"error: {str(error) or 'out of memory'}", err=True)
         sys.exit(2)
 

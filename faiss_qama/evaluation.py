@@ -210,8 +210,10 @@ def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[n
 
     Raises ValueError naming the file and the line.
     """
-    with open(path, encoding="utf-8") as file:
-        lines = file.read().splitlines()
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     rows = []
     for number, line in enumerate(lines[1:], start=2):
         fields = line.split("\t")

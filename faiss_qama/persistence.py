@@ -48,7 +48,7 @@ def check_writable(path: PathLike) -> None:
         raise FileExistsError(f"{folder}: a file is in the way; an index is written as a folder")
     elif (folder / MANIFEST).exists():
         _parse(folder)
-    elif any(not _OURS.fullmatch(entry.name) and entry.name != LOCK for entry in folder.iterdir()):
+    elif any(folder.iterdir()) and not _only_leftovers(folder):
         raise FileExistsError(f"{folder}: this folder is not empty and holds no {MANIFEST}; nothing was written")
 
 
@@ -238,6 +238,12 @@ def _read_generation(
             f"{store}: {rows.shape} {rows.dtype}; the manifest says {(ntotal, quantizer.d)} {DTYPES[rescore]}"
         )
     return quantizer, rescore, binary, rows
+
+
+def _only_leftovers(folder: Path) -> bool:
+    """Return whether all there is was left by a first save that was killed: its lock, and files named like ours."""
+    names = {entry.name for entry in folder.iterdir()}
+    return LOCK in names and all(_OURS.fullmatch(name) for name in names - {LOCK})
 
 
 def _read_quantizer(path: Path, settings: dict[str, Any]) -> Quantizer:

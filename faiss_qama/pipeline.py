@@ -69,6 +69,9 @@ def fit_index(
     from faiss_qama.training.fit import fit_draw
 
     persistence.check_writable(path)
+    for source in corpus.paths:
+        if path.resolve() in source.resolve().parents:
+            raise ValueError(f"{source}: the corpus lies inside {path}, which would be replaced")
     config.layout_in(corpus.shape[1])
     start = time.perf_counter()
     drawn = draw(corpus, queries, config.sample, config.seed)

@@ -90,6 +90,11 @@ class Corpus:
         return self.shape[0]
 
     @property
+    def paths(self) -> list[Path]:
+        """The files among the sources."""
+        return [part for part, _ in self._parts if isinstance(part, Path)]
+
+    @property
     def n_chunks(self) -> int:
         """Number of chunks that :meth:`chunks` yields."""
         return sum(-(-len(_open(part)) // self._step) for part, _ in self._parts)
@@ -153,7 +158,9 @@ def _open(part: Path | NDArray[np.generic]) -> NDArray[np.generic]:
         return part
     try:
         array = np.load(part, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header makes numpy raise almost anything
         reason = "it holds no numbers" if "pickle" in str(error) else str(error)
         raise ValueError(f"{part}: not a whole .npy file ({reason})") from None
     if not isinstance(array, np.ndarray):

@@ -282,6 +282,21 @@ def test_a_missing_extra_is_named_with_its_install(tmp_path):
     assert done.stderr == "error: embedding needs sentence-transformers: pip install 'faiss-qama[embed]'\n"
 
 
+def test_a_source_is_never_taken_for_a_leftover(folder, tmp_path):
+    x = np.load(folder / "corpus.npy")
+    (tmp_path / "shards").mkdir()
+    for i in range(2):
+        np.save(tmp_path / "shards" / f"store-{i}.npy", x[i::2])
+    shards = ["shards/store-0.npy", "shards/store-1.npy"]
+    done = run("fit", *shards, "-o", "shards", cwd=tmp_path, check=2)
+    assert "holds no manifest.json; nothing was written" in done.stderr
+    run("fit", *shards, "-o", "g.qama", cwd=tmp_path)
+    done = run("fit", "g.qama/store-1.npy", "-o", "g.qama", "--rescore", "codes", cwd=tmp_path, check=2)
+    assert "the corpus lies inside g.qama" in done.stderr
+    assert QamaIndex.load(tmp_path / "g.qama").ntotal == 1200
+    assert sorted(f.name for f in (tmp_path / "shards").iterdir()) == ["store-0.npy", "store-1.npy"]
+
+
 def test_names_of_outputs_are_the_true_ones(folder):
     assert "wrote hits2.npz" in run("search", "corpus.qama", "queries.npy", "-o", "hits2", cwd=folder).stdout
     assert (folder / "hits2.npz").exists()

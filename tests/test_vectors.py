@@ -93,6 +93,7 @@ def test_bad_files_are_refused_by_name(tmp_path):
     for path in (
         write("text.npy", b"1.0 2.0\n"),
         write("empty.npy", b""),
+        write("header.npy", good[:10] + b"{'descr': (" + good[21:]),
         write("cut.npy", good[:-100]),
         tmp_path / "z.npz",
         tmp_path / "pickle.npy",
