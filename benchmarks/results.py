@@ -82,6 +82,7 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
 ]
 # At 24, 36, 48, 72 and 96 bytes.
 BYTES = "1x192 1.5x96 2x64 1x288 1.5x144 2x96 1x384 1.5x192 2x128 1.5x288 2x192 1.5x384 2x256".split()
+SPREADS = (0.0, 0.05, 0.1, 0.2, 0.5)  # standard deviations of the logarithm of documents' lengths
 QUERY_SIDE = [(0.0, 1.0), (0.5, 1.0), (0.5, 1.25), (0.75, 1.0), (0.75, 1.25), (1.0, 1.0), (1.0, 1.25)]
 
 
@@ -132,6 +133,7 @@ def choices(folder: Path, seeds: int) -> None:
             for c, g in QUERY_SIDE
         ],
         "growth": growth(dataset),
+        "lengths": lengths(dataset),
     }
     write(f"{folder.name}-choices", {"exact": truth.measured.to_dict(), **record})
 
@@ -156,6 +158,24 @@ def growth(dataset: Dataset) -> list[dict[str, float]]:
         places.sort()
         rows.append({"n": n, "candidates": int(places[int(np.ceil(0.95 * len(places))) - 1]) + 1})
         n //= 4
+    return rows
+
+
+def lengths(dataset: Dataset) -> list[dict[str, float]]:
+    """Measure recall@10 of 80 candidates by how much documents' lengths vary and how far queries are spread."""
+    x = np.concatenate(list(dataset.corpus.chunks()))
+    rows = []
+    for spread in SPREADS:
+        length = np.exp(spread * np.random.default_rng(0).standard_normal((len(x), 1)))
+        scaled = replace(dataset, corpus=Corpus(x * length.astype(np.float32)))
+        truth = exact(scaled, 10, METRIC)
+        for gain in (1.0, None):
+            quantizer = fit(scaled.corpus, config=FitConfig(layout="2x192", query_gain=gain))
+            index = QamaIndex(quantizer, "fp32")
+            for chunk in scaled.corpus.chunks():
+                index.add(chunk)
+            recall = evaluate(index, scaled, truth, oversample=8).recall
+            rows.append({"spread": spread, "asked": gain, "gain": quantizer.query_gain, "recall": recall})
     return rows
 
 
@@ -217,6 +237,7 @@ def render() -> dict[Path, str]:
         "bytes": _choices_table(data, "bytes"),
         "query side": _choices_table(data, "query side"),
         "growth": _growth_table(data),
+        "lengths": _lengths_table(data),
         "scale": _scale_table(data),
     }
     files = {}
@@ -288,6 +309,18 @@ def _growth_table(data: dict[str, Any]) -> str:
         counts = [f"{r['candidates']} of {r['n']:,}" for r in reversed(data[f"{name}-choices"]["growth"])]
         rows.append([name, ", ".join(counts)])
     return _markdown(["", "candidates that hold 95 % of the exact 10 nearest"], rows)
+
+
+def _lengths_table(data: dict[str, Any]) -> str:
+    rows = []
+    for i, spread in enumerate(SPREADS):
+        row = [f"{spread:g}"]
+        for name in SETS:
+            plain, best = data[f"{name}-choices"]["lengths"][2 * i : 2 * i + 2]
+            row += [f"{plain['recall']:.3f}", f"{best['recall']:.3f} (gain {best['gain']:g})"]
+        rows.append(row)
+    header = ["spread of lengths"] + [f"{name}, {side}" for name in SETS for side in ("gain 1", "measured")]
+    return _markdown(header, rows)
 
 
 def _scale_table(data: dict[str, Any]) -> str:

@@ -62,7 +62,7 @@ def cli() -> None:
 @cli.command()
 @click.argument("corpus", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write  [default: CORPUS.qama]")
-@click.option("--config", "config_path", type=click.Path(), help="YAML settings of the fit.")
+@click.option("--config", "config_path", type=click.Path(path_type=Path), help="YAML settings of the fit.")
 @click.option("--layout", help="Such as 2x192 or 2x96,1x192.")
 @click.option("--bytes", "size", type=int, help="Instead: bytes a vector of the codes.")
 @click.option("--queries", "queries_path", type=click.Path(path_type=Path), help="Unlabelled queries, .npy.")
@@ -71,7 +71,7 @@ def cli() -> None:
 def fit(
     corpus: tuple[Path, ...],
     output: Path | None,
-    config_path: str | None,
+    config_path: Path | None,
     layout: str | None,
     size: int | None,
     queries_path: Path | None,
@@ -81,7 +81,7 @@ def fit(
     """Fit a quantizer to CORPUS (one .npy file or several shards) and write an index of it."""
     from faiss_qama.training import FitConfig
 
-    settings = FitConfig.from_yaml(config_path).to_dict() if config_path else {}
+    settings = FitConfig.from_yaml(config_path).to_dict() if config_path is not None else {}
     if layout is not None or size is not None:
         settings |= {"layout": layout, "bytes": size}
     config = FitConfig(**settings)

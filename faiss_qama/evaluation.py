@@ -20,7 +20,7 @@ from faiss_qama.vectors import Corpus, PathLike, load_vectors
 
 TIMED_RUNS = 3
 QUERY_BLOCK = 1024  # enough to keep every core busy
-TIE = 1e-5  # scores this near, as a share of their size, are equal but for float32's rounding
+TIE = 2e-6  # scores this near, as a share of their size, are equal but for float32's rounding
 
 
 class Searchable(Protocol):
@@ -206,8 +206,9 @@ def ndcg(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> float | None:
 
 
 def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[np.int64]:
-    """Read a tab-separated file with a header: (m, columns) int64, whose query and corpus rows exist by ``sizes``.
+    """Read a tab-separated file: (m, columns) int64, whose query and corpus rows exist by ``sizes``.
 
+    A first line that is not of whole numbers is a header.
     Raises ValueError naming the file and the line.
     """
     try:
@@ -215,11 +216,12 @@ def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[n
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     rows = []
-    for number, line in enumerate(lines[1:], start=2):
-        fields = line.split("\t")
+    for number, line in enumerate(lines, start=1):
         try:
-            row = [int(field) for field in fields]
-        except ValueError:
+            row = [int(np.int64(int(field))) for field in line.split("\t")]
+        except (ValueError, OverflowError):
+            if number == 1:
+                continue
             raise ValueError(f"{path}: line {number}: whole numbers are needed; got {line!r}") from None
         if len(row) != columns:
             raise ValueError(f"{path}: line {number}: {columns} tab-separated columns are needed; got {len(row)}")
@@ -228,7 +230,7 @@ def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[n
                 raise ValueError(f"{path}: line {number}: {what} row {value}, but there are {size}")
         rows.append(row)
     if not rows:
-        raise ValueError(f"{path}: no rows below the header")
+        raise ValueError(f"{path}: no rows")
     return np.array(rows, dtype=np.int64)
 
 

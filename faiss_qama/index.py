@@ -156,9 +156,10 @@ class QamaIndex:
 
         def rows() -> Iterator[NDArray[np.floating]]:
             for x in progress(corpus.chunks(), "encoding", corpus.n_chunks):
+                first = index.ntotal
                 index.binary.add(quantizer.encode(x))
                 if isinstance(index._store, FloatStore):
-                    yield index._store.convert(x)
+                    yield index._store.convert(x, first)
 
         if isinstance(index._store, FloatStore):
             persistence.write(path, quantizer, rescore, index.binary, rows(), (len(corpus), quantizer.d))

@@ -42,15 +42,15 @@ class FloatStore:
         """Return the first ``n`` vectors as they are stored, (n, d)."""
         return self._buffer[:n]
 
-    def convert(self, x: Floats) -> NDArray[np.floating]:
-        """Return ``x`` as it is stored. Raises ValueError where float16 cannot hold it."""
+    def convert(self, x: Floats, first: int = 0) -> NDArray[np.floating]:
+        """Return ``x``, rows ``first`` and on, as it is stored. Raises ValueError where float16 cannot hold it."""
         with np.errstate(over="ignore"):
             stored = (x / np.float32(self.scale)).astype(self.dtype)
         if self.dtype == np.float16 and not np.isfinite(stored).all():
             row = int(np.flatnonzero(~np.isfinite(stored).all(axis=1))[0])
             raise ValueError(
-                f"vectors: row {row} holds {np.abs(x[row]).max():.3g}; this float16 store ends at "
-                f"{65504 * self.scale:.3g}; use rescore='fp32'"
+                f"vectors: row {first + row} holds {np.abs(x[row]).max():.3g}; this float16 store ends at "
+                f"{65504 * self.scale:.3g}; rescore from fp32"
             )
         return stored
 

@@ -70,14 +70,20 @@ def test_curves_are_what_searches_reach(metric):
 
 
 @pytest.mark.parametrize("real_queries", [True, False])
-def test_a_calibrated_recall_is_reached_on_queries_to_come(real_queries):
-    x, xq = make_vectors(4000), make_vectors(700, seed=5)
-    quantizer = fit_quietly(x, layout="2x24", queries=xq[:400] if real_queries else None)
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
+@pytest.mark.parametrize(("unit", "offset"), [(True, 0), (False, 0), (True, 1)])
+def test_a_calibrated_recall_is_reached_on_queries_to_come(real_queries, metric, unit, offset):
+    x, xq = make_vectors(4000, unit=unit) + np.float32(offset), make_vectors(700, seed=5) + np.float32(offset)
+    if metric == faiss.METRIC_L2 and not unit:
+        xq *= 100  # queries among the documents
+    quantizer = fit_quietly(
+        x, layout="2x24" if unit else "2x36", queries=xq[:400] if real_queries else None, metric=metric
+    )
     index = QamaIndex(quantizer, "fp32")
     index.add(x)
-    flat = faiss.IndexFlatIP(x.shape[1])
+    flat = faiss.IndexFlat(x.shape[1], metric)
     flat.add(x)
-    for k in (1, 10, 50):
+    for k in (1, 10, 50) if unit else (10, 50):  # where lengths vary, more than 1024 candidates hold the nearest
         truth = flat.search(xq[400:], k)[1]
         for recall in (0.8, 0.95):
             found = index.search(xq[400:], k, recall=recall)[1]
@@ -100,6 +106,6 @@ def test_the_held_out_are_not_hits_of_their_own():
     x = make_vectors(500)
     drawn = draw(Corpus(x), None, 100_000, 0)
     quantizer = dataclasses.replace(fit_quietly(x, layout="1x16"), calibration=None)
-    measured = calibrate_module.calibrate(quantizer, drawn, 0).calibration
+    measured = calibrate_module.calibrate(quantizer, drawn).calibration
     assert measured.n == 450
     assert measured.floats[0, 0] < 0.9

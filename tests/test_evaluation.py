@@ -201,6 +201,7 @@ def test_folder_is_read_and_train_queries_are_asked_for(tmp_path):
         ("0\t100\t1", "line 3: corpus row 100, but there are 100"),
         ("-1\t0\t1", "line 3: query row -1"),
         ("0\t1", "line 3: 3 tab-separated columns are needed; got 2"),
+        (f"0\t1\t{10**30}", "line 3: whole numbers are needed"),
         ("a\tb\tc", "line 3: whole numbers are needed"),
         ("0 1 2", "line 3: whole numbers are needed"),
     ],
@@ -209,6 +210,12 @@ def test_wrong_qrels_are_refused_by_line(tmp_path, line, message):
     (tmp_path / "qrels.tsv").write_text(f"q\td\tg\n0\t0\t1\n{line}\n")
     with pytest.raises(ValueError, match=message):
         read_rows(tmp_path / "qrels.tsv", 3, (5, 100))
+
+
+def test_qrels_need_no_header(tmp_path):
+    for text in ("q\td\tg\n0\t3\t1\n2\t4\t2\n", "0\t3\t1\n2\t4\t2\n"):
+        (tmp_path / "qrels.tsv").write_text(text)
+        np.testing.assert_array_equal(read_rows(tmp_path / "qrels.tsv", 3, (5, 100)), [[0, 3, 1], [2, 4, 2]])
 
 
 def test_an_index_of_ours_and_of_faiss_are_measured_alike():

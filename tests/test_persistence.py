@@ -159,6 +159,15 @@ def test_an_interrupted_save_leaves_the_old_index_and_no_litter(small, corpus, t
     assert not (tmp_path / "new.qama").exists()
 
 
+def test_a_streamed_build_names_the_row_of_the_corpus_that_float16_cannot_hold(small, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("faiss_qama.vectors.CHUNK_BYTES", 4 * corpus.shape[1] * 100)
+    x = corpus.copy()
+    x[731, 3] = 1e9
+    with pytest.raises(ValueError, match="row 731 holds 1e\\+09"):
+        QamaIndex.build(tmp_path / "i.qama", small, Corpus(x))
+    assert not (tmp_path / "i.qama").exists()
+
+
 def test_a_killed_save_leaves_the_old_index(corpus, tmp_path):
     """SIGKILL at many moments: what can be loaded afterwards is one index or the other, never a mixture."""
     path = tmp_path / "i.qama"

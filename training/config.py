@@ -35,8 +35,9 @@ class FitConfig:
     decoder : ``transpose`` of the rotation, or a free linear map by ``least-squares``
     query_center : how far the queries' centre goes from the documents' mean (0) to the queries' own (1).
         Most of the way gains the nDCG without costing recall (docs/results).
-    query_gain : how far queries spread around that centre, documents being 1. This and ``query_center`` act only where
-        real queries are given.
+        It acts only where real queries are given.
+    query_gain : how far queries spread around that centre, documents being 1. None is 1, or 1.25 for real queries; but
+        where the inner product on documents of various lengths asks for far more, as is measured, that is taken.
     sample : vectors that are read to fit on
     seed : of every random choice
     """
@@ -50,7 +51,7 @@ class FitConfig:
     thresholds: str = "lloyd"
     decoder: str = "transpose"
     query_center: float = 0.75
-    query_gain: float = 1.25
+    query_gain: float | None = None
     sample: int = 100_000  # 150 MB of 384-d floats
     seed: int = 0
 
@@ -61,8 +62,6 @@ class FitConfig:
             CodeLayout.parse(self.layout)
         if self.layout is not None and self.bytes is not None:
             raise ValueError(f"give layout or bytes, not both; got {self.layout} and {self.bytes}")
-        if self.bytes is not None and self.bytes < 1:
-            raise ValueError(f"bytes must be at least 1; got {self.bytes}")
         for name, known in (
             ("projection", PROJECTIONS),
             ("rotation", ROTATIONS),
@@ -71,12 +70,15 @@ class FitConfig:
         ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
-        if not 0 <= self.query_center <= 1:
-            raise ValueError(f"query_center must be from 0 to 1; got {self.query_center}")
-        if not self.query_gain > 0:
-            raise ValueError(f"query_gain must be above 0; got {self.query_gain}")
-        if self.sample < 2:
-            raise ValueError(f"sample must be at least 2; got {self.sample}")
+        for name, possible, good in (
+            ("bytes", "at least 1", self.bytes is None or self.bytes >= 1),
+            ("query_center", "from 0 to 1", 0 <= self.query_center <= 1),
+            ("query_gain", "above 0 and finite", self.query_gain is None or 0 < self.query_gain < float("inf")),
+            ("sample", "at least 2", self.sample >= 2),
+            ("seed", "at least 0", self.seed >= 0),
+        ):
+            if not good:
+                raise ValueError(f"{name} must be {possible}; got {getattr(self, name)}")
         if any(s < 1 for s in self.slices) or any(a >= b for a, b in pairwise(self.slices)):
             raise ValueError(f"slices must be ascending and at least 1; got {self.slices}")
 
@@ -86,7 +88,7 @@ class FitConfig:
         try:
             with open(path, encoding="utf-8") as file:
                 settings = yaml.safe_load(file)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 99 is a ValueError
             raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         if settings is None:
             settings = {}
@@ -150,7 +152,7 @@ def _check_types(config: FitConfig) -> None:
         "thresholds": (str,),
         "decoder": (str,),
         "query_center": (float, int),
-        "query_gain": (float, int),
+        "query_gain": (float, int, type(None)),
         "sample": (int,),
         "seed": (int,),
     }

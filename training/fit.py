@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -13,11 +14,17 @@ from faiss_qama.decoder import Decoder
 from faiss_qama.layout import CodeLayout
 from faiss_qama.quantizer import METRICS, Quantizer, lengths, rescaled
 from faiss_qama.training import rotation, thresholds
-from faiss_qama.training.calibrate import calibrate
+from faiss_qama.training.calibrate import best, calibrate
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.data import Draw, draw
 from faiss_qama.transform import Linear
 from faiss_qama.vectors import Corpus, Source
+
+# How far real queries spread, documents being 1: a level at the edge tells near from far more often (docs/results).
+QUERY_GAIN = 1.25
+# The L1 distance to a query whose levels lie at the edges is an inner product with its signs. So where lengths of
+# documents differ and the metric is the inner product, far out and not centred is best (docs/results).
+LINEAR_GAINS = (2.0, 4.0, 16.0)
 
 
 def fit(
@@ -87,14 +94,11 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
     decoder = fit_decoder(x, z, codes.encode(z, cuts, layout), center, matrix, layout, config.decoder)
     scale = float(np.sqrt(np.mean(norms**2))) or 1.0
 
-    # Queries around their own centre, and further out: a level at the edge tells near from far more often.
-    gain, shift = 1.0, np.zeros(layout.columns, dtype=np.float32)
+    # Queries spread around a centre of their own, which is moved to the documents' mean.
+    middle = own = x.mean(axis=0)
     if drawn.train_queries is not None:
         q = rescaled(drawn.train_queries, scale) if metric == faiss.METRIC_INNER_PRODUCT else drawn.train_queries
-        gain = config.query_gain
-        middle = x.mean(axis=0)
         own = middle + config.query_center * (q.mean(axis=0) - middle)
-        shift = matrix @ (middle - center) - gain * (matrix @ (own - center))
 
     quantizer = Quantizer(
         transform=transform,
@@ -104,11 +108,20 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
         metric=metric,
         unit=bool(norms.any() and np.abs(norms[norms > 0] - 1).max() < 2e-3),
         scale=scale,
-        query_gain=gain,
-        query_shift=shift.astype(np.float32),
+        query_gain=1.0,
+        query_shift=np.zeros(layout.columns, dtype=np.float32),
         config=config.to_dict() | {"fitted_on": len(x), "real_queries": drawn.train_queries is not None},
     )
-    return calibrate(quantizer, drawn, config.seed)
+
+    def with_query_side(own: Floats, gain: float) -> Quantizer:
+        shift = matrix @ (middle - center) - gain * (matrix @ (own - center))
+        return replace(quantizer, query_gain=gain, query_shift=shift.astype(np.float32))
+
+    gain = config.query_gain or (1.0 if drawn.train_queries is None else QUERY_GAIN)
+    sides = [with_query_side(own, gain)]
+    if metric == faiss.METRIC_INNER_PRODUCT and config.query_gain is None:
+        sides += [with_query_side(np.zeros_like(own), gain) for gain in LINEAR_GAINS]
+    return calibrate(best(sides, drawn), drawn)
 
 
 def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:
