@@ -7,7 +7,6 @@ parameters after a semicolon (``faiss:IVF256,PQ48x4fs,Refine(SQfp16);nprobe=16,k
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +22,17 @@ from faiss_qama.rescore import STORES
 _RAW = {"projection": "none", "rotation": "none"}
 _SVD = {"projection": "pca", "rotation": "none", "center": False}
 
-# Settings of a fit in d dimensions, and what rescores. The binary and ternary ones rank by Hamming distance, as
+# Settings of a fit, and what rescores. The binary and ternary ones rank by Hamming distance, as
 # published; ours use what they have, the codes.
-METHODS: dict[str, tuple[Callable[[int], dict[str, Any]], str]] = {
-    "binary": (lambda d: {**_RAW, "layout": f"1x{d}", "center": False, "thresholds": "zero"}, "none"),
-    "mean-binary": (lambda d: {**_RAW, "layout": f"1x{d}", "thresholds": "mean"}, "none"),
-    "median-binary": (lambda d: {**_RAW, "layout": f"1x{d}", "thresholds": "median"}, "none"),
-    "ternary": (lambda d: {**_RAW, "layout": f"1.5x{d}", "thresholds": "quantile"}, "none"),
-    "rotated-binary": (lambda d: {**_SVD, "layout": f"1x{d}", "thresholds": "zero"}, "none"),
-    "rotated-ternary": (lambda d: {**_SVD, "layout": f"1.5x{d}", "thresholds": "quantile"}, "none"),
-    "hybrid": (lambda d: {"layout": ",".join(f"{b}x{max(2, d // 8 * 2)}" for b in ("2", "1.5", "1", "0.5"))}, "codes"),
-    "half-bit": (lambda d: {"layout": f"0.5x{d // 2 * 2}"}, "codes"),
+METHODS: dict[str, tuple[dict[str, Any], str]] = {
+    "binary": ({**_RAW, "layout": "binary", "center": False, "thresholds": "zero"}, "none"),
+    "mean-binary": ({**_RAW, "layout": "binary", "thresholds": "mean"}, "none"),
+    "median-binary": ({**_RAW, "layout": "binary", "thresholds": "median"}, "none"),
+    "ternary": ({**_RAW, "layout": "ternary", "thresholds": "quantile"}, "none"),
+    "rotated-binary": ({**_SVD, "layout": "binary", "thresholds": "zero"}, "none"),
+    "rotated-ternary": ({**_SVD, "layout": "ternary", "thresholds": "quantile"}, "none"),
+    "hybrid": ({"layout": "hybrid"}, "codes"),
+    "half-bit": ({"layout": "half-bit"}, "codes"),
 }
 SCALAR = ("scalar", "rotated-scalar")
 
@@ -79,7 +78,7 @@ def build(name: str, dataset: Dataset, metric: int, *, train_queries: bool = Fal
     method, _, rescore = name.partition("+")
     if method in METHODS:
         settings, default = METHODS[method]
-        config = FitConfig(**settings(dataset.corpus.shape[1]), seed=seed)
+        config = FitConfig(**settings, seed=seed)
     else:
         try:
             config, default = FitConfig(layout=str(CodeLayout.parse(method)), seed=seed), "codes"

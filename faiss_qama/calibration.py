@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +30,13 @@ class Calibration:
     n : vectors in the corpus it was measured on
     floats : (len(KS), len(OVERSAMPLES)) float64, recall@k when a store of floats rescores the candidates
     codes : the same when the codes themselves do; it levels off below 1
+    prefixes : by number of components, the same for prefixes of the code
     """
 
     n: int
     floats: NDArray[np.float64]
     codes: NDArray[np.float64]
+    prefixes: Mapping[int, Calibration] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("floats", "codes"):

@@ -57,3 +57,17 @@ def levels(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
         ],
         axis=1,
     )
+
+
+def truncate(codes: Codes, layout: CodeLayout) -> Codes:
+    """Return the codes of the prefix ``layout`` of the layout that ``codes`` have: their first bits."""
+    out = codes[:, : layout.code_size].copy()
+    if layout.n_bits % 8:
+        out[:, -1] &= (1 << layout.n_bits % 8) - 1
+    return out
+
+
+def hamming(a: Codes, b: Codes) -> NDArray[np.int32]:
+    """Return the Hamming distances of codes along the last axis; the others broadcast."""
+    distances: NDArray[np.int32] = np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int32)
+    return distances

@@ -1,106 +1,235 @@
-"""QamaIndex: codes in a FAISS binary index, searched by Hamming distance and rescored in float."""
+"""QamaIndex: the face of a FAISS index on quantized vectors."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faiss_qama import persistence
+from faiss_qama import codes, export, persistence, ranking
+from faiss_qama.bases import Base
 from faiss_qama.codes import Codes, Floats
+from faiss_qama.contents import Contents
+from faiss_qama.faiss_vectors import FaissVectors
+from faiss_qama.labels import Ids, Labels, as_ids, as_k
+from faiss_qama.lock import ReadWriteLock
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
-from faiss_qama.rescore import DTYPES, STORES, CodesStore, FloatStore, Ids
+from faiss_qama.rescore import DTYPES, STORES, BorrowedStore, CodesStore, FloatStore, Store
 from faiss_qama.vectors import Corpus, PathLike, as_vectors
+
+if TYPE_CHECKING:
+    from faiss_qama.training import FitConfig
+
+BORROWED = "borrowed"  # what ``rescore`` is called where the vectors are the user's
+CHUNK = 16_384  # vectors of a wrapped index that are encoded at a time
+TRAINING = 50_000  # vectors that a base index is trained on
+
+
+@dataclass(frozen=True)
+class Unfitted:
+    """What an index will be once ``train`` has fitted its quantizer."""
+
+    d: int
+    metric: int
+    config: FitConfig
 
 
 class QamaIndex:
     """A FAISS-like index of quantized vectors.
 
+    Many threads may search at once; a change waits for them and they for it, so a search sees all of it or nothing.
+
     Parameters
     ----------
-    quantizer : from :func:`faiss_qama.training.fit`
+    quantizer : from :func:`faiss_qama.training.fit`; or what :func:`~faiss_qama.index_factory` will fit in ``train``
     rescore : what scores the candidates of the Hamming scan again:
         ``none`` (nothing: D is the Hamming distance, int32, smallest first),
-        ``codes`` (the codes themselves, decoded; no further memory), ``fp16`` or ``fp32`` (the vectors, kept)
+        ``codes`` (the codes themselves, decoded; no further memory), ``sq8``, ``fp16`` or ``fp32`` (the vectors, kept);
+        or vectors that you keep, whose i-th is the i-th that is added: an (n, d) array, a memory map, a faiss.Index
+    base : the binary index of the codes: a string of ``faiss.index_binary_factory``, or an empty faiss.IndexBinary
 
     Attributes
     ----------
-    quantizer : the quantizer
     rescore : the name of the second stage
-    binary : the ``faiss.IndexBinaryFlat`` of the codes
-    is_trained : always True: the quantizer comes fitted
     """
 
-    is_trained = True
+    def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = "BFlat") -> None:
+        if isinstance(rescore, str) and rescore not in STORES:
+            raise ValueError(f"rescore must be one of {', '.join(STORES)}, or vectors; got {rescore!r}")
+        self.rescore: str = rescore if isinstance(rescore, str) else BORROWED
+        self._source = rescore
+        self._plan: Unfitted | None = None
+        self._lock, self._read_only = ReadWriteLock(), False
+        if isinstance(quantizer, Unfitted):
+            self._plan = quantizer
+            self._base = Base(base, quantizer.config.layout_in(quantizer.d).code_size)
+        else:
+            self._hold(quantizer, Base(base, quantizer.code_size), Labels())
 
-    def __init__(self, quantizer: Quantizer, rescore: str = "fp16") -> None:
-        if rescore not in STORES:
-            raise ValueError(f"rescore must be one of {', '.join(STORES)}; got {rescore!r}")
-        self.quantizer, self.rescore = quantizer, rescore
-        self.binary = faiss.IndexBinaryFlat(quantizer.code_size * 8)
-        self._read_only = False
-        self._store: FloatStore | CodesStore | None = None
-        if rescore in DTYPES:
-            self._store = FloatStore(quantizer, rescore)
-        elif rescore == "codes":
-            self._store = CodesStore(quantizer, self._codes)
+    # What it is.
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantizer. Raises ValueError if it is not fitted yet."""
+        return self._fitted.quantizer
+
+    @property
+    def binary(self) -> Any:
+        """The faiss.IndexBinary of the codes, whose ids are row numbers. Set ``nprobe`` and ``efSearch`` here."""
+        return self._base.index
 
     @property
     def d(self) -> int:
         """Dimension of the vectors."""
-        return self.quantizer.d
-
-    @property
-    def ntotal(self) -> int:
-        """Number of vectors."""
-        return int(self.binary.ntotal)
+        return self._plan.d if self._plan else self.quantizer.d
 
     @property
     def metric_type(self) -> int:
         """``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``."""
-        return self.quantizer.metric
+        return self._plan.metric if self._plan else self.quantizer.metric
+
+    @property
+    def ntotal(self) -> int:
+        """Number of vectors."""
+        return 0 if self._plan else len(self._fitted.labels)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether vectors can be added: the quantizer is fitted, and the base index trained if it needs that."""
+        return self._plan is None and bool(self.binary.is_trained)
 
     @property
     def bytes_per_vector(self) -> tuple[int, int]:
-        """Bytes a vector of the codes, and of the vectors kept to rescore with."""
-        kept = self.d * self._store.dtype.itemsize if isinstance(self._store, FloatStore) else 0
-        return self.quantizer.code_size, kept
+        """Bytes a vector of codes, links and ids, and of the vectors kept to rescore with."""
+        held = self._fitted
+        own_ids = 0 if held.labels.ids is None else 8
+        kept = 0 if held.store is None else held.store.bytes_per_vector
+        return held.quantizer.code_size + held.base.extra_bytes + own_ids, kept
+
+    @property
+    def factory_string(self) -> str:
+        """What :func:`~faiss_qama.index_factory` makes such an index from."""
+        layout = self._plan.config.layout_in(self.d) if self._plan else self.quantizer.layout
+        refine = {"sq8": "SQ8", "fp16": "SQfp16", "fp32": "Flat", "codes": "codes"}.get(self.rescore)
+        return f"Qama({layout}),{self._base}" + (f",Refine({refine})" if refine else "")
 
     @property
     def vectors(self) -> Corpus | None:
-        """The vectors kept to rescore with, or None."""
-        if not isinstance(self._store, FloatStore):
+        """The floats kept to rescore with, row by row, or None if there are none or rows are marked as removed."""
+        held = self._fitted
+        if not isinstance(held.store, FloatStore) or self.rescore == "sq8" or held.labels.alive is not None:
             return None
-        return Corpus(self._store.rows(self.ntotal), self.d, "stored vectors", self._store.scale)
+        return Corpus(held.store.rows, self.d, "stored vectors", held.store.scale)
 
     def __repr__(self) -> str:
-        return (
-            f"QamaIndex({self.ntotal} x {self.d}, {self.quantizer.layout}, rescore={self.rescore!r}, "
-            f"{self.quantizer.metric_name})"
-        )
+        metric = "inner product" if self.metric_type == faiss.METRIC_INNER_PRODUCT else "L2"
+        return f"QamaIndex({self.factory_string!r}, {self.ntotal} x {self.d}, {metric})"
+
+    # Filling and changing it.
+
+    def train(self, x: ArrayLike, *, queries: ArrayLike | None = None) -> None:
+        """Fit the quantizer, where :func:`~faiss_qama.index_factory` left that to do, and train the base index.
+
+        Raises ValueError for fewer vectors than they need.
+        """
+        x = as_vectors(x, self.d)
+        with self._lock.write():
+            if self._plan is None:
+                quantizer = self.quantizer
+            else:
+                from faiss_qama.training import fit  # here, because run time does not depend on training
+
+                quantizer = fit(x, config=self._plan.config, metric=self._plan.metric, queries=queries)
+            if not self.binary.is_trained:
+                self._base.train(quantizer.encode(x))
+            if self._plan is not None:
+                self._hold(quantizer, self._base, Labels())
 
     def add(self, x: ArrayLike) -> None:
         """Append the vectors ``x`` (n, d); their ids follow on from ``ntotal``.
 
-        Raises TypeError or ValueError, with nothing added, for what :func:`faiss_qama.vectors.as_vectors` refuses.
+        Raises TypeError or ValueError, with nothing added, for what :func:`faiss_qama.vectors.as_vectors` refuses, and for
+        an index that is not trained, is read-only, or has ids of its own.
         """
-        if self._read_only:
-            raise ValueError(
-                "this index is read-only: it shares its codes with a file or another index; load it with mmap=False"
-            )
+        self._append(as_vectors(x, self.d), None)
+
+    def add_with_ids(self, x: ArrayLike, ids: ArrayLike) -> None:
+        """Append the vectors ``x`` (n, d) under ``ids`` (n,) int64, 0 or more.
+
+        As in faiss.IndexIDMap2 an id may stand for several vectors: ``remove_ids`` removes them all, ``reconstruct`` gives
+        the last.
+        """
         x = as_vectors(x, self.d)
-        codes = self.quantizer.encode(x)
-        if isinstance(self._store, FloatStore):
-            self._store.write(self.ntotal, self._store.convert(x))
-        self.binary.add(codes)
+        self._append(x, as_ids(ids, len(x)))
+
+    def remove_ids(self, ids: Any) -> int:
+        """Remove the vectors that ``ids``, an array or a faiss.IDSelector, names; return how many there were.
+
+        Without ids of your own those that follow move up, as in IndexFlat. Graphs and hash tables keep what is removed
+        until :meth:`compact`, and no longer find it.
+        """
+        with self._lock.write():
+            self._check_writable()
+            gone = self._fitted.labels.members(ids)
+            self._fitted.remove(gone)
+            return int(np.count_nonzero(gone))
+
+    def compact(self) -> None:
+        """Build the base index anew without what was removed from it."""
+        with self._lock.write():
+            self._check_writable()
+            if self._fitted.labels.alive is not None:
+                self._fitted.keep(self._fitted.labels.alive)
+
+    def merge_from(self, other: QamaIndex, add_id: int = 0) -> None:
+        """Move the vectors of ``other``, which must have the same quantizer and second stage, to the end of this index.
+
+        ``add_id`` is added to the ids of ``other`` if it has ids of its own; else they follow on.
+        Raises ValueError, with nothing moved, for an ``other`` that does not match.
+        """
+        if other is self:
+            raise ValueError("an index cannot be merged into itself")
+        first, second = sorted((self, other), key=id)  # the same order whoever merges whom
+        with first._lock.write(), second._lock.write():
+            self._check_writable()
+            other._check_writable()
+            mine, theirs = self._fitted, other._fitted
+            if other.rescore != self.rescore or self.rescore == BORROWED:
+                raise ValueError(f"rescore is {other.rescore} there and {self.rescore} here; merging needs one that keeps")
+            if not mine.quantizer.encodes_like(theirs.quantizer):
+                raise ValueError("the two indexes have different quantizers; fit one and share it")
+            if mine.labels.ids is not None and theirs.labels.ids is None and not add_id:
+                raise ValueError("this index has ids of its own and the other has none; pass add_id")
+            live = theirs.labels.live
+            ids = theirs.labels.of(live) + add_id if theirs.labels.ids is not None or add_id else None
+            stored = theirs.store.rows[live] if isinstance(theirs.store, FloatStore) else np.empty(0)
+            mine.append(theirs.base.codes[live], stored, ids)
+            other._clear()
+
+    def reset(self) -> None:
+        """Remove every vector."""
+        with self._lock.write():
+            self._check_writable()
+            self._clear()
+
+    # Asking it.
 
     def search(
-        self, x: ArrayLike, k: int, *, oversample: float | None = None, recall: float | None = None
+        self,
+        x: ArrayLike,
+        k: int,
+        *,
+        oversample: float | None = None,
+        recall: float | None = None,
+        prefix: int | None = None,
+        sel: Any = None,
+        params: Any = None,
+        **settings: int,
     ) -> tuple[NDArray[Any], Ids]:
         """Return the ``k`` nearest vectors of each query, best first.
 
@@ -109,8 +238,12 @@ class QamaIndex:
         x : (nq, d) queries
         k : how many; where the index holds fewer, ids are padded with -1 and scores with the worst there is, as FAISS
         oversample : k * oversample candidates are taken from the Hamming scan and scored again
-        recall : instead, the share of the true k nearest to find, from what was measured when fitting.
+        recall : instead, the share of the true k nearest to find, from what was measured when fitting, with exhaustive scans.
             With neither, 0.95 when floats rescore, and 99 % of what codes can reach when they do.
+        prefix : scan the codes' first ``prefix`` components alone, and whole codes only for what that finds
+        sel : a faiss.IDSelector: only ids that it takes are found, and k of them if there are so many
+        params : faiss.SearchParameters instead, with ``sel``, ``nprobe`` or ``efSearch``
+        settings : ``nprobe`` or ``efSearch``, where the base index has them
 
         Returns
         -------
@@ -118,22 +251,139 @@ class QamaIndex:
             int32 Hamming distances, smallest first, where ``rescore`` is ``none``
         I : (nq, k) int64 ids
         """
+        xq, k = as_vectors(x, self.d, "queries"), as_k(k)
+        sel, settings = _parameters(sel, params, settings)
+        with self._lock.read():
+            D, I, _ = self._search(
+                xq, k, oversample=oversample, recall=recall, prefix=prefix, sel=sel, settings=settings
+            )
+            return D, I
+
+    def assign(self, x: ArrayLike, k: int = 1, **options: Any) -> Ids:
+        """Return the ids (nq, k) of :meth:`search`."""
+        return self.search(x, k, **options)[1]
+
+    def search_and_reconstruct(self, x: ArrayLike, k: int, **options: Any) -> tuple[NDArray[Any], Ids, Floats]:
+        """Return D and I of :meth:`search`, and the vectors (nq, k, d), NaN where there is none."""
+        xq, k = as_vectors(x, self.d, "queries"), as_k(k)
+        chosen = {name: options.pop(name, None) for name in ("oversample", "recall", "prefix")}
+        sel, settings = _parameters(options.pop("sel", None), options.pop("params", None), options)
+        with self._lock.read():
+            D, I, rows = self._search(xq, k, **chosen, sel=sel, settings=settings)
+            R = np.full((*I.shape, self.d), np.nan, dtype=np.float32)
+            R[I >= 0] = self._fitted.take(rows[rows >= 0])
+            return D, I, R
+
+    def range_search(
+        self, x: ArrayLike, radius: float, *, sel: Any = None, params: Any = None, **settings: int
+    ) -> tuple[NDArray[np.int64], NDArray[Any], Ids]:
+        """Return every vector nearer than ``radius``, best first: inner product above it, L2 or Hamming distance below.
+
+        Candidates of the Hamming scan are doubled until the farther half of them holds no hit, so a hit that lies farther
+        by Hamming distance than twice as many candidates as hold the others is missed.
+
+        Returns
+        -------
+        lims : (nq + 1,) the hits of query i are D[lims[i] : lims[i + 1]] and I[lims[i] : lims[i + 1]]
+        D : (lims[-1],) scores
+        I : (lims[-1],) int64 ids
+        """
         xq = as_vectors(x, self.d, "queries")
-        k = operator.index(k)
-        if k < 1:
-            raise ValueError(f"k must be at least 1; got {k}")
-        candidates = min(self._candidates(k, oversample, recall), self.ntotal)
-        if candidates == 0:
-            return self._padded(np.empty((len(xq), 0)), np.empty((len(xq), 0), np.int64), k)
-        D, I = self.binary.search(self.quantizer.encode_queries(xq), candidates)
-        if self._store is not None:
-            D, I = self._best(self._store.scores(xq, I), I, k)
-        return self._padded(D, I, k)
+        sel, settings = _parameters(sel, params, settings)
+        with self._lock.read():
+            held = self._fitted
+            hits = held.within(xq, radius, sel=sel, settings=settings)
+            lims = np.cumsum([0] + [len(rows) for _, rows in hits])
+            scores = np.concatenate([D for D, _ in hits]).astype(held.worst.dtype)
+            return lims, scores, held.labels.of(np.concatenate([rows for _, rows in hits]))
+
+    def reconstruct(self, key: int) -> Floats:
+        """Return the vector (d,) of an id: the one kept, or the decoded one. Raises IndexError if there is none."""
+        return self.reconstruct_batch([key])[0]
+
+    def reconstruct_batch(self, keys: ArrayLike) -> Floats:
+        """Return the vectors (n, d) of the ids ``keys`` (n,)."""
+        with self._lock.read():
+            return self._fitted.take(self._fitted.labels.rows(keys))
+
+    def reconstruct_n(self, n0: int = 0, ni: int = -1) -> Floats:
+        """Return the vectors (ni, d) of the ids n0, n0 + 1, ...; all that there are from n0 on if ``ni`` is -1."""
+        return self.reconstruct_batch(np.arange(n0, self.ntotal if ni == -1 else n0 + ni))
+
+    def sa_encode(self, x: ArrayLike) -> Codes:
+        """Return the codes (n, code_size) uint8 of ``x`` (n, d)."""
+        return self.quantizer.encode(x)
+
+    def sa_decode(self, code: Codes) -> Floats:
+        """Return the vectors (n, d) that codes (n, code_size) stand for."""
+        return self.quantizer.decode(code)
+
+    def sa_code_size(self) -> int:
+        """Return the bytes of a code."""
+        return self.quantizer.code_size
+
+    # Making others of it.
+
+    @classmethod
+    def wrap(
+        cls, index: Any, *, config: FitConfig | None = None, queries: ArrayLike | None = None, base: Any = "BFlat"
+    ) -> QamaIndex:
+        """Return an index of the vectors in a filled faiss.Index: fitted on a sample, rescored from it, with its ids.
+
+        ``index`` may be Flat, IVF, HNSW, SQ, PQ, and IDMap, PreTransform and Refine around them. It is not copied, and must
+        not be changed while this is used; what is added here is added there too.
+        """
+        from faiss_qama.training import FitConfig, fit
+        from faiss_qama.training.data import HELD_OUT
+
+        vectors, config = FaissVectors(index), config or FitConfig()
+        n = len(vectors)
+        if n < 2:
+            raise ValueError(f"fitting needs at least 2 vectors; the index to wrap holds {n}")
+        sample = np.random.default_rng(config.seed).choice(n, min(n, config.sample + HELD_OUT), replace=False)
+        quantizer = fit(vectors.take(np.sort(sample)), config=config, metric=index.metric_type, queries=queries)
+        wrapped = cls(quantizer, vectors, base=base)
+        if not wrapped.is_trained:
+            wrapped.train(vectors.take(np.sort(sample)))
+        for start in progress(range(0, n, CHUNK), "encoding"):
+            places = np.arange(start, min(start + CHUNK, n))
+            wrapped._append(vectors.take(places), None if vectors.ids is None else vectors.ids[places])
+        return wrapped
+
+    def truncate(self, components: int) -> QamaIndex:
+        """Return a read-only index of the codes' first ``components``, sharing the vectors to rescore from.
+
+        Nothing is encoded or trained again. A prefix is a good code of its own where the quantizer was fitted with
+        ``slices``; those have a calibration too.
+        """
+        with self._lock.read():
+            held, quantizer = self._fitted, self.quantizer.truncate(components)
+            base = held.base.truncated(quantizer.layout)
+            store = CodesStore(quantizer, lambda: base.codes) if self.rescore == "codes" else held.store
+            return self._sharing(quantizer, base, store, self.rescore)
+
+    def with_rescore(self, rescore: str) -> QamaIndex:
+        """Return a read-only index on the same codes whose second stage is ``none`` or ``codes``."""
+        if rescore not in ("none", "codes"):
+            raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
+        held = self._fitted
+        store = CodesStore(held.quantizer, lambda: held.base.codes) if rescore == "codes" else None
+        return self._sharing(held.quantizer, held.base, store, rescore)
+
+    def to_faiss(self, kind: str = "hamming") -> Any:
+        """Return a stock FAISS index that needs no faiss_qama; see :func:`faiss_qama.export.to_faiss`."""
+        with self._lock.read():
+            return export.to_faiss(self._fitted, kind, self.rescore)
+
+    # On disk.
 
     def save(self, path: PathLike) -> None:
-        """Write the index to the folder ``path``, replacing an index there in one atomic step."""
-        rows = self._store.rows(self.ntotal) if isinstance(self._store, FloatStore) else None
-        persistence.write(path, self.quantizer, self.rescore, self.binary, rows)
+        """Write the index to the folder ``path``, replacing an index there in one atomic step.
+
+        Vectors that you keep are written too, so that the saved index needs nothing else.
+        """
+        with self._lock.read():
+            persistence.write(path, self._bundle())
 
     @classmethod
     def load(cls, path: PathLike, *, mmap: bool = False) -> QamaIndex:
@@ -142,82 +392,116 @@ class QamaIndex:
         Every checksum is verified. With ``mmap`` codes and vectors are mapped, not read: only their sizes are checked,
         the index is read-only, and several processes share its memory.
         """
-        quantizer, rescore, binary, rows = persistence.read(path, mmap=mmap)
-        index = cls(quantizer, rescore)
-        index.binary, index._read_only = binary, mmap
-        if rows is not None:
-            index._store = FloatStore(quantizer, rescore, rows)
+        bundle = persistence.read(path, mmap=mmap)
+        index = cls(bundle.quantizer, bundle.rescore)
+        labels = Labels(len(bundle.base), bundle.arrays.get("ids"), bundle.arrays.get("alive"))
+        index._hold(bundle.quantizer, bundle.base, labels, bundle.arrays.get("store"))
+        index._read_only = mmap
         return index
 
     @classmethod
-    def build(cls, path: PathLike, quantizer: Quantizer, corpus: Corpus, rescore: str = "fp16") -> QamaIndex:
+    def build(
+        cls, path: PathLike, quantizer: Quantizer, corpus: Corpus, rescore: str = "fp16", base: str = "BFlat"
+    ) -> QamaIndex:
         """Index ``corpus`` straight to the folder ``path`` and load it memory-mapped: no vector stays in memory."""
-        index = cls(quantizer, rescore)
+        index = cls(quantizer, rescore, base=base)
+        if not index.is_trained:
+            index.train(corpus.take(np.unique(np.linspace(0, len(corpus) - 1, TRAINING, dtype=np.int64))))
+        held = index._fitted
 
-        def rows() -> Iterator[NDArray[np.floating]]:
+        def rows() -> Iterator[NDArray[Any]]:
             for x in progress(corpus.chunks(), "encoding", corpus.n_chunks):
-                first = index.ntotal
-                index.binary.add(quantizer.encode(x))
-                if isinstance(index._store, FloatStore):
-                    yield index._store.convert(x, first)
+                first = len(held.base)
+                held.base.add(quantizer.encode(x))
+                yield x if held.store is None else held.store.convert(x, first)
 
-        if isinstance(index._store, FloatStore):
-            persistence.write(path, quantizer, rescore, index.binary, rows(), (len(corpus), quantizer.d))
+        bundle = index._bundle()
+        if isinstance(held.store, FloatStore):
+            bundle.arrays["store"] = persistence.Stream((len(corpus), held.store.width), held.store.dtype, rows())
         else:
             for _ in rows():
                 pass
-            persistence.write(path, quantizer, rescore, index.binary)
+        persistence.write(path, bundle)
         return cls.load(path, mmap=True)
 
-    def with_rescore(self, rescore: str) -> QamaIndex:
-        """Return a read-only index on the same codes whose second stage is ``none`` or ``codes``."""
-        if rescore not in ("none", "codes"):
-            raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
-        other = QamaIndex(self.quantizer, rescore)
-        other.binary, other._read_only = self.binary, True
+    # Inside.
+
+    @property
+    def _fitted(self) -> Contents:
+        """The contents. Raises ValueError if there is no quantizer yet."""
+        if self._plan is not None:
+            raise ValueError("this index is not trained: call train(x) first")
+        return self._contents
+
+    def _hold(self, quantizer: Quantizer, base: Base, labels: Labels, rows: NDArray[Any] | None = None) -> None:
+        """Take contents in, and with them the quantizer; ``rows`` are those of a store that was saved."""
+        store: Store | None = None
+        if self.rescore in DTYPES:
+            store = FloatStore(quantizer, self.rescore, rows)
+        elif self.rescore == "codes":
+            store = CodesStore(quantizer, lambda: base.codes)
+        elif self.rescore == BORROWED:
+            store = BorrowedStore(quantizer, self._source)
+        self._plan, self._base = None, base
+        self._contents = Contents(quantizer, base, labels, store)
+
+    def _sharing(self, quantizer: Quantizer, base: Base, store: Store | None, rescore: str) -> QamaIndex:
+        """Return a read-only index with the ids of this one."""
+        other = QamaIndex(quantizer, "none")
+        other.rescore, other._base, other._read_only, other._lock = rescore, base, True, self._lock
+        other._contents = Contents(quantizer, base, self._fitted.labels, store)
         return other
 
-    def _codes(self) -> Codes:
-        """Return a view of the codes, (ntotal, code_size), valid until the next add."""
-        size = self.quantizer.code_size
-        view: Codes = faiss.rev_swig_ptr(self.binary.xb.data(), self.ntotal * size).reshape(-1, size)
-        return view
+    def _check_writable(self) -> None:
+        if self._read_only:
+            raise ValueError(
+                "this index is read-only: it shares its codes with a file or another index; load it with mmap=False"
+            )
 
-    def _candidates(self, k: int, oversample: float | None, recall: float | None) -> int:
-        """Return how many candidates the Hamming scan hands on."""
-        if oversample is not None and recall is not None:
-            raise ValueError("pass oversample= or recall=, not both")
-        if self._store is None:
-            if oversample is not None or recall is not None:
-                raise ValueError("rescore='none' has no second stage, so oversample= and recall= mean nothing to it")
-            return k
-        if oversample is None:
-            calibration = self.quantizer.calibration
-            if calibration is not None:
-                stage = "codes" if self.rescore == "codes" else "floats"
-                oversample = calibration.oversample(k, self.ntotal, stage, recall)
-            elif recall is not None:
-                raise ValueError("recall= needs a calibration, which this quantizer lacks; pass oversample=")
-            else:
-                oversample = 10.0
-        if not oversample >= 1:
-            raise ValueError(f"oversample must be at least 1; got {oversample}")
-        return int(min(np.ceil(k * oversample), self.ntotal))
+    def _append(self, x: Floats, ids: Ids | None) -> None:
+        held = self._fitted
+        if not self.is_trained:
+            raise ValueError(f"the base index {self._base} is not trained: call train(x) first")
+        code = held.quantizer.encode(x)
+        with self._lock.write():
+            self._check_writable()
+            if ids is None and held.labels.ids is not None:
+                raise ValueError("this index has ids of its own: use add_with_ids")
+            held.append(code, x if held.store is None else held.store.convert(x), ids)
 
-    def _best(self, scores: Floats, ids: Ids, k: int) -> tuple[Floats, Ids]:
-        """Return the best ``k`` of each row of ``scores``, best first; ties in the order of the Hamming scan."""
-        keys = -scores if self.metric_type == faiss.METRIC_INNER_PRODUCT else scores
-        order = np.argsort(keys, axis=1, kind="stable")[:, :k]
-        return np.take_along_axis(scores, order, axis=1), np.take_along_axis(ids, order, axis=1)
+    def _clear(self) -> None:
+        self._base.reset()
+        self._hold(self.quantizer, self._base, Labels())
 
-    def _padded(self, D: NDArray[np.generic], I: Ids, k: int) -> tuple[NDArray[Any], Ids]:
-        """Return D and I with ``k`` columns."""
-        worst: np.generic = np.int32(np.iinfo(np.int32).max)
-        if self._store is not None:
-            limits = np.finfo(np.float32)
-            worst = limits.min if self.metric_type == faiss.METRIC_INNER_PRODUCT else limits.max
-        missing = ((0, 0), (0, k - D.shape[1]))
-        return (
-            np.pad(D.astype(worst.dtype), missing, constant_values=worst),
-            np.pad(I, missing, constant_values=-1),
-        )
+    def _search(self, xq: Floats, k: int, **options: Any) -> tuple[NDArray[Any], Ids, Ids]:
+        """Return scores, ids and rows, (nq, k) each but for the rows, which are not padded."""
+        held = self._fitted
+        D, rows = held.nearest(xq, k, **options)
+        return *ranking.padded(D, held.labels.of(rows), k, held.worst), rows
+
+    def _bundle(self) -> persistence.Bundle:
+        held, n = self._fitted, self._fitted.labels.n
+        arrays: dict[str, Any] = {"ids": held.labels.ids, "alive": held.labels.alive}
+        rescore = self.rescore
+        if isinstance(held.store, FloatStore):
+            arrays["store"] = held.store.rows
+        elif isinstance(held.store, BorrowedStore):
+            chunks = (held.take(np.arange(i, min(i + CHUNK, n))) for i in range(0, n, CHUNK))
+            rescore, arrays["store"] = "fp32", persistence.Stream((n, self.d), DTYPES["fp32"], chunks)
+        arrays = {name: array for name, array in arrays.items() if array is not None}
+        return persistence.Bundle(held.quantizer, rescore, held.base, arrays)
+
+
+def _parameters(sel: Any, params: Any, settings: dict[str, int]) -> tuple[Any, dict[str, int]]:
+    """Return the selector and the settings that FAISS's search parameters hold, or those given beside them."""
+    if params is None:
+        return sel, settings
+    if sel is not None or settings:
+        raise ValueError("pass params=, or sel=, nprobe= and efSearch=, not both")
+    if isinstance(params, faiss.SearchParametersIVF):
+        settings = {"nprobe": params.nprobe}
+    elif isinstance(params, faiss.SearchParametersHNSW):
+        settings = {"efSearch": params.efSearch}
+    elif type(params) is not faiss.SearchParameters:
+        raise ValueError(f"params must be SearchParameters, -IVF or -HNSW; got {type(params).__name__}")
+    return params.sel, settings

@@ -6,8 +6,10 @@ Format version 1::
 
     manifest.json                quantizer's settings, and name, size, SHA-256 of the files
     quantizer-G.safetensors      its arrays
-    codes-G.faissindex           the faiss.IndexBinary of the codes
-    store-G.npy                  the vectors, (ntotal, d) float16 or float32, where they are kept
+    codes-G.faissindex           the faiss.IndexBinary of the codes; for hash tables, which are made anew, a flat one
+    store-G.npy                  what rescores, a row a code, where it is kept: float16, float32, or int8 (sq8)
+    ids-G.npy                    (n,) int64, the user's own ids, where there are any
+    alive-G.npy                  (n,) bool, false where a row is removed, where there are any
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import re
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +32,41 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from faiss_qama._version import __version__
+from faiss_qama.bases import Base
 from faiss_qama.quantizer import Quantizer
-from faiss_qama.rescore import DTYPES
+from faiss_qama.rescore import DTYPES, FloatStore
 from faiss_qama.vectors import PathLike
 
 FORMAT, VERSION = "faiss-qama", 1
 MANIFEST, LOCK = "manifest.json", ".lock"
-_OURS = re.compile(r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|store-\d+\.npy|manifest\.json\.new)")
+ARRAYS = ("store", "ids", "alive")
+_OURS = re.compile(r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|(store|ids|alive)-\d+\.npy|manifest\.json\.new)")
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An array that is written chunk by chunk: ``chunks`` are runs of its rows, in order."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: Iterable[NDArray[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """What is written and read.
+
+    Parameters
+    ----------
+    quantizer, rescore : what the index was made with
+    base : the codes; it may be filled while the store's chunks are consumed
+    arrays : by name, of ``ARRAYS``, an array or, for writing, a Stream
+    """
+
+    quantizer: Quantizer
+    rescore: str
+    base: Base
+    arrays: dict[str, Any] = field(default_factory=dict)
 
 
 def check_writable(path: PathLike) -> None:
@@ -52,23 +83,8 @@ def check_writable(path: PathLike) -> None:
         raise FileExistsError(f"{folder}: this folder is not empty and holds no {MANIFEST}; nothing was written")
 
 
-def write(
-    path: PathLike,
-    quantizer: Quantizer,
-    rescore: str,
-    binary: Any,
-    rows: Iterable[NDArray[np.floating]] | None = None,
-    shape: tuple[int, int] | None = None,
-) -> None:
-    """Write a bundle, replacing the one at ``path`` if there is one.
-
-    Parameters
-    ----------
-    path : the folder
-    quantizer, rescore : what the index was made with
-    binary : the faiss.IndexBinary of the codes; it may be filled while ``rows`` is consumed
-    rows : the vectors to keep, as one array or, with their total ``shape``, chunk by chunk
-    shape : (n, d) of all the rows
+def write(path: PathLike, bundle: Bundle) -> None:
+    """Write ``bundle``, replacing the one at ``path`` if there is one.
 
     Raises
     ------
@@ -84,7 +100,7 @@ def write(
         with filelock.FileLock(folder / LOCK, timeout=0):
             try:
                 previous = _parse(folder) if (folder / MANIFEST).exists() else {"generation": 0}
-                _write_generation(folder, previous["generation"] + 1, quantizer, rescore, binary, rows, shape)
+                _write_generation(folder, previous["generation"] + 1, bundle)
             finally:
                 if not (folder / MANIFEST).exists():  # nothing was written, so nothing stays
                     with suppress(OSError):
@@ -97,10 +113,10 @@ def write(
         raise
 
 
-def read(path: PathLike, *, mmap: bool = False) -> tuple[Quantizer, str, Any, NDArray[np.floating] | None]:
-    """Return quantizer, rescore, binary index and stored rows of the bundle at ``path``.
+def read(path: PathLike, *, mmap: bool = False) -> Bundle:
+    """Return the bundle at ``path``.
 
-    With ``mmap`` codes and rows are mapped read-only, and only their sizes are checked against the manifest.
+    With ``mmap`` flat codes and the store are mapped read-only, and only their sizes are checked against the manifest.
     Raises FileNotFoundError, or ValueError naming the file and the fault.
     """
     folder = Path(path)
@@ -134,35 +150,24 @@ def write_npy(path: PathLike, x: NDArray[np.floating]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _write_generation(
-    folder: Path,
-    generation: int,
-    quantizer: Quantizer,
-    rescore: str,
-    binary: Any,
-    rows: Iterable[NDArray[np.floating]] | None,
-    shape: tuple[int, int] | None,
-) -> None:
-    names = {
-        "quantizer": f"quantizer-{generation}.safetensors",
-        "codes": f"codes-{generation}.faissindex",
-        "store": f"store-{generation}.npy",
-    }
+def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
+    names = {"quantizer": f"quantizer-{generation}.safetensors", "codes": f"codes-{generation}.faissindex"}
+    names |= {name: f"{name}-{generation}.npy" for name in ARRAYS if name in bundle.arrays}
     try:
-        if rows is None:
-            del names["store"]
-        else:
-            _write_rows(folder / names["store"], rows, shape, DTYPES[rescore])
-        arrays, settings = quantizer.to_state()
+        for name, array in bundle.arrays.items():
+            stream = array if isinstance(array, Stream) else Stream(array.shape, array.dtype, [array])
+            _write_stream(folder / names[name], stream)
+        arrays, settings = bundle.quantizer.to_state()
         (folder / names["quantizer"]).write_bytes(safetensors.numpy.save(arrays))
-        _write_binary(folder / names["codes"], binary)
+        _write_binary(folder / names["codes"], bundle.base.storable)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "written_by": f"faiss-qama {__version__}",
             "generation": generation,
-            "ntotal": int(binary.ntotal),
-            "rescore": rescore,
+            "ntotal": len(bundle.base),
+            "base": str(bundle.base),
+            "rescore": bundle.rescore,
             "quantizer": settings,
             "files": {role: _file_entry(folder / name) for role, name in names.items()},
         }
@@ -183,17 +188,12 @@ def _write_generation(
                     entry.unlink()
 
 
-def _write_rows(
-    path: Path, rows: Iterable[NDArray[np.floating]], shape: tuple[int, int] | None, dtype: np.dtype[Any]
-) -> None:
-    if isinstance(rows, np.ndarray):
-        shape = rows.shape
-        rows = [rows]
+def _write_stream(path: Path, stream: Stream) -> None:
     with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        header = {"descr": np.lib.format.dtype_to_descr(stream.dtype), "fortran_order": False, "shape": stream.shape}
         np.lib.format.write_array_header_1_0(file, header)
-        for chunk in rows:
-            file.write(np.ascontiguousarray(chunk, dtype).data)
+        for chunk in stream.chunks:
+            file.write(np.ascontiguousarray(chunk, stream.dtype).data)
 
 
 def _write_binary(path: Path, binary: Any) -> None:
@@ -205,39 +205,50 @@ def _write_binary(path: Path, binary: Any) -> None:
         raise OSError(f"{path}: could not be written in full: {path.stat().st_size} bytes; is the disk full?")
 
 
-def _read_generation(
-    folder: Path, manifest: dict[str, Any], mmap: bool
-) -> tuple[Quantizer, str, Any, NDArray[np.floating] | None]:
+def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bundle:
     files, ntotal, rescore = manifest["files"], manifest["ntotal"], manifest["rescore"]
     for role, entry in files.items():
-        _verify(folder / entry["name"], entry, hash_it=not mmap or role == "quantizer")
+        _verify(folder / entry["name"], entry, hash_it=not mmap or role not in ("codes", "store"))
     quantizer = _read_quantizer(folder / files["quantizer"]["name"], manifest["quantizer"])
+    base = _read_base(folder / files["codes"]["name"], quantizer.code_size, manifest.get("base", "BFlat"), mmap)
+    if len(base) != ntotal:
+        raise ValueError(f"{folder / files['codes']['name']}: {len(base)} codes; the manifest says {ntotal}")
+    wanted = {"ids": ((ntotal,), np.dtype(np.int64)), "alive": ((ntotal,), np.dtype(bool))}
+    if rescore in DTYPES:
+        wanted["store"] = (ntotal, FloatStore(quantizer, rescore).width), DTYPES[rescore]
+    arrays = {
+        name: _read_array(folder / files[name]["name"], *wanted[name], mmap=mmap and name == "store")
+        for name in ARRAYS
+        if name in files
+    }
+    return Bundle(quantizer, rescore, base, arrays)
 
-    codes = folder / files["codes"]["name"]
+
+def _read_base(path: Path, code_size: int, kind: str, mmap: bool) -> Base:
     try:
-        binary = faiss.read_index_binary(str(codes), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
+        binary = faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
     except RuntimeError as error:
-        if not codes.exists():  # a save has replaced the generation
-            raise FileNotFoundError(f"{codes}: missing; the manifest names it") from None
-        raise ValueError(f"{codes}: not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
-    if (binary.ntotal, binary.code_size) != (ntotal, quantizer.code_size):
-        raise ValueError(
-            f"{codes}: {binary.ntotal} codes of {binary.code_size} bytes; "
-            f"the manifest says {ntotal} of {quantizer.code_size}"
-        )
-    if "store" not in files:
-        return quantizer, rescore, binary, None
+        if not path.exists():  # a save has replaced the generation
+            raise FileNotFoundError(f"{path}: missing; the manifest names it") from None
+        raise ValueError(f"{path}: not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
+    if binary.code_size != code_size:
+        raise ValueError(f"{path}: codes of {binary.code_size} bytes; the manifest says {code_size}")
+    base = Base(binary, code_size, filled=True)
+    if str(base) == kind:
+        return base
+    made_anew = Base(kind, code_size)
+    made_anew.add(base.codes)
+    return made_anew
 
-    store = folder / files["store"]["name"]
+
+def _read_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], mmap: bool) -> NDArray[Any]:
     try:
-        rows = np.load(store, mmap_mode="r" if mmap else None, allow_pickle=False)
+        array: NDArray[Any] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"{store}: not a whole .npy file ({error})") from None
-    if rows.shape != (ntotal, quantizer.d) or rows.dtype != DTYPES[rescore]:
-        raise ValueError(
-            f"{store}: {rows.shape} {rows.dtype}; the manifest says {(ntotal, quantizer.d)} {DTYPES[rescore]}"
-        )
-    return quantizer, rescore, binary, rows
+        raise ValueError(f"{path}: not a whole .npy file ({error})") from None
+    if array.shape != shape or array.dtype != dtype:
+        raise ValueError(f"{path}: {array.shape} {array.dtype}; the manifest says {shape} {dtype}")
+    return array
 
 
 def _only_leftovers(folder: Path) -> bool:

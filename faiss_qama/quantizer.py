@@ -117,7 +117,7 @@ class Quantizer:
         """Return the quantizer of the first ``components``: its codes are the first bits of this one's.
 
         The smaller quantizer is as good as one fitted at that size only where rotations stayed inside the slices
-        (``FitConfig(slices=...)``). Its calibration is unknown.
+        (``FitConfig(slices=...)``), and only there its calibration is known.
         """
         layout = self.layout.truncate(components)
         columns = layout.columns
@@ -128,8 +128,15 @@ class Quantizer:
             thresholds=self.thresholds[:columns, : layout.max_levels - 1],
             decoder=self.decoder.truncate(columns, layout.max_levels),
             query_shift=self.query_shift[:columns],
-            calibration=None,
+            calibration=self.calibration.prefixes.get(components) if self.calibration else None,
         )
+
+    def encodes_like(self, other: Quantizer) -> bool:
+        """Return whether the codes of ``other`` mean the same, and so do stored vectors."""
+        (a, settings), (b, others) = self.to_state(), other.to_state()
+        named = [name for name in a if not name.startswith("calibration.")]
+        same = [settings[key] == others[key] for key in ("d", "layout", "metric", "unit", "scale")]
+        return all(same) and all(np.array_equal(a[name], b[name]) for name in named)
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return the arrays, C-contiguous and by name, and everything else as JSON can hold it."""
@@ -143,11 +150,10 @@ class Quantizer:
             "query_shift": self.query_shift,
         }
         if self.calibration is not None:
-            arrays |= {
-                "calibration.n": np.array([self.calibration.n]),
-                "calibration.floats": self.calibration.floats,
-                "calibration.codes": self.calibration.codes,
-            }
+            for prefix, calibration in {"": self.calibration, **self.calibration.prefixes}.items():
+                at = f"calibration.{prefix}." if prefix else "calibration."
+                arrays |= {f"{at}n": np.array([calibration.n])}
+                arrays |= {f"{at}floats": calibration.floats, f"{at}codes": calibration.codes}
         settings = {
             "d": self.d,
             "layout": str(self.layout),
@@ -162,10 +168,15 @@ class Quantizer:
     @classmethod
     def from_state(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Quantizer:
         """Return the quantizer of :meth:`to_state`. Raises KeyError or ValueError for parts missing or misshapen."""
-        calibration = None
-        if "calibration.n" in arrays:
-            n, floats, codes = (arrays[f"calibration.{name}"] for name in ("n", "floats", "codes"))
-            calibration = Calibration(int(n[0]), floats, codes)
+        calibrations = {}
+        for name in arrays:
+            if (at := name.removesuffix("n")) != name and name.startswith("calibration."):
+                prefix = at.removeprefix("calibration.").removesuffix(".")
+                curves = arrays[f"{at}floats"], arrays[f"{at}codes"]
+                calibrations[prefix] = Calibration(int(arrays[name][0]), *curves)
+        whole = calibrations.pop("", None)
+        if whole is not None and calibrations:
+            whole = replace(whole, prefixes={int(prefix): c for prefix, c in calibrations.items()})
         return cls(
             transform=Linear(arrays["transform.matrix"], arrays["transform.bias"]),
             layout=CodeLayout.parse(settings["layout"]),
@@ -177,7 +188,7 @@ class Quantizer:
             query_gain=settings["query_gain"],
             query_shift=arrays["query_shift"],
             config=settings["config"],
-            calibration=calibration,
+            calibration=whole,
         )
 
     @cached_property

@@ -1,13 +1,15 @@
 """The second stage: candidates from the Hamming scan are scored again with the float query.
 
-A store answers ``scores(xq, ids)``: the scores of candidates in the metric of the floats. ``FloatStore`` keeps the
-vectors; ``CodesStore`` decodes the codes that the index holds anyway.
+A store answers ``scores(xq, rows)``: the scores of candidates in the metric of the floats. ``FloatStore`` keeps the
+vectors; ``BorrowedStore`` reads them where the user has them; ``CodesStore`` decodes the codes that the index holds
+anyway.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -16,34 +18,109 @@ from numpy.typing import NDArray
 
 from faiss_qama import codes
 from faiss_qama.codes import Codes, Floats
+from faiss_qama.labels import Ids, Mask
 from faiss_qama.quantizer import Quantizer
+from faiss_qama.ranking import blocks
+from faiss_qama.rows import Rows
+from faiss_qama.vectors import check_dtype_and_shape
+from faiss_qama.faiss_vectors import FaissVectors
 
-Ids = NDArray[np.int64]
-
-DTYPES: dict[str, np.dtype[Any]] = {"fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
+DTYPES: dict[str, np.dtype[Any]] = {"sq8": np.dtype(np.int8), "fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
 STORES = ("none", "codes", *DTYPES)
 
-_BLOCK_FLOATS = 1 << 21  # floats gathered at a time: 8 MB, so that a block stays in cache until it is summed
 
+class Store(ABC):
+    """What scores candidates. Rows are those of the codes.
 
-class FloatStore:
-    """Vectors in float16 or float32, row i belonging to code i; in memory, or a read-only memory map.
-
-    float16 keeps 11 bits of each value between 6e-5 and 65504, so vectors are divided by the power of two next to the
-    corpus' scale, which makes vectors of any length fit and adds no rounding of its own.
+    Attributes
+    ----------
+    stage : whose calibration holds, ``floats`` or ``codes``
+    bytes_per_vector : what it keeps
     """
 
-    def __init__(self, quantizer: Quantizer, kind: str, rows: NDArray[np.floating] | None = None) -> None:
-        self._metric, self.dtype = quantizer.metric, DTYPES[kind]
+    stage = "floats"
+    bytes_per_vector = 0
+
+    def __init__(self, quantizer: Quantizer) -> None:
+        self.quantizer = quantizer
+
+    @abstractmethod
+    def scores(self, xq: Floats, rows: Ids) -> Floats:
+        """Return inner products or squared L2 distances, (nq, k') float32, of ``rows`` (nq, k')."""
+
+    @abstractmethod
+    def take(self, rows: Ids) -> Floats:
+        """Return the vectors (n, d) of ``rows`` (n,), as far as they are known."""
+
+    def convert(self, x: Floats, first: int = 0) -> NDArray[Any]:
+        """Return vectors ``x`` (n, d), rows ``first`` and on of what is added, as :meth:`append` takes them.
+
+        Raises ValueError if they cannot be stored.
+        """
+        return x
+
+    def append(self, stored: NDArray[Any]) -> None:
+        """Append what :meth:`convert` returned."""
+
+    def keep(self, kept: Mask) -> None:
+        """Drop the rows where ``kept`` is false; the others move up."""
+
+
+class _Vectors(Store):
+    """Scoring from vectors."""
+
+    scale = 1.0  # what gathered vectors are to be multiplied by
+
+    @abstractmethod
+    def _gather(self, rows: Ids) -> Floats:
+        """Return the vectors of ``rows`` (any shape), divided by ``scale``, as new float32."""
+
+    def take(self, rows: Ids) -> Floats:
+        return self._gather(rows) * np.float32(self.scale)
+
+    def scores(self, xq: Floats, rows: Ids) -> Floats:
+        out = np.empty(rows.shape, dtype=np.float32)
+        inner_product = self.quantizer.metric == faiss.METRIC_INNER_PRODUCT
+        xq = xq / np.float32(self.scale)
+        for block in blocks(rows, self.quantizer.d):
+            x = self._gather(rows[block])  # (queries, k', d)
+            if inner_product:
+                out[block] = np.matmul(x, xq[block, :, None])[:, :, 0]
+            else:
+                x -= xq[block, None, :]
+                out[block] = np.einsum("qkd,qkd->qk", x, x)
+        out *= np.float32(self.scale**2)
+        return out
+
+
+class FloatStore(_Vectors):
+    """Vectors in float32, float16 or 8 bits, row i belonging to code i; in memory, or a read-only memory map.
+
+    float16 keeps 11 bits of each value between 6e-5 and 65504, so vectors are divided by the power of two next to the
+    corpus' scale, which makes vectors of any length fit and adds no rounding of its own. ``sq8`` keeps the distance
+    from the corpus' mean in 255 steps that reach to the vector's largest component; a row is d steps, then the
+    bytes of the size of a step in float32.
+    """
+
+    def __init__(self, quantizer: Quantizer, kind: str, rows: NDArray[Any] | None = None) -> None:
+        super().__init__(quantizer)
+        self.kind, self.dtype = kind, DTYPES[kind]
+        self.width = quantizer.d + (4 if kind == "sq8" else 0)
         self.scale = 2.0 ** round(math.log2(quantizer.scale)) if kind == "fp16" else 1.0
-        self._buffer = np.empty((0, quantizer.d), self.dtype) if rows is None else rows
+        self.bytes_per_vector = self.width * self.dtype.itemsize
+        self._rows = Rows(np.empty((0, self.width), self.dtype) if rows is None else rows)
 
-    def rows(self, n: int) -> NDArray[np.floating]:
-        """Return the first ``n`` vectors as they are stored, (n, d)."""
-        return self._buffer[:n]
+    @property
+    def rows(self) -> NDArray[Any]:
+        """The rows as they are stored, (n, width)."""
+        return self._rows.array
 
-    def convert(self, x: Floats, first: int = 0) -> NDArray[np.floating]:
-        """Return ``x``, rows ``first`` and on, as it is stored. Raises ValueError where float16 cannot hold it."""
+    def convert(self, x: Floats, first: int = 0) -> NDArray[Any]:
+        if self.kind == "sq8":
+            x = x - self.quantizer.decoder.offset
+            step = np.abs(x).max(axis=1, keepdims=True) / np.float32(127)
+            steps = np.rint(x / np.where(step > 0, step, 1)).astype(np.int8)
+            return np.concatenate([steps, step.view(np.int8)], axis=1)
         with np.errstate(over="ignore"):
             stored = (x / np.float32(self.scale)).astype(self.dtype)
         if self.dtype == np.float16 and not np.isfinite(stored).all():
@@ -54,52 +131,97 @@ class FloatStore:
             )
         return stored
 
-    def write(self, start: int, stored: NDArray[np.floating]) -> None:
-        """Put rows that :meth:`convert` returned at ``start``, making room for more than them."""
-        end = start + len(stored)
-        if end > len(self._buffer):
-            grown = np.empty((max(end, len(self._buffer) * 3 // 2), stored.shape[1]), self.dtype)
-            grown[:start] = self._buffer[:start]
-            self._buffer = grown
-        self._buffer[start:end] = stored
+    def append(self, stored: NDArray[Any]) -> None:
+        self._rows.append(stored)
 
-    def scores(self, xq: Floats, ids: Ids) -> Floats:
-        """Return the inner products or squared L2 distances, (nq, k') float32, of ``ids`` (nq, k')."""
-        out = np.empty(ids.shape, dtype=np.float32)
-        inner_product = self._metric == faiss.METRIC_INNER_PRODUCT
-        xq = xq / np.float32(self.scale)
-        for block in _blocks(ids, self._buffer.shape[1]):
-            x = self._buffer[ids[block]].astype(np.float32, copy=False)  # (queries, k', d), gathered, so ours to change
-            if inner_product:
-                out[block] = np.matmul(x, xq[block, :, None])[:, :, 0]
-            else:
-                x -= xq[block, None, :]
-                out[block] = np.einsum("qkd,qkd->qk", x, x)
-        out *= np.float32(self.scale**2)
-        return out
+    def keep(self, kept: Mask) -> None:
+        self._rows.keep(kept)
+
+    def _gather(self, rows: Ids) -> Floats:
+        stored = self.rows[rows]
+        if self.kind != "sq8":
+            return stored.astype(np.float32, copy=False)
+        d = self.quantizer.d
+        x = stored[..., :d].astype(np.float32)
+        x *= np.ascontiguousarray(stored[..., d:]).view(np.float32)
+        x += self.quantizer.decoder.offset
+        return x
 
 
-class CodesStore:
+class BorrowedStore(_Vectors):
+    """Vectors that the user keeps: an array, a memory map, or a faiss.Index. Row i is its i-th vector.
+
+    It is not written to, but for one case: what is added to an index in step with a faiss.Index is added to that too.
+    Vectors removed here stay there.
+    """
+
+    def __init__(self, quantizer: Quantizer, source: Any) -> None:
+        super().__init__(quantizer)
+        if isinstance(source, np.ndarray):
+            check_dtype_and_shape(source, quantizer.d, "rescore")
+        elif not isinstance(source, FaissVectors):
+            source = FaissVectors(source)
+        if not isinstance(source, np.ndarray) and source.d != quantizer.d:
+            raise ValueError(f"rescore: dimension {source.d}, but {quantizer.d} is needed")
+        self._source = source
+        self._used = 0
+        self._places: Rows | None = None  # of our rows, once some were removed
+
+    def convert(self, x: Floats, first: int = 0) -> NDArray[Any]:
+        there, needed = len(self._source), self._used + len(x)
+        if needed > there and (isinstance(self._source, np.ndarray) or self._used != there):
+            raise ValueError(
+                f"rescore: the vectors to rescore from are {there}, and {needed} would be needed: "
+                "put them there before adding them here"
+            )
+        return x
+
+    def append(self, stored: NDArray[Any]) -> None:
+        if self._used + len(stored) > len(self._source):
+            self._source.add(stored)
+        if self._places is not None:
+            self._places.append(np.arange(self._used, self._used + len(stored)))
+        self._used += len(stored)
+
+    def keep(self, kept: Mask) -> None:
+        if self._places is None:
+            self._places = Rows(np.arange(self._used))
+        self._places.keep(kept)
+
+    def _gather(self, rows: Ids) -> Floats:
+        places = rows if self._places is None else self._places.array[rows]
+        if isinstance(self._source, np.ndarray):
+            return self._source[places].astype(np.float32, copy=False)
+        x: Floats = self._source.take(places)
+        return x
+
+
+class CodesStore(Store):
     """Rescoring from the codes: asymmetric distances, the query in float and the document decoded.
 
     Parameters
     ----------
     quantizer : whose codes they are
-    view : returns the codes, (ntotal, code_size) uint8
+    view : returns the codes, (n, code_size) uint8
     """
 
-    def __init__(self, quantizer: Quantizer, view: Callable[[], Codes]) -> None:
-        self._quantizer, self._view = quantizer, view
+    stage = "codes"
 
-    def scores(self, xq: Floats, ids: Ids) -> Floats:
-        """Return the inner products or squared L2 distances, (nq, k') float32, of the decoded ``ids`` (nq, k')."""
-        quantizer, decoder, view = self._quantizer, self._quantizer.bit_decoder, self._view()
+    def __init__(self, quantizer: Quantizer, view: Callable[[], Codes]) -> None:
+        super().__init__(quantizer)
+        self._view = view
+
+    def take(self, rows: Ids) -> Floats:
+        return self.quantizer.decode(self._view()[rows])
+
+    def scores(self, xq: Floats, rows: Ids) -> Floats:
+        quantizer, decoder, view = self.quantizer, self.quantizer.bit_decoder, self._view()
         weights, base = xq @ decoder.steps.T, xq @ decoder.offset
         norms = np.einsum("qd,qd->q", xq, xq)
-        out = np.empty(ids.shape, dtype=np.float32)
-        for block in _blocks(ids, quantizer.layout.n_bits):
-            bits = codes.unpack(view[ids[block].ravel()], quantizer.layout).astype(np.float32)
-            products = np.matmul(bits.reshape(*ids[block].shape, -1), weights[block, :, None])[:, :, 0]
+        out = np.empty(rows.shape, dtype=np.float32)
+        for block in blocks(rows, quantizer.layout.n_bits):
+            bits = codes.unpack(view[rows[block].ravel()], quantizer.layout).astype(np.float32)
+            products = np.matmul(bits.reshape(*rows[block].shape, -1), weights[block, :, None])[:, :, 0]
             products += base[block, None]
             if quantizer.unit or quantizer.metric == faiss.METRIC_L2:
                 energies = decoder.energies(bits).reshape(products.shape)
@@ -110,10 +232,3 @@ class CodesStore:
                 products = np.maximum(norms[block, None] + energies - 2 * products, 0)
             out[block] = products
         return out
-
-
-def _blocks(ids: Ids, width: int) -> Iterator[slice]:
-    """Yield slices of queries whose candidates, ``width`` floats each, make a block."""
-    step = max(1, _BLOCK_FLOATS // max(1, ids.shape[1] * width))
-    for start in range(0, len(ids), step):
-        yield slice(start, start + step)

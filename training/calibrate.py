@@ -39,11 +39,19 @@ def best(quantizers: Sequence[Quantizer], drawn: Draw) -> Quantizer:
     return quantizers[int(np.argmax(np.array(recalls) >= max(recalls) - WORTH))]
 
 
-def calibrate(quantizer: Quantizer, drawn: Draw) -> Quantizer:
-    """Return ``quantizer`` with a calibration measured on the queries held out of its fit, if there are any."""
-    xq = drawn.calibration
-    if len(xq) == 0:
+def calibrate(quantizer: Quantizer, drawn: Draw, prefixes: Sequence[int] = ()) -> Quantizer:
+    """Return ``quantizer`` with a calibration measured on the queries held out of its fit, if there are any.
+
+    ``prefixes`` are numbers of components that get one of their own.
+    """
+    if len(drawn.calibration) == 0:
         return quantizer
+    nested = {components: _measure(quantizer.truncate(components), drawn) for components in prefixes}
+    return replace(quantizer, calibration=replace(_measure(quantizer, drawn), prefixes=nested))
+
+
+def _measure(quantizer: Quantizer, drawn: Draw) -> Calibration:
+    xq = drawn.calibration
     x = drawn.train
     code = quantizer.encode(x)
     query_code = quantizer.encode_queries(xq)
@@ -70,7 +78,7 @@ def calibrate(quantizer: Quantizer, drawn: Draw) -> Quantizer:
             floats_of_one, codes_of_one = _curves(*scores)
             floats += floats_of_one
             codes += codes_of_one
-    return replace(quantizer, calibration=Calibration(len(x), floats / len(xq), codes / len(xq)))
+    return Calibration(len(x), floats / len(xq), codes / len(xq))
 
 
 def _curves(

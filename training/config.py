@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -11,6 +12,13 @@ import yaml
 from faiss_qama.layout import CodeLayout, Segment
 from faiss_qama.vectors import PathLike
 
+# Layouts by name, for any dimension.
+LAYOUTS: dict[str, Callable[[int], str]] = {
+    "binary": lambda d: f"1x{d}",
+    "ternary": lambda d: f"1.5x{d}",
+    "hybrid": lambda d: ",".join(f"{bits}x{max(2, d // 8 * 2)}" for bits in ("2", "1.5", "1", "0.5")),
+    "half-bit": lambda d: f"0.5x{d // 2 * 2}",
+}
 PROJECTIONS = ("pca", "none")
 ROTATIONS = ("itq", "random", "none")
 THRESHOLDS = ("lloyd", "normal", "uniform", "quantile", "log", "zero", "mean", "median")
@@ -23,7 +31,8 @@ class FitConfig:
 
     Parameters
     ----------
-    layout : such as ``2x192`` or ``2x96,1x192``; None means 2 bits for the first half of the components
+    layout : such as ``2x192`` or ``2x96,1x192``, or a name of ``LAYOUTS``: ``binary`` and ``ternary`` (every component at 1
+        or 1.5 bit), ``half-bit`` (at .5), ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the first half
     bytes : instead of ``layout``, bytes a vector; see :func:`layout_for`
     center : subtract the corpus' mean first
     projection : ``pca`` orders components by variance; ``none`` keeps the order of the embedding (Matryoshka models)
@@ -58,7 +67,7 @@ class FitConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "slices", tuple(self.slices))
         _check_types(self)
-        if self.layout is not None:
+        if self.layout is not None and self.layout not in LAYOUTS:
             CodeLayout.parse(self.layout)
         if self.layout is not None and self.bytes is not None:
             raise ValueError(f"give layout or bytes, not both; got {self.layout} and {self.bytes}")
@@ -117,7 +126,7 @@ class FitConfig:
         elif self.layout is None:
             layout = CodeLayout((Segment("2", max(1, d // 2)),))
         else:
-            layout = CodeLayout.parse(self.layout)
+            layout = CodeLayout.parse(LAYOUTS[self.layout](d) if self.layout in LAYOUTS else self.layout)
         if layout.components > d:
             raise ValueError(f"layout {layout} has {layout.components} components; the vectors have {d}")
         for end in self.slices:

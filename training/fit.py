@@ -23,7 +23,7 @@ from faiss_qama.vectors import Corpus, Source
 # How far real queries spread, documents being 1: a level at the edge tells near from far more often (docs/results).
 QUERY_GAIN = 1.25
 # The L1 distance to a query whose levels lie at the edges is an inner product with its signs. So where lengths of
-# documents differ and the metric is the inner product, far out and not centred is best (docs/results).
+# documents differ, which is where inner product and L2 distance rank differently, far out and not centred is best.
 LINEAR_GAINS = (2.0, 4.0, 16.0)
 
 
@@ -119,9 +119,9 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
 
     gain = config.query_gain or (1.0 if drawn.train_queries is None else QUERY_GAIN)
     sides = [with_query_side(own, gain)]
-    if metric == faiss.METRIC_INNER_PRODUCT and config.query_gain is None:
+    if metric == faiss.METRIC_INNER_PRODUCT and not quantizer.unit and config.query_gain is None:
         sides += [with_query_side(np.zeros_like(own), gain) for gain in LINEAR_GAINS]
-    return calibrate(best(sides, drawn), drawn)
+    return calibrate(best(sides, drawn), drawn, [end for end in _borders(layout, config) if 0 < end < layout.components])
 
 
 def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:
@@ -163,7 +163,7 @@ def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConf
     if config.rotation == "none":
         return matrix
     ends = np.cumsum([s.components for s in layout.segments])
-    borders = sorted({0, *config.slices, *ends.tolist()})
+    borders = _borders(layout, config)
     rows = []
     for start, end in zip(borders, borders[1:], strict=False):
         part = matrix[start:end]
@@ -174,6 +174,11 @@ def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConf
         else:
             rows.append(rotation.random_rotation(end - start, rng) @ part)
     return np.concatenate(rows)
+
+
+def _borders(layout: CodeLayout, config: FitConfig) -> list[int]:
+    """Return the component counts that no rotation crosses, from 0 to all."""
+    return sorted({0, *config.slices, *np.cumsum([s.components for s in layout.segments]).tolist()})
 
 
 def _columns_per_unit(layout: CodeLayout) -> list[int]:

@@ -1,0 +1,238 @@
+"""The FAISS binary index under a QamaIndex: codes in rows 0, 1, ..., scanned by Hamming distance.
+
+FAISS's binary indexes differ in what they can do: HNSW and hash tables cannot remove, IVF and hash tables take no
+selector, HNSW has no range search. Here they all do the same, because the codes can be had by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama import codes
+from faiss_qama.codes import Codes
+from faiss_qama.labels import Ids, Mask
+from faiss_qama.layout import CodeLayout
+
+Distances = NDArray[np.int32]
+WORST = np.iinfo(np.int32).max
+KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb"
+
+
+class Base:
+    """A FAISS binary index, and its codes by row.
+
+    Parameters
+    ----------
+    base : a ``faiss.index_binary_factory`` string, or a ready and empty faiss.IndexBinary. An IDMap is taken off, as ids are
+        kept elsewhere.
+    code_size : bytes of a code
+    filled : whether ``base`` may hold codes
+    """
+
+    def __init__(self, base: Any, code_size: int, filled: bool = False) -> None:
+        if isinstance(base, str):
+            try:
+                base = faiss.index_binary_factory(8 * code_size, base)
+            except (RuntimeError, ValueError):
+                raise ValueError(f"base {base!r} is not one of {KNOWN}") from None
+        if not isinstance(base, faiss.IndexBinary):
+            raise TypeError(f"base must be one of {KNOWN}, or a faiss.IndexBinary; got {type(base).__name__}")
+        self._owner = base  # an IDMap frees what it maps
+        if isinstance(base, faiss.IndexBinaryIDMap):
+            base = faiss.downcast_IndexBinary(base.index)
+        if base.code_size != code_size:
+            raise ValueError(f"base has codes of {base.code_size} bytes; the quantizer's have {code_size}")
+        if base.ntotal and not filled:
+            raise ValueError(f"base must be empty; it holds {base.ntotal} codes")
+        self.index = base
+        self._flat: Any = None  # an IndexBinaryFlat whose rows are ours, where there is one
+        self._lists: Codes | None = None  # the codes of inverted lists by row, once they were asked for
+        if isinstance(base, faiss.IndexBinaryFlat):
+            self._flat = base
+        elif isinstance(base, faiss.IndexBinaryHNSW | faiss.IndexBinaryMultiHash):
+            self._flat = faiss.downcast_IndexBinary(base.storage)
+        elif isinstance(base, faiss.IndexBinaryHash):  # its buckets cannot be read
+            self._flat = faiss.IndexBinaryFlat(8 * code_size)
+        elif not isinstance(base, faiss.IndexBinaryIVF):
+            raise TypeError(f"base must be one of {KNOWN}; got {type(base).__name__}")
+
+    def __len__(self) -> int:
+        return int(self.index.ntotal)
+
+    def __str__(self) -> str:
+        """Return the string of the binary factory that makes such an index."""
+        index = self.index
+        if isinstance(index, faiss.IndexBinaryIVF):
+            coarse = faiss.downcast_IndexBinary(index.quantizer)
+            return f"BIVF{index.nlist}" + (f"_HNSW{_links(coarse)}" if hasattr(coarse, "hnsw") else "")
+        if isinstance(index, faiss.IndexBinaryHNSW):
+            return f"BHNSW{_links(index)}"
+        if isinstance(index, faiss.IndexBinaryMultiHash):
+            return f"BHash{index.nhash}x{index.b}"
+        return f"BHash{index.b}" if isinstance(index, faiss.IndexBinaryHash) else "BFlat"
+
+    @property
+    def codes(self) -> Codes:
+        """The codes by row, (n, code_size), valid until the next change."""
+        size = self.index.code_size
+        if self._flat is not None:
+            view: Codes = faiss.rev_swig_ptr(self._flat.xb.data(), len(self) * size).reshape(-1, size)
+            return view
+        if self._lists is None or len(self._lists) != len(self):
+            codes = np.empty((len(self), size), dtype=np.uint8)
+            for number in range(self.index.nlist):
+                rows, of_list = _inverted_list(self.index, number)
+                codes[rows] = of_list
+            self._lists = codes
+        return self._lists
+
+    @property
+    def extra_bytes(self) -> int:
+        """Bytes a vector beside the code: links, list entries, a second copy of the code."""
+        index = self.index
+        if isinstance(index, faiss.IndexBinaryIVF):
+            return 8 + (index.code_size if self._lists is not None else 0)
+        if isinstance(index, faiss.IndexBinaryHNSW):
+            return 4 * int(index.hnsw.nb_neighbors(0))  # levels above the first add a few per cent
+        if isinstance(index, faiss.IndexBinaryMultiHash):
+            return 8 * int(index.nhash)
+        return 8 + int(index.code_size) if isinstance(index, faiss.IndexBinaryHash) else 0
+
+    @property
+    def can_remove(self) -> bool:
+        """Whether :meth:`keep` costs a pass over the codes and not a new index."""
+        return isinstance(self.index, faiss.IndexBinaryFlat | faiss.IndexBinaryIVF)
+
+    @property
+    def storable(self) -> Any:
+        """The index to write to disk: itself, or of a hash table, which is made anew from them, its codes."""
+        hashed = isinstance(self.index, faiss.IndexBinaryHash | faiss.IndexBinaryMultiHash)
+        return self._flat if hashed else self.index
+
+    def train(self, codes: Codes) -> None:
+        """Train what needs it: the coarse centroids of inverted lists."""
+        if not self.index.is_trained and len(codes) < self.index.nlist:
+            raise ValueError(f"{self} needs at least {self.index.nlist} vectors to train; got {len(codes)}")
+        self.index.train(codes)
+
+    def add(self, codes: Codes) -> None:
+        """Append rows."""
+        self.index.add(codes)
+        if isinstance(self.index, faiss.IndexBinaryHash):
+            self._flat.add(codes)
+        self._lists = None
+
+    def keep(self, kept: Mask) -> None:
+        """Drop the rows where ``kept`` (n,) is false; the others move up."""
+        if isinstance(self.index, faiss.IndexBinaryIVF):
+            self.index.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(~kept)))
+            renumbered = np.cumsum(kept) - 1
+            for number in range(self.index.nlist):
+                rows, _ = _inverted_list(self.index, number)
+                rows[:] = renumbered[rows]
+        elif self.can_remove:
+            self.index.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(~kept)))
+        else:
+            codes = self.codes[kept]
+            self.reset()
+            self.add(codes)
+        self._lists = None
+
+    def reset(self) -> None:
+        """Drop every row."""
+        self.index.reset()
+        if self._flat is not None:
+            self._flat.reset()
+        self._lists = None
+
+    def truncated(self, layout: CodeLayout) -> Base:
+        """Return a base of the same kind whose codes are those of the prefix ``layout``."""
+        other = Base(str(self), layout.code_size)
+        if isinstance(self.index, faiss.IndexBinaryIVF):
+            coarse = Base(faiss.downcast_IndexBinary(self.index.quantizer), self.index.code_size, filled=True)
+            other.index.quantizer.add(codes.truncate(coarse.codes, layout))
+            other.index.is_trained, other.index.nprobe = True, self.index.nprobe
+        other.add(codes.truncate(self.codes, layout))
+        return other
+
+    def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
+        """Return distances and rows, (nq, k) each, nearest first; row -1 and the worst distance where there is none.
+
+        Parameters
+        ----------
+        queries : (nq, code_size) uint8
+        k : how many; all that there are, or more, are found without the index
+        rows : (n,) bool, the rows that may be found, or None for all. At least k of them are, if there are so many.
+        settings : nprobe, efSearch, nflip
+        """
+        n = len(self)
+        left = n if rows is None else int(np.count_nonzero(rows))
+        if k >= left or 2 * left < n:
+            return self._scan(queries, k, None if left == n else np.flatnonzero(rows))
+        if rows is None or left == n:
+            return self._search(queries, k, settings)
+        # Most rows may be found, so most of somewhat more than k may.
+        D, I = self._search(queries, min(n, int(1.2 * k * n / left) + 16), settings)
+        out = (I < 0) | ~rows[I]
+        D, I = np.where(out, WORST, D), np.where(out, -1, I)
+        order = np.argsort(out, axis=1, kind="stable")[:, :k]
+        D, I = np.take_along_axis(D, order, axis=1), np.take_along_axis(I, order, axis=1)
+        short = np.flatnonzero(I[:, -1] < 0)
+        if len(short):
+            D[short], I[short] = self._scan(queries[short], k, np.flatnonzero(rows))
+        return D, I
+
+    def _search(self, queries: Codes, k: int, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
+        """Let FAISS search; missing hits are marked as IndexBinaryFlat marks them, whatever the index."""
+        D, I = self.index.search(queries, k, params=self._parameters(settings))
+        return np.where(I < 0, WORST, D), I
+
+    def _scan(self, queries: Codes, k: int, rows: Ids | None) -> tuple[Distances, Ids]:
+        """Search all of the codes, or those of ``rows``, exhaustively."""
+        flat = self._flat
+        if flat is None or rows is not None:
+            flat = faiss.IndexBinaryFlat(8 * self.index.code_size)
+            flat.add(self.codes if rows is None else self.codes[rows])
+        found = min(k, int(flat.ntotal))
+        if found == 0:
+            return np.full((len(queries), k), WORST, np.int32), np.full((len(queries), k), -1)
+        D, I = flat.search(queries, found)
+        missing = ((0, 0), (0, k - found))
+        I = I if rows is None else rows[I]
+        return np.pad(D, missing, constant_values=WORST), np.pad(I, missing, constant_values=-1)
+
+    def _parameters(self, settings: Mapping[str, int]) -> Any:
+        """Return FAISS's search parameters for ``settings``. Raises ValueError for one that this index does not have."""
+        if not settings:
+            return None
+        kinds = {
+            faiss.IndexBinaryIVF: (faiss.SearchParametersIVF, "nprobe"),
+            faiss.IndexBinaryHNSW: (faiss.SearchParametersHNSW, "efSearch"),
+        }
+        kind, name = next((v for index, v in kinds.items() if isinstance(self.index, index)), (None, None))
+        for setting, value in settings.items():
+            if setting != name:
+                raise ValueError(f"{setting} means nothing to {self}; it takes {name or 'no search parameters'}")
+            if value < 1:
+                raise ValueError(f"{setting} must be at least 1; got {value}")
+        return kind(**settings) if kind else None
+
+
+def _links(hnsw: Any) -> int:
+    """Return M, the links of a vector at the upper levels of ``hnsw``."""
+    return int(hnsw.hnsw.nb_neighbors(1))
+
+
+def _inverted_list(ivf: Any, number: int) -> tuple[Ids, Codes]:
+    """Return views of the rows and the codes of one inverted list."""
+    lists, size = ivf.invlists, ivf.code_size
+    n = lists.list_size(number)
+    if n == 0:
+        return np.empty(0, np.int64), np.empty((0, size), np.uint8)
+    rows = faiss.rev_swig_ptr(lists.get_ids(number), n)
+    return rows, faiss.rev_swig_ptr(lists.get_codes(number), n * size).reshape(n, size)

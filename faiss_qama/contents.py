@@ -1,0 +1,189 @@
+"""What an index holds, and the two-stage search over it; :class:`~faiss_qama.index.QamaIndex` is its public face."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama import codes, ranking
+from faiss_qama.bases import WORST, Base
+from faiss_qama.codes import Codes, Floats
+from faiss_qama.labels import Ids, Labels, Mask
+from faiss_qama.quantizer import Quantizer
+from faiss_qama.rescore import Store
+
+DEFAULT_OVERSAMPLE = 10.0  # where nothing was calibrated
+PREFIX_WIDTH = 8  # prefix candidates a candidate, where nothing was calibrated
+RANGE_START = 1024  # candidates that a range search starts with
+
+
+class Contents:
+    """Codes, ids and vectors, row by row, with the quantizer that made the codes.
+
+    Parameters
+    ----------
+    quantizer : whose codes they are
+    base : the codes
+    labels : the ids
+    store : what scores candidates again, or None
+    """
+
+    def __init__(self, quantizer: Quantizer, base: Base, labels: Labels, store: Store | None) -> None:
+        self.quantizer, self.base, self.labels, self.store = quantizer, base, labels, store
+        self._prefixes: dict[int, Base] = {}
+
+    @property
+    def larger(self) -> bool:
+        """Whether larger scores are better."""
+        return self.store is not None and self.quantizer.metric == faiss.METRIC_INNER_PRODUCT
+
+    @property
+    def worst(self) -> np.generic:
+        """The score of a missing hit, as FAISS has it."""
+        if self.store is None:
+            return np.int32(WORST)
+        limits = np.finfo(np.float32)
+        return limits.min if self.larger else limits.max
+
+    def append(self, code: Codes, stored: NDArray[Any], ids: Ids | None) -> None:
+        """Add rows: codes, what the store's ``convert`` made of the vectors, and ids of the user's own or None."""
+        if self.store is not None:
+            self.store.append(stored)
+        self.base.add(code)
+        self.labels.append(len(code), ids)
+        self._prefixes.clear()
+
+    def remove(self, gone: Mask) -> None:
+        """Remove the rows where ``gone`` is true; where that would mean a new base index, only mark them."""
+        if self.base.can_remove:
+            self.keep(~gone)
+        else:
+            self.labels.remove(gone)
+
+    def keep(self, kept: Mask) -> None:
+        """Drop the rows where ``kept`` is false; the others move up."""
+        self.base.keep(kept)
+        self.labels.keep(kept)
+        if self.store is not None:
+            self.store.keep(kept)
+        self._prefixes.clear()
+
+    def take(self, rows: Ids) -> Floats:
+        """Return the vectors of ``rows``, kept or decoded."""
+        if self.store is not None:
+            return self.store.take(rows)
+        return self.quantizer.decode(self.base.codes[rows])
+
+    def nearest(
+        self,
+        xq: Floats,
+        k: int,
+        *,
+        oversample: float | None = None,
+        recall: float | None = None,
+        prefix: int | None = None,
+        sel: Any = None,
+        settings: Mapping[str, int],
+    ) -> tuple[NDArray[Any], Ids]:
+        """Return scores and rows, (nq, at most k), best first; row -1 where there is none."""
+        mask, left = self._mask(sel)
+        candidates = min(self._candidates(k, left, oversample, recall), left)
+        code = self.quantizer.encode_queries(xq)
+        if prefix is not None:
+            width = self._prefix_width(prefix, k, left, candidates, recall)
+            D, rows = self._funnel(code, prefix, width, candidates, mask)
+        else:
+            D, rows = self.base.search(code, candidates, mask, settings)
+        if self.store is None or candidates == 0:
+            return D[:, :k], rows[:, :k]
+        return ranking.best(self._scores(xq, rows), rows, k, self.larger)
+
+    def within(
+        self, xq: Floats, radius: float, *, sel: Any = None, settings: Mapping[str, int]
+    ) -> list[tuple[NDArray[Any], Ids]]:
+        """Return, for each query, scores and rows of what is nearer than ``radius``, best first.
+
+        Candidates are doubled until the farther half of them holds no hit; by Hamming distance alone, until one is out of reach.
+        """
+        mask, left = self._mask(sel)
+        code, todo = self.quantizer.encode_queries(xq), np.arange(len(xq))
+        hits: list[tuple[NDArray[Any], Ids]] = [(np.empty(0), np.empty(0, np.int64))] * len(xq)
+        candidates = min(RANGE_START, left)
+        while len(todo) and left:
+            D, rows = self.base.search(code[todo], candidates, mask, settings)
+            scores = D if self.store is None else self._scores(xq[todo], rows)
+            hit = ((scores > radius) if self.larger else (scores < radius)) & (rows >= 0)
+            edge = candidates - 1 if self.store is None else candidates // 2
+            done = (candidates >= left) | (rows[:, -1] < 0) | ~hit[:, edge:].any(axis=1)
+            for i in np.flatnonzero(done):
+                D, I = ranking.best(scores[i : i + 1, hit[i]], rows[i : i + 1, hit[i]], candidates, self.larger)
+                hits[todo[i]] = D[0], I[0]
+            todo, candidates = todo[~done], min(2 * candidates, left)
+        return hits
+
+    def _mask(self, sel: Any) -> tuple[Mask | None, int]:
+        """Return which rows may be found, None for all, and how many they are."""
+        mask = self.labels.alive if sel is None else self.labels.members(sel)
+        return mask, self.labels.n if mask is None else int(np.count_nonzero(mask))
+
+    def _scores(self, xq: Floats, rows: Ids) -> Floats:
+        """Return the second stage's scores of ``rows``, the worst where there is no row."""
+        assert self.store is not None
+        scores = self.store.scores(xq, np.maximum(rows, 0))
+        scores[rows < 0] = self.worst
+        return scores
+
+    def _candidates(self, k: int, left: int, oversample: float | None, recall: float | None) -> int:
+        """Return how many candidates the Hamming scan hands on."""
+        if oversample is not None and recall is not None:
+            raise ValueError("pass oversample= or recall=, not both")
+        if self.store is None:
+            if oversample is not None or recall is not None:
+                raise ValueError("rescore='none' has no second stage, so oversample= and recall= mean nothing to it")
+            return k
+        calibration = self.quantizer.calibration
+        if oversample is None and calibration is not None:
+            oversample = calibration.oversample(k, left, self.store.stage, recall)
+        elif oversample is None and recall is not None:
+            raise ValueError("recall= needs a calibration, which this quantizer lacks; pass oversample=")
+        elif oversample is None:
+            oversample = DEFAULT_OVERSAMPLE
+        if not oversample >= 1:
+            raise ValueError(f"oversample must be at least 1; got {oversample}")
+        return int(min(np.ceil(k * oversample), left))
+
+    def _prefix_width(self, prefix: int, k: int, left: int, candidates: int, recall: float | None) -> int:
+        """Return how many candidates the scan of the first ``prefix`` components hands on to the whole codes."""
+        calibrated = self.quantizer.calibration.prefixes if self.quantizer.calibration else {}
+        if prefix in calibrated:
+            # What the prefix misses adds to what the whole code misses, so it may miss half as much.
+            aim = None if recall is None else 1 - (1 - recall) / 2
+            width = int(np.ceil(k * calibrated[prefix].oversample(k, left, "floats", aim)))
+        elif recall is not None:
+            raise ValueError(
+                f"recall= with prefix={prefix} needs its calibration; there are those of {sorted(calibrated) or 'none'}: "
+                "fit with slices=, or pass oversample="
+            )
+        else:
+            width = PREFIX_WIDTH * candidates
+        return min(max(width, candidates), left)
+
+    def _funnel(
+        self, code: Codes, prefix: int, width: int, candidates: int, mask: Mask | None
+    ) -> tuple[NDArray[np.int32], Ids]:
+        """Return the ``candidates`` nearest of the ``width`` whose first ``prefix`` components are nearest."""
+        layout = self.quantizer.layout.truncate(prefix)
+        scanned = self._prefixes.get(prefix)
+        if scanned is None:
+            scanned = Base("BFlat", layout.code_size)
+            scanned.add(codes.truncate(self.base.codes, layout))
+            self._prefixes[prefix] = scanned
+        _, rows = scanned.search(codes.truncate(code, layout), width, mask, {})
+        distances, view = np.empty(rows.shape, dtype=np.int32), self.base.codes
+        for block in ranking.blocks(rows, code.shape[1]):
+            distances[block] = codes.hamming(view[rows[block]], code[block, None])
+        return ranking.best(distances, rows, candidates, larger=False)

@@ -1,0 +1,48 @@
+"""Many readers or one writer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class ReadWriteLock:
+    """Searches share it; a change has it alone. A change that waits goes before searches that come later.
+
+    A thread that holds it must not ask for it again.
+    """
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._readers, self._waiting, self._writing = 0, 0, False
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Hold it with other readers."""
+        with self._free:
+            self._free.wait_for(lambda: not self._writing and not self._waiting)
+            self._readers += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._readers -= 1
+                self._free.notify_all()
+
+    @contextmanager
+    def write(self) -> Iterator[None]:
+        """Hold it alone."""
+        with self._free:
+            self._waiting += 1
+            try:
+                self._free.wait_for(lambda: not self._writing and not self._readers)
+                self._writing = True
+            finally:
+                self._waiting -= 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._writing = False
+                self._free.notify_all()

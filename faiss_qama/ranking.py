@@ -1,0 +1,35 @@
+"""Candidates to answers: the best k, padded as FAISS pads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.labels import Ids
+
+BLOCK = 1 << 21  # values gathered at a time: 8 MB of floats, so that a block stays in cache until it is summed
+
+
+def blocks(rows: Ids, width: int) -> Iterator[slice]:
+    """Yield slices of queries whose candidates ``rows`` (nq, k'), ``width`` values each, make a block."""
+    step = max(1, BLOCK // max(1, rows.shape[1] * width))
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
+
+
+def best(scores: NDArray[Any], rows: Ids, k: int, larger: bool) -> tuple[NDArray[Any], Ids]:
+    """Return the best ``k`` of each row of ``scores`` and ``rows``, best first; ties in the order that they have."""
+    order = np.argsort(-scores if larger else scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def padded(D: NDArray[Any], I: Ids, k: int, worst: np.generic) -> tuple[NDArray[Any], Ids]:
+    """Return D, cast to the type of ``worst``, and I with ``k`` columns: the worst score and -1 where there is no hit."""
+    missing = ((0, 0), (0, k - D.shape[1]))
+    return (
+        np.pad(D.astype(worst.dtype), missing, constant_values=worst),
+        np.pad(I, missing, constant_values=-1),
+    )

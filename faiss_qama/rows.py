@@ -1,0 +1,43 @@
+"""Arrays that grow by rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class Rows:
+    """An array with room at its end, so that appending row after row costs no more than appending them at once.
+
+    Parameters
+    ----------
+    array : (n, ...) the first rows; a memory map stays one until something is appended or dropped
+    """
+
+    def __init__(self, array: NDArray[Any]) -> None:
+        self._buffer, self._n = array, len(array)
+
+    def __len__(self) -> int:
+        return self._n
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """The rows, as a view."""
+        return self._buffer[: self._n]
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Add ``rows`` at the end."""
+        end = self._n + len(rows)
+        if end > len(self._buffer):
+            grown = np.empty((max(end, len(self._buffer) * 3 // 2), *self._buffer.shape[1:]), self._buffer.dtype)
+            grown[: self._n] = self.array
+            self._buffer = grown
+        self._buffer[self._n : end] = rows
+        self._n = end
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Drop the rows where ``kept`` (n,) is false; the others move up."""
+        self._buffer = self.array[kept]
+        self._n = len(self._buffer)

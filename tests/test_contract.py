@@ -1,0 +1,416 @@
+"""Every operation on every base index, with every second stage, in both metrics: the same answers as IndexFlat.
+
+The oracle is a faiss.IndexFlat of what the index itself says that it holds, which is compared with what went in. Run with
+``-s`` or look at the end of the output for the table of combinations that passed; docs/operations.md shows it.
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import pytest
+from conftest import D, fit_quietly, make_vectors
+
+from faiss_qama import QamaIndex, index_factory
+
+BASES = ("BFlat", "BIVF8", "BIVF8_HNSW4", "BHNSW8", "BHash8", "BHash3x8")
+STORES = ("none", "codes", "sq8", "fp16", "fp32", "array", "faiss.Index")
+METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
+N, K = 240, 5
+OPERATIONS = {}
+
+
+@pytest.fixture(scope="module", params=METRICS)
+def metric(request):
+    return METRICS[request.param]
+
+
+@pytest.fixture(scope="module")
+def world(metric):
+    """A quantizer with slices, 240 vectors of any length, and queries."""
+    x = make_vectors(1000, unit=False)
+    quantizer = fit_quietly(x, layout="2x18", slices=(9, 18), metric=metric)
+    return quantizer, x[:N], make_vectors(7, seed=1, unit=False)
+
+
+@pytest.fixture(params=STORES)
+def store(request):
+    return request.param
+
+
+@pytest.fixture(params=BASES)
+def base(request):
+    return request.param
+
+
+class Subject:
+    """An index, and a dictionary of what it should hold."""
+
+    def __init__(self, world, store, base, ids=None, rows=slice(None)):
+        self.quantizer, self.x, self.xq = world
+        self.x = self.x[rows]
+        self.store, self.base = store, base
+        rescore = {"array": self.x.copy(), "faiss.Index": faiss.IndexFlat(D, self.quantizer.metric)}.get(store, store)
+        self.index = QamaIndex(self.quantizer, rescore, base=base)
+        assert self.index.is_trained == (not base.startswith("BIVF"))
+        self.index.train(world[1])
+        assert self.index.is_trained
+        if ids is None:
+            self.index.add(self.x)
+        else:
+            self.index.add_with_ids(self.x, ids)
+        self.held = dict(enumerate(self.x) if ids is None else zip(ids.tolist(), self.x, strict=True))
+        self.exhaustive = {} if store == "none" else {"oversample": 1e9}
+
+    def scores(self, ids):
+        """What the second stage says of ``ids``, (nq, len(ids)), smaller better."""
+        vectors = self.index.reconstruct_batch(ids)
+        if self.store == "none":
+            code, query = self.quantizer.encode(np.stack([self.held[i] for i in ids])), self.quantizer.encode_queries(self.xq)
+            return np.bitwise_count(query[:, None] ^ code[None]).sum(axis=2).astype(np.int64)
+        distances = faiss.pairwise_distances(self.xq, vectors, self.quantizer.metric)
+        return -distances if self.quantizer.metric == faiss.METRIC_INNER_PRODUCT else distances
+
+    def check(self, found=None, allowed=None, k=K):
+        """The hits are the k nearest of the allowed ids, or all of them, with their scores, best first."""
+        allowed = np.array(sorted(self.held if allowed is None else allowed), dtype=np.int64)
+        D, I = self.index.search(self.xq, k, **self.exhaustive) if found is None else found
+        assert D.shape == I.shape == (len(self.xq), k)
+        count = min(k, len(allowed))
+        assert (I[:, count:] == -1).all()
+        if count == 0:
+            return
+        assert all(len(set(row)) == count and set(row) <= set(allowed.tolist()) for row in I[:, :count].tolist())
+        scores = self.scores(allowed)
+        sign = -1 if self.store != "none" and self.quantizer.metric == faiss.METRIC_INNER_PRODUCT else 1
+        size = np.abs(scores).max()
+        np.testing.assert_allclose(sign * D[:, :count], np.sort(scores, axis=1)[:, :count], atol=1e-4 * size)
+        own = np.take_along_axis(scores, np.searchsorted(allowed, I[:, :count]), axis=1)
+        np.testing.assert_allclose(sign * D[:, :count], own, atol=1e-4 * size)
+
+    def check_vectors(self):
+        """What it gives back is what went in, as near as the store keeps it."""
+        keys = np.array(sorted(self.held), dtype=np.int64)
+        want = np.stack([self.held[key] for key in keys.tolist()]) if len(keys) else np.empty((0, D), np.float32)
+        got = self.index.reconstruct_batch(keys)
+        if self.store in ("none", "codes"):
+            want = self.quantizer.decode(self.quantizer.encode(want)) if len(keys) else want
+        error = {"sq8": 2e-2, "fp16": 1e-3}.get(self.store, 1e-5)
+        np.testing.assert_allclose(got, want, atol=error * np.abs(self.x).max())
+
+
+def operation(check):
+    OPERATIONS[check.__name__] = check
+    return check
+
+
+@operation
+def add(s):
+    assert s.index.ntotal == N
+    s.check_vectors()
+    s.check()
+
+
+@operation
+def search(s):
+    D, I = s.index.search(s.xq, K)  # as the base index searches, by calibration
+    assert I.dtype == np.int64
+    assert D.dtype == (np.int32 if s.store == "none" else np.float32)
+    for row, scores in zip(I, D, strict=True):
+        hits = row[row >= 0]
+        assert len(set(hits.tolist())) == len(hits)
+        order = np.sort(scores[: len(hits)])
+        smaller = s.store == "none" or s.quantizer.metric == faiss.METRIC_L2
+        np.testing.assert_array_equal(scores[: len(hits)], order if smaller else order[::-1])
+    if s.base in ("BFlat", "BHNSW8"):
+        assert (I >= 0).all()
+    s.check(s.index.search(s.xq, N + 3, **s.exhaustive), k=N + 3)  # more than there are
+
+
+@operation
+def search_settings(s):
+    names = {"BIVF8": "nprobe", "BIVF8_HNSW4": "nprobe", "BHNSW8": "efSearch"}
+    name = names.get(s.base)
+    for other in {"nprobe", "efSearch", "nonsense"} - {name}:
+        with pytest.raises(ValueError, match=f"{other} means nothing to {s.base}"):
+            s.index.search(s.xq, K, **{other: 8})
+    if name:
+        kind = faiss.SearchParametersIVF if name == "nprobe" else faiss.SearchParametersHNSW
+        few, many = (s.index.search(s.xq, K, **{name: n}) for n in (1, 8))
+        for keyword, n in ((few, 1), (many, 8)):
+            np.testing.assert_array_equal(keyword[1], s.index.search(s.xq, K, params=kind(**{name: n}))[1])
+        if name == "nprobe":
+            assert (few[1] != many[1]).any()
+            flat = Subject((s.quantizer, s.x, s.xq), s.store, "BFlat")
+            np.testing.assert_allclose(many[0], flat.index.search(s.xq, K)[0], rtol=1e-5)
+
+
+@operation
+def add_with_ids(s):
+    ids = np.random.default_rng(3).permutation(10**12 + np.arange(N) * 7)
+    s = Subject((s.quantizer, s.x, s.xq), s.store, s.base, ids)
+    s.check_vectors()
+    s.check()
+    with pytest.raises(ValueError, match="ids of its own: use add_with_ids"):
+        s.index.add(s.x[:1])
+
+
+@operation
+def remove_ids(s):
+    gone = np.r_[0:40, 100, N - 1]
+    left = np.delete(s.x, gone, axis=0)
+    assert s.index.remove_ids(gone) == len(gone)
+    s.held = dict(enumerate(left))  # those that follow move up, as in IndexFlat
+    assert s.index.ntotal == len(left)
+    s.check_vectors()
+    s.check()
+    assert s.index.remove_ids(faiss.IDSelectorRange(190, 1000)) == len(left) - 190
+    s.held = dict(enumerate(left[:190]))
+    s.check()
+    s.index.compact()
+    s.check_vectors()
+    s.check()
+    assert s.index.remove_ids(np.array([10**6])) == 0
+    if s.store != "array":
+        s.index.add(s.x[:30])
+        s.held |= {190 + i: x for i, x in enumerate(s.x[:30])}
+        s.check_vectors()
+        s.check()
+    assert s.index.remove_ids(np.arange(1000)) == len(s.held)
+    s.held = {}
+    s.check()
+
+
+@operation
+def remove_ids_of_the_users_own(s):
+    ids = np.random.default_rng(3).permutation(10**12 + np.arange(N) * 7)
+    s = Subject((s.quantizer, s.x, s.xq), s.store, s.base, ids)
+    assert s.index.remove_ids(ids[5:60]) == 55
+    for i in ids[5:60].tolist():
+        del s.held[i]
+    s.check_vectors()
+    s.check()
+    with pytest.raises(IndexError, match=f"no vector with id {ids[5]}"):
+        s.index.reconstruct(ids[5])
+
+
+@operation
+def filters(s):
+    bits = np.random.default_rng(0).random(N) < 0.5
+    batch = [3, 77, 200]
+    selectors = {
+        "range": (faiss.IDSelectorRange(50, 60), range(50, 60)),
+        "batch": (faiss.IDSelectorBatch(np.array(batch)), batch),
+        "array": (faiss.IDSelectorArray(np.array(batch)), batch),
+        "bitmap": (faiss.IDSelectorBitmap(np.packbits(bits, bitorder="little")), np.flatnonzero(bits)),
+        "all but a few": (faiss.IDSelectorNot(faiss.IDSelectorBatch(np.array(batch))), set(range(N)) - set(batch)),
+        "and": (faiss.IDSelectorAnd(faiss.IDSelectorRange(0, 100), faiss.IDSelectorRange(90, 200)), range(90, 100)),
+        "or": (faiss.IDSelectorOr(faiss.IDSelectorRange(0, 3), faiss.IDSelectorRange(200, 201)), [0, 1, 2, 200]),
+        "one in 240": (faiss.IDSelectorRange(7, 8), [7]),
+        "none": (faiss.IDSelectorRange(N, N + 5), []),
+        "an array of ids": (np.array(batch), batch),
+    }
+    for sel, allowed in selectors.values():
+        s.check(s.index.search(s.xq, K, sel=sel, **s.exhaustive), allowed)
+        found = s.index.search(s.xq, K, sel=sel)[1]  # by calibration: k of them, if there are so many
+        assert ((found >= 0).sum(axis=1) == min(K, len(allowed))).all()
+        assert set(found[found >= 0].tolist()) <= set(allowed)
+    sel, allowed = selectors["range"]
+    s.check(s.index.search(s.xq, K, params=faiss.SearchParameters(sel=sel), **s.exhaustive), allowed)
+    s.index.remove_ids(np.arange(10))
+    s.held = dict(enumerate(s.x[10:]))
+    s.check(s.index.search(s.xq, K, sel=faiss.IDSelectorRange(50, 60), **s.exhaustive), range(50, 60))
+
+
+@operation
+def range_search(s):
+    scores = s.scores(np.arange(N))
+    sign = -1 if s.store != "none" and s.quantizer.metric == faiss.METRIC_INNER_PRODUCT else 1
+    for share in (0, 0.03, 0.3, 1.1):
+        radius = np.quantile(scores, min(share, 1)) + (0.5 + abs(scores).max() if share > 1 else 0)
+        lims, D, I = s.index.range_search(s.xq, float(sign * radius))
+        assert lims[0] == 0
+        assert lims[-1] == len(D) == len(I)
+        for query, own in enumerate(scores):
+            hits, found = I[lims[query] : lims[query + 1]], sign * D[lims[query] : lims[query + 1]]
+            margin = 1e-4 * np.abs(scores).max()
+            near = np.flatnonzero(own < radius - margin if s.store != "none" else own < radius)
+            assert set(near.tolist()) <= set(hits.tolist())
+            assert len(set(hits.tolist())) == len(hits)
+            assert (found < radius + margin).all()
+            np.testing.assert_allclose(found, own[hits], atol=margin)
+            assert (np.diff(found) >= 0).all()
+
+
+@operation
+def search_and_reconstruct(s):
+    D0, I0 = s.index.search(s.xq, K, **s.exhaustive)
+    D, I, R = s.index.search_and_reconstruct(s.xq, K, **s.exhaustive)
+    np.testing.assert_array_equal(I, I0)
+    np.testing.assert_array_equal(D, D0)
+    assert R.shape == (*I.shape, s.index.d)
+    np.testing.assert_array_equal(R, s.index.reconstruct_batch(I.ravel()).reshape(R.shape))
+    _, I, R = s.index.search_and_reconstruct(s.xq, K, sel=np.array([3]), **s.exhaustive)
+    assert (np.isnan(R).all(axis=2) == (I == -1)).all()
+
+
+@operation
+def reconstruct(s):
+    np.testing.assert_array_equal(s.index.reconstruct(17), s.index.reconstruct_n(17, 1)[0])
+    np.testing.assert_array_equal(s.index.reconstruct_n(), s.index.reconstruct_batch(np.arange(N)))
+    for key in (-1, N, 10**15):
+        with pytest.raises(IndexError, match=f"no vector with id {key} among {N}"):
+            s.index.reconstruct(key)
+
+
+@operation
+def merge_from(s):
+    other = Subject((s.quantizer, make_vectors(60, seed=9, unit=False), s.xq), s.store, "BFlat")
+    if s.store in ("array", "faiss.Index"):
+        with pytest.raises(ValueError, match="rescore is borrowed there and borrowed here"):
+            s.index.merge_from(other.index)
+        assert (s.index.ntotal, other.index.ntotal) == (N, 60)
+        return
+    s.index.merge_from(other.index)
+    s.held |= {N + i: x for i, x in enumerate(other.x)}
+    assert other.index.ntotal == 0
+    s.check_vectors()
+    s.check()
+    other.index.add(other.x[:9])
+    s.index.merge_from(other.index, add_id=10_000)  # ids of their own from here on
+    s.held |= {10_000 + i: x for i, x in enumerate(other.x[:9])}
+    s.check_vectors()
+    s.check()
+
+
+@operation
+def reset(s):
+    s.index.reset()
+    assert s.index.ntotal == 0
+    s.held = {}
+    s.check()
+    lims, *_ = s.index.range_search(s.xq, 0.0)
+    assert (lims == 0).all()
+    if s.store not in ("array", "faiss.Index"):
+        s.index.add(s.x[:20])
+        s.held = dict(enumerate(s.x[:20]))
+        s.check()
+
+
+@operation
+def assign(s):
+    np.testing.assert_array_equal(s.index.assign(s.xq, **s.exhaustive), s.index.search(s.xq, 1, **s.exhaustive)[1])
+
+
+@operation
+def sa_codec(s):
+    code = s.index.sa_encode(s.x)
+    assert code.shape == (N, s.index.sa_code_size())
+    np.testing.assert_array_equal(code, s.quantizer.encode(s.x))
+    np.testing.assert_array_equal(s.index.sa_decode(code), s.quantizer.decode(code))
+
+
+@operation
+def truncate(s):
+    short = s.index.truncate(9)
+    assert short.factory_string.startswith(f"Qama(2x9),{s.base}")
+    np.testing.assert_array_equal(short.sa_encode(s.x), s.quantizer.truncate(9).encode(s.x))
+    t = Subject((s.quantizer.truncate(9), s.x, s.xq), s.store, s.base)
+    t.index = short
+    t.check()
+    t.check_vectors()
+    found = short.search(s.xq, K)[1]
+    assert ((found >= 0).all(axis=1) | s.base.startswith(("BHash", "BIVF"))).all()
+    with pytest.raises(ValueError, match="read-only"):
+        short.add(s.x)
+
+
+@operation
+def prefix(s):
+    s.check(s.index.search(s.xq, K, prefix=9, oversample=N) if s.store != "none" else None)
+    by_calibration = s.index.search(s.xq, K, prefix=9)[1]
+    assert (by_calibration >= 0).all()
+    if s.store not in ("none", "codes"):
+        found = s.index.search(s.xq, K, prefix=9, recall=0.9)[1]
+        truth = s.index.search(s.xq, K, oversample=N)[1]
+        assert np.mean([len(set(a) & set(b)) / K for a, b in zip(found, truth, strict=True)]) >= 0.9
+        with pytest.raises(ValueError, match=r"prefix=5 needs its calibration; there are those of \[9\]"):
+            s.index.search(s.xq, K, prefix=5, recall=0.9)
+    s.index.remove_ids(np.arange(100))
+    assert set(s.index.search(s.xq, K, prefix=9, sel=np.arange(30, 37))[1].ravel().tolist()) <= set(range(30, 37))
+
+
+@operation
+def save_and_load(s, tmp_path):
+    ids = 5 + 2 * np.arange(N)
+    for subject in (s, Subject((s.quantizer, s.x, s.xq), s.store, s.base, ids)):
+        subject.index.remove_ids(np.array([7, 9, 11]))
+        want = subject.index.search(s.xq, K, **s.exhaustive)
+        subject.index.save(tmp_path / "i.qama")
+        for mmap in (False, True):
+            loaded = QamaIndex.load(tmp_path / "i.qama", mmap=mmap)
+            assert loaded.ntotal == subject.index.ntotal
+            got = loaded.search(s.xq, K, **s.exhaustive)
+            np.testing.assert_array_equal(got[0], want[0])
+            np.testing.assert_array_equal(got[1], want[1])
+            refine = subject.index.factory_string.replace(str(s.base), loaded.factory_string.split(",")[1])
+            assert loaded.factory_string.startswith(refine)
+            assert loaded.is_trained
+
+
+@operation
+def factory_string(s):
+    text = s.index.factory_string
+    if s.store in ("array", "faiss.Index"):
+        assert text == f"Qama(2x18),{s.base}"
+        return
+    again = index_factory(D, text, s.quantizer.metric)
+    assert not again.is_trained
+    assert again.factory_string == text
+    with pytest.raises(ValueError, match="call train"):
+        again.add(s.x)
+    again.train(make_vectors(400, unit=False))
+    assert again.is_trained
+    again.add(s.x)
+    assert again.ntotal == N
+    assert again.search(s.xq, K)[1].shape == (7, K)
+
+
+@operation
+def to_faiss(s):
+    for own in (None, 5 + 2 * np.arange(N)):
+        t = Subject((s.quantizer, s.x, s.xq), s.store, s.base, own)
+        t.index.remove_ids(np.array([7, 9]))
+        ids = np.delete(np.arange(N) if own is None else own, [7, 9] if own is None else [1, 2])
+        ids = np.arange(N - 2) if own is None else ids
+        code = np.delete(s.quantizer.encode(s.x), [7, 9] if own is None else [1, 2], axis=0)
+        query = s.quantizer.encode_queries(s.xq)
+        distances = np.bitwise_count(query[:, None] ^ code[None]).sum(axis=2)
+        stock = t.index.to_faiss("binary")
+        assert stock.ntotal == N - 2
+        if s.base == "BFlat":
+            D, I = stock.search(query, K)
+            np.testing.assert_array_equal(D, np.sort(distances, axis=1)[:, :K])
+            assert set(I.ravel().tolist()) <= set(ids.tolist())
+        for kind in ("hamming", "fastscan"):
+            stock = faiss.deserialize_index(faiss.serialize_index(t.index.to_faiss(kind)))
+            assert stock.ntotal == N - 2
+            I = stock.search(s.xq, K)[1]
+            assert set(I.ravel().tolist()) <= set(ids.tolist())
+    with pytest.raises(ValueError, match="kind must be one of hamming, fastscan, binary; got 'x'"):
+        s.index.to_faiss("x")
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_contract(name, world, metric, store, base, tmp_path, combinations):
+    check = OPERATIONS[name]
+    check(Subject(world, store, base), *([tmp_path] if "tmp_path" in check.__code__.co_varnames else []))
+    combinations[name, base].add((store, metric))
+
+
+def test_the_docs_show_the_operations_and_bases(request):
+    text = (request.config.rootpath / "docs" / "operations.md").read_text()
+    header = next(line for line in text.splitlines() if line.startswith("| operation"))
+    assert [cell.strip(" `") for cell in header.split("|")[2:-1]] == ["BFlat", "BIVF", "BIVF_HNSW", "BHNSW", "BHash"]
+    rows = {line.split("|")[1].strip(" `") for line in text.splitlines() if line.startswith("| `")}
+    assert rows >= set(OPERATIONS)

@@ -1,0 +1,189 @@
+"""Any sequence of changes leaves what a dictionary of arrays would hold; searches meanwhile see before or after."""
+
+from __future__ import annotations
+
+import tempfile
+import threading
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from conftest import D, fit_quietly, make_vectors
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from faiss_qama import QamaIndex
+
+POOL = make_vectors(400, seed=21)
+QUERIES = make_vectors(5, seed=22)
+QUANTIZER = fit_quietly(make_vectors(500), layout="2x18")
+
+
+class AnIndexIsADictionary(RuleBasedStateMachine):
+    """The dictionary's keys are ids; without ids of the user's own they are the places of the values."""
+
+    @initialize(
+        base=st.sampled_from(["BFlat", "BIVF4", "BHNSW4", "BHash6", "BHash2x6"]),
+        store=st.sampled_from(["none", "codes", "sq8", "fp16", "fp32"]),
+        own=st.booleans(),
+    )
+    def start(self, base, store, own):
+        self.index = self.empty(base, store)
+        self.base, self.store, self.own = base, store, own
+        self.held, self.next = {}, 7
+
+    @staticmethod
+    def empty(base, store):
+        index = QamaIndex(QUANTIZER, store, base=base)
+        index.train(POOL)
+        return index
+
+    def ids(self, n):
+        """New ids in an order of their own."""
+        self.next += n
+        return np.arange(self.next - n, self.next)[::-1] * 3
+
+    @rule(rows=st.lists(st.integers(0, 399), min_size=1, max_size=40))
+    def add(self, rows):
+        x = POOL[rows]
+        if self.own:
+            ids = self.ids(len(x))
+            self.index.add_with_ids(x, ids)
+            self.held |= dict(zip(ids.tolist(), x, strict=True))
+        else:
+            self.index.add(x)
+            self.held |= {len(self.held) + i: v for i, v in enumerate(x)}
+
+    @precondition(lambda self: not self.own)
+    @rule()
+    def add_with_ids_from_here_on(self):
+        ids = 10**9 + self.ids(3)
+        self.index.add_with_ids(POOL[:3], ids)
+        self.held |= dict(zip(ids.tolist(), POOL[:3], strict=True))
+        self.own = True
+
+    @rule(data=st.data(), by_selector=st.booleans())
+    def remove(self, data, by_selector):
+        known = sorted(self.held)
+        gone = data.draw(st.lists(st.sampled_from([*known, 10**12]), max_size=20, unique=True))
+        array = np.array(gone, dtype=np.int64)
+        assert self.index.remove_ids(faiss.IDSelectorBatch(array) if by_selector else array) == len(
+            set(gone) & set(known)
+        )
+        left = [(i, v) for i, v in self.held.items() if i not in gone]
+        self.held = dict(left) if self.own else dict(enumerate(v for _, v in left))
+
+    @rule(rows=st.lists(st.integers(0, 399), min_size=1, max_size=10), base=st.sampled_from(["BFlat", "BHNSW4"]))
+    def merge(self, rows, base):
+        other = self.empty(base, self.store)
+        x = POOL[rows]
+        if self.own:
+            ids = self.ids(len(x))
+            other.add_with_ids(x, ids)
+            self.held |= dict(zip(ids.tolist(), x, strict=True))
+        else:
+            other.add(x)
+            self.held |= {len(self.held) + i: v for i, v in enumerate(x)}
+        self.index.merge_from(other)
+        assert other.ntotal == 0
+
+    @rule()
+    def compact(self):
+        self.index.compact()
+
+    @rule()
+    def reset(self):
+        self.index.reset()
+        self.held, self.own = {}, False
+
+    @rule()
+    def save_and_load(self):
+        with tempfile.TemporaryDirectory() as folder:
+            self.index.save(Path(folder) / "i.qama")
+            self.index = QamaIndex.load(Path(folder) / "i.qama")
+
+    @invariant()
+    def holds_what_it_should(self):
+        assert self.index.ntotal == len(self.held)
+        if not self.held:
+            return
+        keys = np.array(list(self.held), dtype=np.int64)
+        want = np.stack(list(self.held.values()))
+        if self.store in ("none", "codes"):
+            want = QUANTIZER.decode(QUANTIZER.encode(want))
+        np.testing.assert_allclose(self.index.reconstruct_batch(keys), want, atol=5e-3)
+
+    @invariant()
+    def finds_what_is_nearest(self):
+        exhaustive = {} if self.store == "none" else {"oversample": 1e9}
+        scores, ids = self.index.search(QUERIES, 4, **exhaustive)
+        found = min(4, len(self.held))
+        assert (ids[:, found:] == -1).all()
+        if not found:
+            return
+        assert all(len(set(row)) == found and set(row) <= set(self.held) for row in ids[:, :found].tolist())
+        if self.store == "none":
+            codes = QUANTIZER.encode(np.stack(list(self.held.values())))
+            distances = np.bitwise_count(QUANTIZER.encode_queries(QUERIES)[:, None] ^ codes[None]).sum(axis=2)
+            np.testing.assert_array_equal(scores[:, :found], np.sort(distances, axis=1)[:, :found])
+        else:
+            vectors = self.index.reconstruct_batch(np.array(list(self.held), dtype=np.int64))
+            products = -np.sort(-(QUERIES @ vectors.T), axis=1)[:, :found]
+            np.testing.assert_allclose(scores[:, :found], products, atol=1e-5)
+
+
+AnIndexIsADictionary.TestCase.settings = settings(max_examples=60, stateful_step_count=12, deadline=None)
+TestAnIndexIsADictionary = AnIndexIsADictionary.TestCase
+
+
+@pytest.mark.parametrize("base", ["BFlat", "BIVF4", "BHNSW4"])
+@pytest.mark.parametrize("store", ["codes", "fp32"])
+def test_searches_see_before_or_after_a_change(base, store):
+    """Blocks of 50 vectors come and go while four threads search: a search finds all of a block or none of it."""
+    index = AnIndexIsADictionary.empty(base, store)
+    index.add_with_ids(POOL[:100], np.arange(100))
+    block = np.tile(POOL[300], (50, 1))  # nearer to its query than anything else
+    stop, faults, seen = threading.Event(), [], set()
+
+    def reader():
+        while not stop.is_set():
+            _, ids = index.search(POOL[300:301], 60, oversample=10)
+            count = int((ids >= 1000).sum())
+            seen.add(count)
+            if count not in (0, 50) or len(set(ids[ids >= 0].tolist())) != (ids >= 0).sum():
+                faults.append(ids)
+
+    readers = [threading.Thread(target=reader) for _ in range(4)]
+    for thread in readers:
+        thread.start()
+    for turn in range(40):
+        ids = 1000 + 50 * turn + np.arange(50)
+        index.add_with_ids(block, ids)
+        assert index.remove_ids(ids) == 50
+        if turn % 10 == 9:
+            index.compact()
+    stop.set()
+    for thread in readers:
+        thread.join()
+    assert not faults
+    assert index.ntotal == 100
+    assert seen <= {0, 50}
+
+
+def test_two_indexes_merged_into_each_other_by_two_threads_do_not_wait_for_ever():
+    a, b = (AnIndexIsADictionary.empty("BFlat", "fp32") for _ in range(2))
+    a.add(POOL[:100])
+    b.add(POOL[100:150])
+    threads = [
+        threading.Thread(target=lambda x=x, y=y: [x.merge_from(y) for _ in range(50)], daemon=True)
+        for x, y in ((a, b), (b, a))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+    assert a.ntotal + b.ntotal == 150
+    assert D == a.d
