@@ -21,6 +21,13 @@ from faiss_qama.layout import CodeLayout
 Distances = NDArray[np.int32]
 WORST = np.iinfo(np.int32).max
 KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb"
+_CLASSES = (
+    faiss.IndexBinaryFlat,
+    faiss.IndexBinaryIVF,
+    faiss.IndexBinaryHNSW,
+    faiss.IndexBinaryHash,
+    faiss.IndexBinaryMultiHash,
+)
 
 
 class Base:
@@ -28,23 +35,20 @@ class Base:
 
     Parameters
     ----------
-    base : a ``faiss.index_binary_factory`` string, or a ready and empty faiss.IndexBinary. An IDMap is taken off, as ids are
-        kept elsewhere.
+    base : a ``faiss.index_binary_factory`` string, or a ready and empty faiss.IndexBinary. An IDMap is taken off, as
+        ids are kept elsewhere.
     code_size : bytes of a code
     filled : whether ``base`` may hold codes
     """
 
     def __init__(self, base: Any, code_size: int, filled: bool = False) -> None:
         if isinstance(base, str):
-            try:
-                base = faiss.index_binary_factory(8 * code_size, base)
-            except (RuntimeError, ValueError):
-                raise ValueError(f"base {base!r} is not one of {KNOWN}") from None
-        if not isinstance(base, faiss.IndexBinary):
-            raise TypeError(f"base must be one of {KNOWN}, or a faiss.IndexBinary; got {type(base).__name__}")
+            base = _made(base, code_size)
         self._owner = base  # an IDMap frees what it maps
         if isinstance(base, faiss.IndexBinaryIDMap):
             base = faiss.downcast_IndexBinary(base.index)
+        if not isinstance(base, _CLASSES):
+            raise TypeError(f"base must be one of {KNOWN}, as a string or an index; got {type(base).__name__}")
         if base.code_size != code_size:
             raise ValueError(f"base has codes of {base.code_size} bytes; the quantizer's have {code_size}")
         if base.ntotal and not filled:
@@ -58,8 +62,6 @@ class Base:
             self._flat = faiss.downcast_IndexBinary(base.storage)
         elif isinstance(base, faiss.IndexBinaryHash):  # its buckets cannot be read
             self._flat = faiss.IndexBinaryFlat(8 * code_size)
-        elif not isinstance(base, faiss.IndexBinaryIVF):
-            raise TypeError(f"base must be one of {KNOWN}; got {type(base).__name__}")
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
@@ -80,6 +82,8 @@ class Base:
     def codes(self) -> Codes:
         """The codes by row, (n, code_size), valid until the next change."""
         size = self.index.code_size
+        if len(self) == 0:
+            return np.empty((0, size), dtype=np.uint8)
         if self._flat is not None:
             view: Codes = faiss.rev_swig_ptr(self._flat.xb.data(), len(self) * size).reshape(-1, size)
             return view
@@ -170,26 +174,28 @@ class Base:
         rows : (n,) bool, the rows that may be found, or None for all. At least k of them are, if there are so many.
         settings : nprobe, efSearch, nflip
         """
+        parameters = self._parameters(settings)
         n = len(self)
         left = n if rows is None else int(np.count_nonzero(rows))
+        allowed = None if rows is None or left == n else np.flatnonzero(rows)
         if k >= left or 2 * left < n:
-            return self._scan(queries, k, None if left == n else np.flatnonzero(rows))
-        if rows is None or left == n:
-            return self._search(queries, k, settings)
+            return self._scan(queries, k, allowed)
+        if rows is None or allowed is None:
+            return self._search(queries, k, parameters)
         # Most rows may be found, so most of somewhat more than k may.
-        D, I = self._search(queries, min(n, int(1.2 * k * n / left) + 16), settings)
+        D, I = self._search(queries, min(n, int(1.2 * k * n / left) + 16), parameters)
         out = (I < 0) | ~rows[I]
         D, I = np.where(out, WORST, D), np.where(out, -1, I)
         order = np.argsort(out, axis=1, kind="stable")[:, :k]
         D, I = np.take_along_axis(D, order, axis=1), np.take_along_axis(I, order, axis=1)
         short = np.flatnonzero(I[:, -1] < 0)
         if len(short):
-            D[short], I[short] = self._scan(queries[short], k, np.flatnonzero(rows))
+            D[short], I[short] = self._scan(queries[short], k, allowed)
         return D, I
 
-    def _search(self, queries: Codes, k: int, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
+    def _search(self, queries: Codes, k: int, parameters: Any) -> tuple[Distances, Ids]:
         """Let FAISS search; missing hits are marked as IndexBinaryFlat marks them, whatever the index."""
-        D, I = self.index.search(queries, k, params=self._parameters(settings))
+        D, I = self.index.search(queries, k, params=parameters)
         return np.where(I < 0, WORST, D), I
 
     def _scan(self, queries: Codes, k: int, rows: Ids | None) -> tuple[Distances, Ids]:
@@ -207,7 +213,7 @@ class Base:
         return np.pad(D, missing, constant_values=WORST), np.pad(I, missing, constant_values=-1)
 
     def _parameters(self, settings: Mapping[str, int]) -> Any:
-        """Return FAISS's search parameters for ``settings``. Raises ValueError for one that this index does not have."""
+        """Return FAISS's search parameters for ``settings``. Raises ValueError for one that this index lacks."""
         if not settings:
             return None
         kinds = {
@@ -221,6 +227,13 @@ class Base:
             if value < 1:
                 raise ValueError(f"{setting} must be at least 1; got {value}")
         return kind(**settings) if kind else None
+
+
+def _made(text: str, code_size: int) -> Any:
+    try:
+        return faiss.index_binary_factory(8 * code_size, text)
+    except (RuntimeError, ValueError):
+        raise ValueError(f"base {text!r} is not one of {KNOWN}") from None
 
 
 def _links(hnsw: Any) -> int:

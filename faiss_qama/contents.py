@@ -107,7 +107,8 @@ class Contents:
     ) -> list[tuple[NDArray[Any], Ids]]:
         """Return, for each query, scores and rows of what is nearer than ``radius``, best first.
 
-        Candidates are doubled until the farther half of them holds no hit; by Hamming distance alone, until one is out of reach.
+        Candidates are doubled until the farther half of them holds no hit; by Hamming distance alone, until one is out
+        of reach.
         """
         mask, left = self._mask(sel)
         code, todo = self.quantizer.encode_queries(xq), np.arange(len(xq))
@@ -165,7 +166,7 @@ class Contents:
             width = int(np.ceil(k * calibrated[prefix].oversample(k, left, "floats", aim)))
         elif recall is not None:
             raise ValueError(
-                f"recall= with prefix={prefix} needs its calibration; there are those of {sorted(calibrated) or 'none'}: "
+                f"recall= with prefix={prefix} needs its calibration; there are those of {sorted(calibrated)}: "
                 "fit with slices=, or pass oversample="
             )
         else:

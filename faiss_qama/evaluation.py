@@ -14,8 +14,8 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 from numpy.typing import NDArray
 
 from faiss_qama.codes import Floats
+from faiss_qama.labels import Ids
 from faiss_qama.progress import progress
-from faiss_qama.rescore import Ids
 from faiss_qama.vectors import Corpus, PathLike, load_vectors
 
 TIMED_RUNS = 3

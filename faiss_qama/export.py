@@ -2,14 +2,14 @@
 
 Kinds:
 
-- ``hamming``: ``IndexPreTransform(LinearTransform, IndexLSH)``, which is the Hamming stage, within an ``IndexRefine`` where
-  vectors are kept. IndexLSH cuts each bit's own column at 0, so the transform has a row and a threshold a bit.
-- ``fastscan``: an ``IndexPQFastScan`` whose centroids are the levels: asymmetric distances at FastScan speed (André et al.,
-  "Quicker ADC", 2019), refined where vectors are kept.
+- ``hamming``: ``IndexPreTransform(LinearTransform, IndexLSH)``, which is the Hamming stage, within an ``IndexRefine``
+  where vectors are kept. IndexLSH cuts each bit's own column at 0, so the transform has a row and a threshold a bit.
+- ``fastscan``: an ``IndexPQFastScan`` whose centroids are the levels: asymmetric distances at FastScan speed (André et
+  al., "Quicker ADC", 2019), refined where vectors are kept.
 - ``binary``: the bare binary index; encode queries with ``Quantizer.encode_queries``.
 
-The first two take float queries and transform them as queries; what is added to them later is encoded as queries are too,
-which is what this package does only where both sides are cut alike (``query_gain`` 1, no real queries).
+The first two take float queries and transform them as queries; what is added to them later is encoded as queries are
+too, which is what this package does only where both sides are cut alike (``query_gain`` 1, no real queries).
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ from faiss_qama.rescore import BorrowedStore, FloatStore
 from faiss_qama.transform import Linear
 
 KINDS = ("hamming", "fastscan", "binary")
-K_FACTOR = 20  # candidates of IndexRefine a neighbour; as IndexRefine cannot be told a recall, set ``k_factor`` yourself
+K_FACTOR = (
+    20  # candidates of IndexRefine a neighbour; as IndexRefine cannot be told a recall, set ``k_factor`` yourself
+)
 
 
 def to_faiss(held: Contents, kind: str, rescore: str) -> Any:
@@ -45,11 +47,15 @@ def to_faiss(held: Contents, kind: str, rescore: str) -> Any:
         return _binary(held.base, code, ids)
     quantizer = held.quantizer
     if not isinstance(quantizer.transform, Linear):
-        raise ValueError(f"kind {kind!r} needs a linear transform, and this quantizer's is not; kind 'binary' is possible")
+        raise ValueError(
+            f"kind {kind!r} needs a linear transform, and this quantizer's is not; kind 'binary' is possible"
+        )
     index = _hamming(quantizer, code) if kind == "hamming" else _fastscan(quantizer, code)
     if isinstance(held.store, FloatStore | BorrowedStore):
         index = _refined(index, quantizer, rescore, held, live)
-    return _with_ids(index, ids, faiss.IndexIDMap2)
+    if ids is None:
+        return index
+    return _with_ids(index, ids, faiss.IndexIDMap2(faiss.IndexFlat(quantizer.d, quantizer.metric)))
 
 
 def _binary(base: Base, code: Codes, ids: Ids | None) -> Any:
@@ -61,13 +67,12 @@ def _binary(base: Base, code: Codes, ids: Ids | None) -> Any:
             index.train(code)
         index.add(code)
         index = index.index
-    return _with_ids(index, ids, faiss.IndexBinaryIDMap2)
+    return index if ids is None else _with_ids(index, ids, faiss.IndexBinaryIDMap2(faiss.IndexBinaryFlat(index.d)))
 
 
-def _with_ids(index: Any, ids: Ids | None, id_map: Any) -> Any:
-    if ids is None:
-        return index
-    mapped = id_map(index)
+def _with_ids(index: Any, ids: Ids, mapped: Any) -> Any:
+    """Return ``mapped``, an empty map of ids, around ``index``; its constructor takes no index that is filled."""
+    mapped.index = index
     faiss.copy_array_to_vector(ids, mapped.id_map)
     mapped.construct_rev_map()
     mapped.ntotal = index.ntotal
@@ -129,7 +134,7 @@ def _fastscan(quantizer: Quantizer, code: Codes) -> Any:
 def _padded_columns(
     layout: CodeLayout, values: Floats, levels: NDArray[np.uint8], group: int
 ) -> tuple[Ids, Floats, NDArray[np.uint8]]:
-    """Return columns, their values and their levels, each segment filled up to whole groups by columns of value 0 (-1)."""
+    """Return columns, values and levels, each segment filled up to whole groups by columns -1 of value 0."""
     parts: list[tuple[Ids, NDArray[np.uint8]]] = []
     unit = 0
     for segment, where, _ in layout.slices():

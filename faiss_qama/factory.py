@@ -1,8 +1,8 @@
 """Factory strings: ``Qama2x192,BHNSW32,Refine(SQfp16)``.
 
-That is ``Qama`` and a layout, in brackets if it has commas, or the name of a layout in brackets (``Qama(hybrid)``); then the base index, a string
-of ``faiss.index_binary_factory`` (``BFlat`` if left out); then what rescores, nothing if left out: ``Refine(codes)``,
-``Refine(SQ8)``, ``Refine(SQfp16)``, ``Refine(Flat)`` or ``RFlat``.
+That is ``Qama`` and a layout, in brackets if it has commas, or the name of a layout in brackets (``Qama(hybrid)``);
+then the base index, a string of ``faiss.index_binary_factory`` (``BFlat`` if left out); then what rescores, nothing if
+left out: ``Refine(codes)``, ``Refine(SQ8)``, ``Refine(SQfp16)``, ``Refine(Flat)`` or ``RFlat``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _STAGES = {"codes": "codes", "SQ8": "sq8", "SQfp16": "fp16", "Flat": "fp32", "RF
 
 
 def index_factory(d: int, description: str, metric: int = faiss.METRIC_L2) -> QamaIndex:
-    """Return an index whose ``train`` fits the quantizer, as ``faiss.index_factory`` does; its default metric is L2 too.
+    """Return an index whose ``train`` fits the quantizer; as in ``faiss.index_factory`` the default metric is L2.
 
     Raises ValueError for a string of another form, with what is possible.
     """

@@ -19,7 +19,8 @@ class FaissVectors:
 
     Parameters
     ----------
-    index : any float index that can reconstruct: Flat, IVF, HNSW, SQ, PQ, and IDMap, PreTransform and Refine around them
+    index : any float index that can reconstruct: Flat, IVF, HNSW, SQ, PQ, and IDMap, PreTransform and Refine around
+        them
 
     Attributes
     ----------

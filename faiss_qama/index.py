@@ -10,7 +10,7 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faiss_qama import codes, export, persistence, ranking
+from faiss_qama import export, persistence, ranking
 from faiss_qama.bases import Base
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.contents import Contents
@@ -153,16 +153,16 @@ class QamaIndex:
     def add(self, x: ArrayLike) -> None:
         """Append the vectors ``x`` (n, d); their ids follow on from ``ntotal``.
 
-        Raises TypeError or ValueError, with nothing added, for what :func:`faiss_qama.vectors.as_vectors` refuses, and for
-        an index that is not trained, is read-only, or has ids of its own.
+        Raises TypeError or ValueError, with nothing added, for what :func:`faiss_qama.vectors.as_vectors` refuses, and
+        for an index that is not trained, is read-only, or has ids of its own.
         """
         self._append(as_vectors(x, self.d), None)
 
     def add_with_ids(self, x: ArrayLike, ids: ArrayLike) -> None:
         """Append the vectors ``x`` (n, d) under ``ids`` (n,) int64, 0 or more.
 
-        As in faiss.IndexIDMap2 an id may stand for several vectors: ``remove_ids`` removes them all, ``reconstruct`` gives
-        the last.
+        As in faiss.IndexIDMap2 an id may stand for several vectors: ``remove_ids`` removes them all, ``reconstruct``
+        gives the last.
         """
         x = as_vectors(x, self.d)
         self._append(x, as_ids(ids, len(x)))
@@ -200,7 +200,9 @@ class QamaIndex:
             other._check_writable()
             mine, theirs = self._fitted, other._fitted
             if other.rescore != self.rescore or self.rescore == BORROWED:
-                raise ValueError(f"rescore is {other.rescore} there and {self.rescore} here; merging needs one that keeps")
+                raise ValueError(
+                    f"rescore is {other.rescore} there and {self.rescore} here; merging needs one that keeps"
+                )
             if not mine.quantizer.encodes_like(theirs.quantizer):
                 raise ValueError("the two indexes have different quantizers; fit one and share it")
             if mine.labels.ids is not None and theirs.labels.ids is None and not add_id:
@@ -238,8 +240,8 @@ class QamaIndex:
         x : (nq, d) queries
         k : how many; where the index holds fewer, ids are padded with -1 and scores with the worst there is, as FAISS
         oversample : k * oversample candidates are taken from the Hamming scan and scored again
-        recall : instead, the share of the true k nearest to find, from what was measured when fitting, with exhaustive scans.
-            With neither, 0.95 when floats rescore, and 99 % of what codes can reach when they do.
+        recall : instead, the share of the true k nearest to find, from what was measured when fitting, with exhaustive
+            scans. With neither, 0.95 when floats rescore, and 99 % of what codes can reach when they do.
         prefix : scan the codes' first ``prefix`` components alone, and whole codes only for what that finds
         sel : a faiss.IDSelector: only ids that it takes are found, and k of them if there are so many
         params : faiss.SearchParameters instead, with ``sel``, ``nprobe`` or ``efSearch``
@@ -279,8 +281,8 @@ class QamaIndex:
     ) -> tuple[NDArray[np.int64], NDArray[Any], Ids]:
         """Return every vector nearer than ``radius``, best first: inner product above it, L2 or Hamming distance below.
 
-        Candidates of the Hamming scan are doubled until the farther half of them holds no hit, so a hit that lies farther
-        by Hamming distance than twice as many candidates as hold the others is missed.
+        Candidates of the Hamming scan are doubled until the farther half of them holds no hit, so a hit that lies
+        farther by Hamming distance than twice as many candidates as hold the others is missed.
 
         Returns
         -------
@@ -299,7 +301,8 @@ class QamaIndex:
 
     def reconstruct(self, key: int) -> Floats:
         """Return the vector (d,) of an id: the one kept, or the decoded one. Raises IndexError if there is none."""
-        return self.reconstruct_batch([key])[0]
+        x: Floats = self.reconstruct_batch([key])[0]
+        return x
 
     def reconstruct_batch(self, keys: ArrayLike) -> Floats:
         """Return the vectors (n, d) of the ids ``keys`` (n,)."""
@@ -330,8 +333,8 @@ class QamaIndex:
     ) -> QamaIndex:
         """Return an index of the vectors in a filled faiss.Index: fitted on a sample, rescored from it, with its ids.
 
-        ``index`` may be Flat, IVF, HNSW, SQ, PQ, and IDMap, PreTransform and Refine around them. It is not copied, and must
-        not be changed while this is used; what is added here is added there too.
+        ``index`` may be Flat, IVF, HNSW, SQ, PQ, and IDMap, PreTransform and Refine around them. It is not copied, and
+        must not be changed while this is used; what is added here is added there too.
         """
         from faiss_qama.training import FitConfig, fit
         from faiss_qama.training.data import HELD_OUT

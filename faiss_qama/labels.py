@@ -31,7 +31,8 @@ class Labels:
         self.n = n
         self._ids = None if ids is None else Rows(ids)
         self.alive = alive
-        self._changed()
+        self._all: Ids | None = None  # the id of each row, where it is not in _ids
+        self._sorted: tuple[Ids, Ids] | None = None  # places among the rows that are left by id, and the ids
 
     def __len__(self) -> int:
         """Rows that are not removed."""
@@ -49,12 +50,12 @@ class Labels:
 
     def of(self, rows: Ids) -> Ids:
         """Return the ids of ``rows``; -1 stays -1."""
-        if self._ids is None and self.alive is None:
+        if self._ids is not None:
+            return np.where(rows >= 0, self._ids.array[rows], -1)
+        if self.alive is None:
             return rows
         if self._all is None:
-            self._all = self.ids
-            if self._all is None:
-                self._all = np.cumsum(self.alive) - 1
+            self._all = np.cumsum(self.alive) - 1
         return np.where(rows >= 0, self._all[rows], -1)
 
     def rows(self, ids: ArrayLike) -> Ids:
@@ -122,8 +123,7 @@ class Labels:
         self._changed()
 
     def _changed(self) -> None:
-        self._all: Ids | None = None
-        self._sorted: tuple[Ids, Ids] | None = None
+        self._all = self._sorted = None
 
 
 def as_ids(ids: ArrayLike, n: int) -> Ids:

@@ -213,7 +213,10 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
     base = _read_base(folder / files["codes"]["name"], quantizer.code_size, manifest.get("base", "BFlat"), mmap)
     if len(base) != ntotal:
         raise ValueError(f"{folder / files['codes']['name']}: {len(base)} codes; the manifest says {ntotal}")
-    wanted = {"ids": ((ntotal,), np.dtype(np.int64)), "alive": ((ntotal,), np.dtype(bool))}
+    wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
+        "ids": ((ntotal,), np.dtype(np.int64)),
+        "alive": ((ntotal,), np.dtype(bool)),
+    }
     if rescore in DTYPES:
         wanted["store"] = (ntotal, FloatStore(quantizer, rescore).width), DTYPES[rescore]
     arrays = {

@@ -150,10 +150,10 @@ class Quantizer:
             "query_shift": self.query_shift,
         }
         if self.calibration is not None:
-            for prefix, calibration in {"": self.calibration, **self.calibration.prefixes}.items():
-                at = f"calibration.{prefix}." if prefix else "calibration."
-                arrays |= {f"{at}n": np.array([calibration.n])}
-                arrays |= {f"{at}floats": calibration.floats, f"{at}codes": calibration.codes}
+            named = {f"calibration.{prefix}": c for prefix, c in self.calibration.prefixes.items()}
+            for name, calibration in {"calibration": self.calibration, **named}.items():
+                arrays |= {f"{name}.n": np.array([calibration.n])}
+                arrays |= {f"{name}.floats": calibration.floats, f"{name}.codes": calibration.codes}
         settings = {
             "d": self.d,
             "layout": str(self.layout),
@@ -169,14 +169,13 @@ class Quantizer:
     def from_state(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Quantizer:
         """Return the quantizer of :meth:`to_state`. Raises KeyError or ValueError for parts missing or misshapen."""
         calibrations = {}
-        for name in arrays:
-            if (at := name.removesuffix("n")) != name and name.startswith("calibration."):
-                prefix = at.removeprefix("calibration.").removesuffix(".")
-                curves = arrays[f"{at}floats"], arrays[f"{at}codes"]
-                calibrations[prefix] = Calibration(int(arrays[name][0]), *curves)
-        whole = calibrations.pop("", None)
-        if whole is not None and calibrations:
-            whole = replace(whole, prefixes={int(prefix): c for prefix, c in calibrations.items()})
+        for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):
+            curves = arrays[f"{name}.floats"], arrays[f"{name}.codes"]
+            calibrations[name] = Calibration(int(arrays[f"{name}.n"][0]), *curves)
+        calibration = calibrations.pop("calibration", None)
+        if calibration is not None:
+            prefixes = {int(name.removeprefix("calibration.")): c for name, c in calibrations.items()}
+            calibration = replace(calibration, prefixes=prefixes)
         return cls(
             transform=Linear(arrays["transform.matrix"], arrays["transform.bias"]),
             layout=CodeLayout.parse(settings["layout"]),
@@ -188,7 +187,7 @@ class Quantizer:
             query_gain=settings["query_gain"],
             query_shift=arrays["query_shift"],
             config=settings["config"],
-            calibration=whole,
+            calibration=calibration,
         )
 
     @cached_property

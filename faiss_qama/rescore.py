@@ -8,7 +8,6 @@ anyway.
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -18,19 +17,23 @@ from numpy.typing import NDArray
 
 from faiss_qama import codes
 from faiss_qama.codes import Codes, Floats
+from faiss_qama.faiss_vectors import FaissVectors
 from faiss_qama.labels import Ids, Mask
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.ranking import blocks
 from faiss_qama.rows import Rows
 from faiss_qama.vectors import check_dtype_and_shape
-from faiss_qama.faiss_vectors import FaissVectors
 
-DTYPES: dict[str, np.dtype[Any]] = {"sq8": np.dtype(np.int8), "fp16": np.dtype(np.float16), "fp32": np.dtype(np.float32)}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "sq8": np.dtype(np.int8),
+    "fp16": np.dtype(np.float16),
+    "fp32": np.dtype(np.float32),
+}
 STORES = ("none", "codes", *DTYPES)
 
 
-class Store(ABC):
-    """What scores candidates. Rows are those of the codes.
+class Store:
+    """What scores candidates. Rows are those of the codes. This one keeps nothing, as what decodes codes need not.
 
     Attributes
     ----------
@@ -44,13 +47,13 @@ class Store(ABC):
     def __init__(self, quantizer: Quantizer) -> None:
         self.quantizer = quantizer
 
-    @abstractmethod
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         """Return inner products or squared L2 distances, (nq, k') float32, of ``rows`` (nq, k')."""
+        raise NotImplementedError
 
-    @abstractmethod
     def take(self, rows: Ids) -> Floats:
         """Return the vectors (n, d) of ``rows`` (n,), as far as they are known."""
+        raise NotImplementedError
 
     def convert(self, x: Floats, first: int = 0) -> NDArray[Any]:
         """Return vectors ``x`` (n, d), rows ``first`` and on of what is added, as :meth:`append` takes them.
@@ -71,9 +74,9 @@ class _Vectors(Store):
 
     scale = 1.0  # what gathered vectors are to be multiplied by
 
-    @abstractmethod
     def _gather(self, rows: Ids) -> Floats:
         """Return the vectors of ``rows`` (any shape), divided by ``scale``, as new float32."""
+        raise NotImplementedError
 
     def take(self, rows: Ids) -> Floats:
         return self._gather(rows) * np.float32(self.scale)

@@ -78,8 +78,6 @@ def pytest_terminal_summary(terminalreporter, config):
     if not passed:
         return
     bases = list(dict.fromkeys(base for _, base in passed))
-    rows = [
-        [name, *(len(passed[name, base]) for base in bases)] for name in dict.fromkeys(name for name, _ in passed)
-    ]
+    rows = [[name, *(len(passed[name, base]) for base in bases)] for name in dict.fromkeys(name for name, _ in passed)]
     terminalreporter.write_line("\nstores x metrics that passed, by operation and base index")
     terminalreporter.write_line(tabulate.tabulate(rows, ["", *bases], tablefmt="plain"))

@@ -164,7 +164,7 @@ def test_settings_that_mean_nothing_are_refused(corpus):
         QamaIndex(quantizer, "none").search(corpus[:2], 3, recall=0.9)
     with pytest.raises(ValueError, match="needs a calibration"):
         QamaIndex(dataclasses.replace(quantizer, calibration=None)).search(corpus[:2], 3, recall=0.9)
-    with pytest.raises(ValueError, match="rescore must be one of none, codes, fp16, fp32; got 'fp8'"):
+    with pytest.raises(ValueError, match="rescore must be one of none, codes, sq8, fp16, fp32, or vectors; got 'fp8'"):
         QamaIndex(quantizer, "fp8")
     with pytest.raises(TypeError, match="float"):
         QamaIndex(quantizer).search(corpus[:2], 3.0)

@@ -141,7 +141,7 @@ def test_what_is_no_bundle_is_never_touched(small, corpus, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("step", ["_write_rows", "_write_binary", "_file_entry", "_sync"])
+@pytest.mark.parametrize("step", ["_write_stream", "_write_binary", "_file_entry", "_sync"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_an_interrupted_save_leaves_the_old_index_and_no_litter(small, corpus, tmp_path, monkeypatch, step, error):
     path = tmp_path / "i.qama"

@@ -121,7 +121,9 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
     sides = [with_query_side(own, gain)]
     if metric == faiss.METRIC_INNER_PRODUCT and not quantizer.unit and config.query_gain is None:
         sides += [with_query_side(np.zeros_like(own), gain) for gain in LINEAR_GAINS]
-    return calibrate(best(sides, drawn), drawn, [end for end in _borders(layout, config) if 0 < end < layout.components])
+    return calibrate(
+        best(sides, drawn), drawn, [end for end in _borders(layout, config) if 0 < end < layout.components]
+    )
 
 
 def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:

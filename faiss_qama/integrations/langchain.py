@@ -20,7 +20,8 @@ from faiss_qama.index import QamaIndex
 class QamaVectorStore(FAISS):
     """``langchain_community.vectorstores.FAISS`` over a QamaIndex: made, filled, searched and changed like that.
 
-    A filter is applied within the search, so k documents are found if k match. ``save_local`` writes JSON, not a pickle.
+    A filter is applied within the search, so k documents are found if k match. ``save_local`` writes JSON, not a
+    pickle.
 
     Parameters
     ----------
@@ -40,14 +41,18 @@ class QamaVectorStore(FAISS):
         inner_product = index.metric_type == faiss.METRIC_INNER_PRODUCT
         strategy = DistanceStrategy.MAX_INNER_PRODUCT if inner_product else DistanceStrategy.EUCLIDEAN_DISTANCE
         options.setdefault("distance_strategy", strategy)
-        super().__init__(embedding_function, index, docstore or InMemoryDocstore(), index_to_docstore_id or {}, **options)
+        super().__init__(
+            embedding_function, index, docstore or InMemoryDocstore(), index_to_docstore_id or {}, **options
+        )
         if index.ntotal != len(self.index_to_docstore_id):
-            raise ValueError(f"the index holds {index.ntotal} vectors; there are {len(self.index_to_docstore_id)} documents")
+            raise ValueError(
+                f"the index holds {index.ntotal} vectors; there are {len(self.index_to_docstore_id)} documents"
+            )
 
     def similarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: Any = None, fetch_k: int = 20, **options: Any
     ) -> list[tuple[Document, float]]:
-        """Return documents and scores, best first; ``fetch_k`` is of no meaning here, as what a filter drops is not found."""
+        """Return documents and scores, best first; ``fetch_k`` means nothing, as a filter acts within the search."""
         threshold = options.pop("score_threshold", None)
         sel = None
         if filter is not None:

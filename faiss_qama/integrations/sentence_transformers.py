@@ -37,7 +37,8 @@ def semantic_search_faiss(
     ----------
     query_embeddings : (nq, d) floats
     corpus_embeddings, corpus_index : (n, d) floats, or the index that an earlier call returned
-    corpus_precision : what rescores beside the codes: ``float32`` and ``uint8`` keep the vectors so, ``ubinary`` nothing
+    corpus_precision : what rescores beside the codes: ``float32`` and ``uint8`` keep the vectors so, ``ubinary``
+        nothing
     top_k : hits a query
     ranges : of no meaning here; steps are learned
     calibration_embeddings : what to fit the quantizer on; the corpus if left out
@@ -48,7 +49,8 @@ def semantic_search_faiss(
 
     Returns
     -------
-    A list of ``{"corpus_id": int, "score": float}`` a query, best first; the seconds of the search; and the index if asked for.
+    A list of ``{"corpus_id": int, "score": float}`` a query, best first; the seconds of the search; and the index if
+    asked for.
     """
     if (corpus_embeddings is None) == (corpus_index is None):
         raise ValueError("pass corpus_embeddings or corpus_index, one of them")
