@@ -9,23 +9,24 @@ from typing import Any
 import numpy as np
 from llama_index.core.bridge.pydantic import PrivateAttr
 from llama_index.core.schema import BaseNode
+from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQueryResult
 from llama_index.vector_stores.faiss import FaissVectorStore
 from llama_index.vector_stores.faiss.base import DEFAULT_PERSIST_PATH
 
 from faiss_qama.index import QamaIndex
 
-NODES = ".nodes.json"  # beside the index: which vectors are of which document
+NODES = ".nodes.json"  # beside the index: the node and the document of each vector
 
 
 class QamaVectorStore(FaissVectorStore):
-    """``llama_index.vector_stores.faiss.FaissVectorStore`` over a QamaIndex, which can also delete.
+    """``llama_index.vector_stores.faiss.FaissVectorStore`` over a QamaIndex, which can also delete and filter by node.
 
     Parameters
     ----------
     faiss_index : a trained and empty QamaIndex
     """
 
-    _documents: dict[str, list[int]] = PrivateAttr(default_factory=dict)
+    _nodes: dict[int, tuple[str, str]] = PrivateAttr(default_factory=dict)  # by id of the vector: node, document
     _next: int = PrivateAttr(default=0)
 
     def __init__(self, faiss_index: QamaIndex) -> None:
@@ -34,27 +35,50 @@ class QamaVectorStore(FaissVectorStore):
             raise ValueError(f"an empty index is needed; this one holds {faiss_index.ntotal} vectors of unknown nodes")
 
     def add(self, nodes: list[BaseNode], **add_kwargs: Any) -> list[str]:
-        """Add the embeddings of ``nodes``; return the ids of their vectors."""
+        """Add the embeddings of ``nodes``; return the ids of the nodes."""
         if not nodes:
             return []
         ids = np.arange(self._next, self._next + len(nodes))
         self._faiss_index.add_with_ids(np.array([node.get_embedding() for node in nodes], dtype=np.float32), ids)
         self._next += len(nodes)
-        for node, i in zip(nodes, ids.tolist(), strict=True):
-            self._documents.setdefault(node.ref_doc_id or node.node_id, []).append(i)
-        return [str(i) for i in ids]
+        for i, node in zip(ids.tolist(), nodes, strict=True):
+            self._nodes[i] = node.node_id, node.ref_doc_id or node.node_id
+        return [node.node_id for node in nodes]
 
     def delete(self, ref_doc_id: str, **delete_kwargs: Any) -> None:
         """Remove the vectors of every node of a document."""
-        self._faiss_index.remove_ids(self._documents.pop(ref_doc_id, []))
+        self._remove([i for i, (_, document) in self._nodes.items() if document == ref_doc_id])
+
+    def delete_nodes(self, node_ids: list[str] | None = None, filters: Any = None, **delete_kwargs: Any) -> None:
+        """Remove the vectors of nodes."""
+        _refuse(filters)
+        self._remove([i for i, (node, _) in self._nodes.items() if node in set(node_ids or ())])
+
+    def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
+        """Return the nodes nearest to ``query.query_embedding``, among its ``node_ids`` and ``doc_ids`` if any."""
+        _refuse(query.filters)
+        sel = None
+        if query.node_ids is not None or query.doc_ids is not None:
+            nodes, documents = (None if wanted is None else set(wanted) for wanted in (query.node_ids, query.doc_ids))
+            sel = [
+                i
+                for i, (node, document) in self._nodes.items()
+                if (nodes is None or node in nodes) and (documents is None or document in documents)
+            ]
+        xq = np.array([query.query_embedding], dtype=np.float32)
+        scores, ids = self._faiss_index.search(xq, query.similarity_top_k, sel=sel, **kwargs)
+        hits = [(float(score), int(i)) for score, i in zip(scores[0], ids[0], strict=True) if i >= 0]
+        return VectorStoreQueryResult(
+            similarities=[score for score, _ in hits], ids=[self._nodes[i][0] for _, i in hits]
+        )
 
     def persist(self, persist_path: str = DEFAULT_PERSIST_PATH, fs: Any = None) -> None:
-        """Write the index to the folder ``persist_path``, and beside it which vectors are of which document."""
+        """Write the index to the folder ``persist_path``, and beside it which vector is of which node."""
         if fs is not None and not _is_local(fs):
             raise NotImplementedError("an index is written to local files")
         Path(persist_path).parent.mkdir(parents=True, exist_ok=True)
         self._faiss_index.save(persist_path)
-        nodes = json.dumps({"next": self._next, "documents": self._documents})
+        nodes = json.dumps({"next": self._next, "nodes": self._nodes})
         Path(persist_path + NODES).write_text(nodes, encoding="utf-8")
 
     @classmethod
@@ -65,8 +89,19 @@ class QamaVectorStore(FaissVectorStore):
         index = QamaIndex.load(persist_path)
         content = json.loads(Path(persist_path + NODES).read_text(encoding="utf-8"))
         store = cls.model_construct()
-        store._faiss_index, store._next, store._documents = index, content["next"], content["documents"]
+        store._faiss_index, store._next = index, content["next"]
+        store._nodes = {int(i): (node, document) for i, (node, document) in content["nodes"].items()}
         return store
+
+    def _remove(self, ids: list[int]) -> None:
+        self._faiss_index.remove_ids(ids)
+        for i in ids:
+            del self._nodes[i]
+
+
+def _refuse(filters: Any) -> None:
+    if filters is not None:
+        raise ValueError("this store keeps no metadata to filter by; pass node_ids or doc_ids")
 
 
 def _is_local(fs: Any) -> bool:

@@ -1,0 +1,130 @@
+"""QamaIndex around FAISS indexes that are there: their vectors, their ids, no copy where they are flat."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+import pytest
+from conftest import D, make_vectors
+
+from faiss_qama import QamaIndex
+from faiss_qama.training import FitConfig
+
+N = 900
+CONFIG = FitConfig(layout="2x36")
+X = make_vectors(N, seed=4)
+QUERIES = make_vectors(30, seed=5)
+IDS = np.random.default_rng(0).permutation(10**9 + 3 * np.arange(N))
+# Factory string, and how near its vectors are to those that were added.
+FLOAT_INDEXES = {
+    "Flat": 1e-6,
+    "IVF8,Flat": 1e-6,
+    "HNSW8": 1e-6,
+    "SQ8": 0.02,
+    "SQfp16": 1e-3,
+    "PQ18x4": 0.7,
+    "IVF8,SQ8": 0.02,
+    "RR36,Flat": 1e-5,
+    "PCA30,IVF8,Flat": 0.4,
+    "SQ8,RFlat": 1e-6,
+    "PCA12,SQ8,Refine(SQfp16)": 1e-3,
+    "HNSW8_SQ8": 0.02,
+}
+
+
+def make(factory, metric, ids=None):
+    index = faiss.index_factory(D, factory, metric)
+    index.train(X)
+    if ids is None:
+        index.add(X)
+        return index
+    if not factory.startswith(("IVF", "PCA30")):  # inverted lists have ids of their own
+        index = faiss.IndexIDMap2(index)
+    index.add_with_ids(X, ids)
+    return index
+
+
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
+@pytest.mark.parametrize("own_ids", [False, True])
+@pytest.mark.parametrize("factory", FLOAT_INDEXES)
+def test_the_vectors_and_ids_are_those_of_the_index(factory, own_ids, metric):
+    if "Refine" in factory or "RFlat" in factory:
+        own_ids = False  # FAISS gives a refined index no ids of its own
+    index = make(factory, metric, IDS if own_ids else None)
+    wrapped = QamaIndex.wrap(index, config=CONFIG)
+    keys = IDS if own_ids else np.arange(N)
+    assert (wrapped.d, wrapped.ntotal, wrapped.metric_type) == (D, N, metric)
+    held = wrapped.reconstruct_batch(keys)
+    assert np.abs(held - X).max() <= FLOAT_INDEXES[factory]
+    oracle = faiss.IndexIDMap2(faiss.IndexFlat(D, metric))
+    oracle.add_with_ids(held, keys)
+    scores, ids = oracle.search(QUERIES, 10)
+    D_, I = wrapped.search(QUERIES, 10, oversample=N)
+    np.testing.assert_allclose(D_, scores, rtol=1e-4, atol=1e-5)
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(I, ids, strict=True)]) > 0.99  # PQ has ties
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(wrapped.search(QUERIES, 10)[1], ids, strict=True)]) > 0.9
+
+
+def test_a_flat_index_is_read_in_place_and_grows_with_the_wrapper():
+    index = make("Flat", faiss.METRIC_L2)
+    wrapped = QamaIndex.wrap(index, config=CONFIG)
+    faiss.rev_swig_ptr(index.get_xb(), N * D)[:] = 7
+    assert (wrapped.reconstruct(3) == 7).all()
+    wrapped.add(QUERIES)
+    assert index.ntotal == wrapped.ntotal == N + 30
+    np.testing.assert_array_equal(wrapped.reconstruct(N + 2), QUERIES[2])
+    assert wrapped.remove_ids(np.arange(N)) == N
+    assert index.ntotal == N + 30  # removed here, left there
+    np.testing.assert_array_equal(wrapped.reconstruct(2), QUERIES[2])
+    np.testing.assert_array_equal(wrapped.search(QUERIES, 1)[1][:, 0], np.arange(30))
+
+
+def test_adding_to_an_index_with_ids_of_its_own_is_refused_before_anything_changes():
+    index = make("IVF8,Flat", faiss.METRIC_L2, IDS)
+    wrapped = QamaIndex.wrap(index, config=CONFIG)
+    with pytest.raises(ValueError, match="IndexIVFFlat has ids of its own; add to it first, then here"):
+        wrapped.add_with_ids(QUERIES, np.arange(30))
+    assert index.ntotal == wrapped.ntotal == N
+
+
+def test_wrapped_over_another_base_and_saved(tmp_path):
+    wrapped = QamaIndex.wrap(make("HNSW8", faiss.METRIC_INNER_PRODUCT, IDS), config=CONFIG, base="BIVF8")
+    wrapped.binary.nprobe = 8
+    want = wrapped.search(QUERIES, 5, oversample=N)
+    wrapped.save(tmp_path / "w.qama")
+    loaded = QamaIndex.load(tmp_path / "w.qama", mmap=True)
+    assert loaded.rescore == "fp32"
+    assert loaded.factory_string == "Qama(2x36),BIVF8,Refine(Flat)"
+    np.testing.assert_array_equal(loaded.search(QUERIES, 5, oversample=N)[1], want[1])
+
+
+@pytest.mark.parametrize(
+    ("index", "error", "message"),
+    [
+        (faiss.IndexFlatL2(D), ValueError, "at least 2 vectors; the index to wrap holds 0"),
+        (np.zeros((3, D)), TypeError, "a faiss.Index of float vectors is needed; got ndarray"),
+        (faiss.IndexBinaryFlat(64), TypeError, "a faiss.Index of float vectors is needed; got IndexBinaryFlat"),
+    ],
+)
+def test_what_cannot_be_wrapped(index, error, message):
+    with pytest.raises(error, match=message):
+        QamaIndex.wrap(index)
+
+
+def test_vectors_of_the_users_own_stay_in_step():
+    quantizer = QamaIndex.wrap(make("Flat", faiss.METRIC_L2), config=CONFIG).quantizer
+    index = QamaIndex(quantizer, rescore=X[:100])
+    index.add(X[:60])
+    with pytest.raises(ValueError, match="the vectors to rescore from are 100, and 110 would be needed"):
+        index.add(X[60:110])
+    assert index.ntotal == 60
+    index.add(X[60:100])
+    assert (index.search(X[:100], 1)[1][:, 0] == np.arange(100)).all()
+    for bad, message in (
+        (X[:, :30], "rescore: dimension 30, but 36 is needed"),
+        (np.zeros(3), "no vectors|1 dimensions"),
+    ):
+        with pytest.raises((ValueError, TypeError), match=message):
+            QamaIndex(quantizer, rescore=bad)
+    with pytest.raises(ValueError, match="rescore: dimension 30, but 36 is needed"):
+        QamaIndex(quantizer, rescore=faiss.IndexFlatL2(30))
