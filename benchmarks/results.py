@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import platform
-import re
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,16 @@ from typing import Any
 import click
 import faiss
 import numpy as np
-from tabulate import tabulate
+from tables import RESULTS, SETS, render
+from threadpoolctl import threadpool_limits
 
 import faiss_qama
 from faiss_qama import QamaIndex, baselines
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
+from faiss_qama.export import K_FACTOR
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
-SETS = ("scifact", "nfcorpus", "quora")
 METRIC = faiss.METRIC_INNER_PRODUCT
 SEEDS = 5
 
@@ -179,6 +178,37 @@ def lengths(dataset: Dataset) -> list[dict[str, float]]:
     return rows
 
 
+def stock(folder: Path) -> None:
+    """Compare an index with its stock FAISS exports, and time the second stage, on one thread."""
+    dataset = Dataset.load(folder)
+    truth = exact(dataset, 10, METRIC)
+    fitted = fit(dataset.corpus, config=FitConfig(layout="2x192"), queries=dataset.train_queries)
+    queries = dataset.queries[:1000]
+    rows = np.random.default_rng(0).integers(0, len(dataset.corpus), (len(queries), 400))
+    record: dict[str, Any] = {"recall": {}, "milliseconds": {}}
+    for store in ("codes", "sq8", "fp16", "fp32"):
+        index = QamaIndex(fitted, store)
+        for chunk in dataset.corpus.chunks():
+            index.add(chunk)
+        found = {"QamaIndex": evaluate(index, dataset, truth, oversample=K_FACTOR).recall}
+        for kind in ("hamming", "fastscan"):
+            found[kind] = evaluate(index.to_faiss(kind), dataset, truth).recall
+        record["recall"][store] = found
+        if store == "codes":
+            ours, theirs = (i.search(queries, 100) for i in (index.with_rescore("none"), index.to_faiss("hamming")))
+            record["same"] = [float((mine == stocks).mean()) for mine, stocks in zip(ours, theirs, strict=True)]
+        with threadpool_limits(1):
+            seconds = [_timed(lambda i=index: i.second_stage.scores(queries, rows)) for _ in range(5)]
+        record["milliseconds"][store] = 1000 * float(np.median(seconds)) / len(queries)
+    write("stock", record)
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
 def scale(folder: Path) -> None:
     """Time the command on quora; and, on a million vectors made from it, time, peak memory and rate of encoding."""
     with tempfile.TemporaryDirectory() as work:
@@ -227,120 +257,6 @@ def _make_million(source: Path, path: Path) -> None:
     out.flush()
 
 
-def render() -> dict[Path, str]:
-    """Return the files that hold tables, with the tables made anew from the JSON files."""
-    data = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
-    tables = {
-        "main": _main_table(data),
-        "methods": _methods_table(data),
-        "fit": _choices_table(data, "fit"),
-        "bytes": _choices_table(data, "bytes"),
-        "query side": _choices_table(data, "query side"),
-        "growth": _growth_table(data),
-        "lengths": _lengths_table(data),
-        "scale": _scale_table(data),
-    }
-    files = {}
-    for path in (RESULTS / "README.md", ROOT / "README.md"):
-        text = path.read_text()
-        for name, table in tables.items():
-            marker = re.escape(f"<!-- table: {name} -->")
-            text = re.sub(rf"({marker}\n).*?(<!-- end -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
-        files[path] = text
-    return files
-
-
-def _markdown(header: list[str], rows: list[list[str]]) -> str:
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
-
-
-def _percent(row: dict[str, Any], exact: dict[str, Any]) -> str:
-    return f"{100 * row['ndcg'] / exact['ndcg']:.1f}"
-
-
-def _spread(row: dict[str, Any], exact: dict[str, Any]) -> str:
-    shares = [100 * each["ndcg"] / exact["ndcg"] for each in row["each"]]
-    return f"{np.mean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})"
-
-
-def _main_table(data: dict[str, Any]) -> str:
-    rows = []
-    for label, *_ in MAIN:
-        row = [label]
-        for name in SETS:
-            results = {r["method"]: r for r in data[name]["results"]}
-            found = results[label]
-            row += [f"{found['recall']:.3f}", _spread(found, results["exact floats"])]
-        rows.append([row[0], _bytes(results[label]), *row[1:]])
-    header = ["", "bytes/vector"] + [f"{name} {what}" for name in SETS for what in ("recall@10", "nDCG@10, % of float")]
-    return _markdown(header, rows)
-
-
-def _methods_table(data: dict[str, Any]) -> str:
-    rows = []
-    for method in NAMES:
-        row = [f"`{method}`"]
-        for name in SETS:
-            results = {r["method"]: r for r in data[name]["results"]}
-            row += [f"{results[method]['recall']:.3f}", _percent(results[method], results["exact floats"])]
-        rows.append([row[0], _bytes(results[method]), *row[1:]])
-    header = ["", "bytes/vector"] + [f"{name} {what}" for name in SETS for what in ("recall@10", "nDCG %")]
-    return _markdown(header, rows)
-
-
-def _choices_table(data: dict[str, Any], part: str) -> str:
-    rows = []
-    for i, first in enumerate(data[f"{SETS[0]}-choices"][part]):
-        row = [first["codes"]["method"], _bytes(first["codes"])]
-        for name in SETS:
-            choice = data[f"{name}-choices"]
-            codes, hamming = choice[part][i]["codes"], choice[part][i]["none"]
-            row += [
-                f"{codes['recall']:.3f} / {_percent(codes, choice['exact'])}",
-                f"{hamming['recall']:.3f} / {_percent(hamming, choice['exact'])}",
-            ]
-        rows.append(row)
-    return _markdown(["", "bytes"] + [f"{name}, {stage}" for name in SETS for stage in ("codes", "Hamming")], rows)
-
-
-def _growth_table(data: dict[str, Any]) -> str:
-    rows = []
-    for name in SETS:
-        counts = [f"{r['candidates']} of {r['n']:,}" for r in reversed(data[f"{name}-choices"]["growth"])]
-        rows.append([name, ", ".join(counts)])
-    return _markdown(["", "candidates that hold 95 % of the exact 10 nearest"], rows)
-
-
-def _lengths_table(data: dict[str, Any]) -> str:
-    rows = []
-    for i, spread in enumerate(SPREADS):
-        row = [f"{spread:g}"]
-        for name in SETS:
-            plain, best = data[f"{name}-choices"]["lengths"][2 * i : 2 * i + 2]
-            row += [f"{plain['recall']:.3f}", f"{best['recall']:.3f} (gain {best['gain']:g})"]
-        rows.append(row)
-    header = ["spread of lengths"] + [f"{name}, {side}" for name in SETS for side in ("gain 1", "measured")]
-    return _markdown(header, rows)
-
-
-def _scale_table(data: dict[str, Any]) -> str:
-    scale = data["scale"]
-    rows = []
-    for name, text in (("quora", "63,271 x 384"), ("million", "1,000,000 x 384")):
-        part = scale[name]
-        sizes = [f"{part[key] / 1e9:.2f} GB" for key in ("peak_bytes", "index_bytes")]
-        rows.append([text, f"{part['seconds']:.0f} s", *sizes])
-    rate = f"{scale['encoding_per_second']:,.0f}"
-    return (
-        _markdown(["`faiss-qama fit`", "fit, index and report", "peak memory, index included", "index"], rows)
-        + f"\n\nEncoding 2x192 from 384 floats: {rate} vectors a second, {scale['threads']} threads."
-    )
-
-
-def _bytes(row: dict[str, Any]) -> str:
-    return " + ".join(str(part) for part in row["bytes"] if part)
-
-
 @click.command()
 @click.argument("data", required=False, type=click.Path(path_type=Path))
 @click.option("--render", "only_render", is_flag=True, help="Only remake the tables from the JSON files.")
@@ -352,6 +268,7 @@ def main(data: Path | None, only_render: bool) -> None:
         for name in SETS:
             main_job(data / name)
             choices(data / name, seeds=1 if name == "quora" else 3)  # there a seed moves recall by .002
+        stock(data / "quora")
         scale(data)
     for path, text in render().items():
         path.write_text(text)

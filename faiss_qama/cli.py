@@ -1,31 +1,27 @@
-"""The command line: faiss-qama fit | search | eval | inspect | embed | demo."""
+"""The command line: faiss-qama fit | build | search | eval | inspect | export | embed | demo."""
 
 from __future__ import annotations
 
-import json
 import sys
 import warnings
 from pathlib import Path
 
 import click
-import faiss
 import numpy as np
 
-from faiss_qama import baselines, persistence, report
+from faiss_qama import export, persistence, report
 from faiss_qama._version import __version__
 from faiss_qama.calibration import KS
-from faiss_qama.evaluation import Dataset, Measured, evaluate, exact, read_rows, search_in_blocks
+from faiss_qama.eval_command import METRIC_CHOICES, eval_command, k_option, oversample_option, recall_option
+from faiss_qama.evaluation import search_in_blocks
 from faiss_qama.index import QamaIndex
 from faiss_qama.pipeline import fit_index
-from faiss_qama.quantizer import METRICS
 from faiss_qama.rescore import STORES
 from faiss_qama.vectors import Corpus, load_vectors
 
-_METRICS = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
-_metric = click.option("--metric", type=click.Choice(list(_METRICS)), default="ip", show_default=True)
-_k = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours.")
-_recall = click.option("--recall", type=float, help="Share of the true neighbours to find, from the calibration.")
-_oversample = click.option("--oversample", type=float, help="Instead: k times this many candidates are scored again.")
+_metric = click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True)
+_rescore = click.option("--rescore", type=click.Choice(STORES), default="fp16", show_default=True, help="Second stage.")
+_base = click.option("--base", default="BFlat", show_default=True, help="Binary index of the codes, such as BHNSW32.")
 
 
 def main() -> None:
@@ -59,6 +55,9 @@ def cli() -> None:
     """Learned codes for text embeddings: 1/20 to 1/60 of the bytes, searched by FAISS."""
 
 
+cli.add_command(eval_command)
+
+
 @cli.command()
 @click.argument("corpus", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write  [default: CORPUS.qama]")
@@ -66,7 +65,8 @@ def cli() -> None:
 @click.option("--layout", help="Such as 2x192 or 2x96,1x192.")
 @click.option("--bytes", "size", type=int, help="Instead: bytes a vector of the codes.")
 @click.option("--queries", "queries_path", type=click.Path(path_type=Path), help="Unlabelled queries, .npy.")
-@click.option("--rescore", type=click.Choice(STORES), default="fp16", show_default=True, help="Second stage.")
+@_rescore
+@_base
 @_metric
 def fit(
     corpus: tuple[Path, ...],
@@ -76,6 +76,7 @@ def fit(
     size: int | None,
     queries_path: Path | None,
     rescore: str,
+    base: str,
     metric: str,
 ) -> None:
     """Fit a quantizer to CORPUS (one .npy file or several shards) and write an index of it."""
@@ -88,15 +89,40 @@ def fit(
     vectors = Corpus(list(corpus))
     queries = None if queries_path is None else Corpus(queries_path, vectors.shape[1])
     output = output or corpus[0].with_suffix(".qama")
-    click.echo(fit_index(vectors, output, config, _METRICS[metric], rescore, queries))
+    click.echo(fit_index(vectors, output, config, METRIC_CHOICES[metric], rescore, queries, base))
+
+
+@cli.command()
+@click.argument("index_path", metavar="INDEX", type=click.Path(path_type=Path))
+@click.argument("corpus", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
+@_rescore
+@_base
+def build(index_path: Path, corpus: tuple[Path, ...], output: Path, rescore: str, base: str) -> None:
+    """Write an index of CORPUS with the quantizer of INDEX, without fitting it anew."""
+    quantizer = QamaIndex.load(index_path, mmap=True).quantizer
+    index = QamaIndex.build(output, quantizer, Corpus(list(corpus), quantizer.d), rescore, base)
+    size = report.bytes_text(index.bytes_per_vector)
+    click.echo(f"wrote {output}: {index.ntotal:,} x {index.d}, {size} bytes a vector")
+
+
+@cli.command("export")
+@click.argument("index_path", metavar="INDEX", type=click.Path(path_type=Path))
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--kind", type=click.Choice(export.KINDS), default=export.KINDS[0], show_default=True, help="What it is.")
+def export_command(index_path: Path, output: Path, kind: str) -> None:
+    """Write INDEX to OUTPUT as a stock FAISS index, which faiss.read_index reads without this package."""
+    persistence.write_faiss(output, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
+    reader = "read_index_binary" if kind == "binary" else "read_index"
+    click.echo(f"wrote {output}      next, in Python: faiss.{reader}({str(output)!r})")
 
 
 @cli.command()
 @click.argument("index_path", metavar="INDEX", type=click.Path(path_type=Path))
 @click.argument("queries_path", metavar="QUERIES", type=click.Path(path_type=Path))
-@_k
-@_recall
-@_oversample
+@k_option
+@recall_option
+@oversample_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write D and I to this .npz instead.")
 def search(
     index_path: Path,
@@ -119,93 +145,6 @@ def search(
         for rank, (score, i) in enumerate(zip(scores, ids, strict=True), start=1):
             if i >= 0:
                 click.echo(f"{query}\t{rank}\t{i}\t{score:.6g}")
-
-
-@cli.command("eval")
-@click.argument("target", type=click.Path(path_type=Path))
-@click.argument("queries_path", metavar="[QUERIES]", required=False, type=click.Path(path_type=Path))
-@click.option("--method", "methods", multiple=True, help="What to measure, repeatable  [default: 2 bits, half of d]")
-@click.option("--qrels", type=click.Path(path_type=Path), help="Grades for QUERIES.")
-@click.option("--corpus", "corpus_path", type=click.Path(path_type=Path), help="The floats, if INDEX keeps none.")
-@click.option("--train-queries", is_flag=True, help="Give the fit the folder's train_queries.npy, unlabelled.")
-@_k
-@_recall
-@_oversample
-@click.option("--metric", type=click.Choice(list(_METRICS)), default="ip", show_default=True, help="Of a folder.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits to average over.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the results here as well.")
-def eval_command(
-    target: Path,
-    queries_path: Path | None,
-    methods: tuple[str, ...],
-    qrels: Path | None,
-    corpus_path: Path | None,
-    train_queries: bool,
-    k: int,
-    recall: float | None,
-    oversample: float | None,
-    metric: str,
-    seeds: int,
-    json_path: Path | None,
-) -> None:
-    """Measure methods on a data set folder, or an index (TARGET) on QUERIES (.npy).
-
-    A data set folder holds corpus.npy, queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv.
-    Methods: binary, mean-binary, median-binary, ternary, rotated-binary, rotated-ternary, scalar, rotated-scalar,
-    hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +fp16 or +fp32 says what rescores.
-    """
-    options = {name: value for name, value in (("recall", recall), ("oversample", oversample)) if value is not None}
-    if queries_path is not None:
-        if methods or train_queries or seeds > 1:
-            raise ValueError("--method, --train-queries and --seeds are for a data set folder; an index is as it is")
-        index = QamaIndex.load(target, mmap=True)
-        dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
-        truth = exact(dataset, k, index.metric_type)
-        results = [evaluate(index, dataset, truth, **options)]
-        measured = [Measured(target.name, index.bytes_per_vector, results, index.quantizer.config)]
-    else:
-        if qrels or corpus_path:
-            raise ValueError("--qrels and --corpus are for an index and QUERIES; a data set folder has its own")
-        if not target.is_dir():
-            raise FileNotFoundError(f"{target}: no such data set folder")
-        dataset = Dataset.load(target)
-        truth = exact(dataset, k, _METRICS[metric])
-        measured = [
-            baselines.measure(method, dataset, truth, train_queries=train_queries, seeds=seeds, **options)
-            for method in methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",)
-        ]
-    n, d = dataset.corpus.shape
-    name = target.resolve().name
-    click.echo(f"{name}: {n:,} x {d}, {len(dataset.queries):,} queries, {faiss.omp_get_max_threads()} threads")
-    click.echo(report.results_table([truth.measured, *measured], k))
-    if json_path is not None:
-        record = {
-            "dataset": name,
-            "corpus": [n, d],
-            "queries": len(dataset.queries),
-            "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, **options},
-            "metric": next(name for name, metric_type in _METRICS.items() if metric_type == truth.metric),
-            "threads": faiss.omp_get_max_threads(),
-            "versions": {"faiss-qama": __version__, "faiss": faiss.__version__},
-            "results": [m.to_dict() for m in (truth.measured, *measured)],
-        }
-        json_path.write_text(json.dumps(record, indent=2) + "\n")
-
-
-def _dataset_of(
-    index: QamaIndex, path: Path, queries_path: Path, qrels: Path | None, corpus_path: Path | None
-) -> Dataset:
-    """Return the data set that an index and some queries make."""
-    queries = load_vectors(queries_path, index.d)
-    if corpus_path is not None:
-        corpus = Corpus(corpus_path, index.d)
-    elif index.vectors is not None:
-        corpus = index.vectors
-    else:
-        raise ValueError(f"{path} keeps no vectors to compare with; pass --corpus with the .npy it was made from")
-    if len(corpus) != index.ntotal:
-        raise ValueError(f"{corpus_path} has {len(corpus)} vectors; {path} has {index.ntotal}")
-    return Dataset(corpus, queries, None if qrels is None else read_rows(qrels, 3, (len(queries), len(corpus))))
 
 
 @cli.command()

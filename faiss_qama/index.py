@@ -84,6 +84,11 @@ class QamaIndex:
         return self._base.index
 
     @property
+    def second_stage(self) -> Store | None:
+        """What scores candidates again; ``second_stage.scores(xq, rows)`` does. None with ``rescore='none'``."""
+        return self._fitted.store
+
+    @property
     def d(self) -> int:
         """Dimension of the vectors."""
         return self._plan.d if self._plan else self.quantizer.d
@@ -407,6 +412,7 @@ class QamaIndex:
         cls, path: PathLike, quantizer: Quantizer, corpus: Corpus, rescore: str = "fp16", base: str = "BFlat"
     ) -> QamaIndex:
         """Index ``corpus`` straight to the folder ``path`` and load it memory-mapped: no vector stays in memory."""
+        persistence.check_writable(path, corpus.paths)
         index = cls(quantizer, rescore, base=base)
         if not index.is_trained:
             index.train(corpus.take(np.unique(np.linspace(0, len(corpus) - 1, TRAINING, dtype=np.int64))))

@@ -18,8 +18,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,12 @@ class Bundle:
     arrays: dict[str, Any] = field(default_factory=dict)
 
 
-def check_writable(path: PathLike) -> None:
-    """Raise unless ``path`` is free, an empty folder, or a bundle to replace. Changes nothing."""
+def check_writable(path: PathLike, sources: Iterable[Path] = ()) -> None:
+    """Raise unless ``path`` is free, an empty folder, or a bundle to replace that holds no source. Changes nothing."""
     folder = Path(path)
+    for source in sources:
+        if folder.resolve() in source.resolve().parents:
+            raise ValueError(f"{source}: the corpus lies inside {folder}, which would be replaced")
     if not folder.exists():
         if not folder.absolute().parent.is_dir():
             raise FileNotFoundError(f"{folder}: the folder {folder.absolute().parent} does not exist")
@@ -139,15 +142,34 @@ def verify(path: PathLike) -> dict[str, Any]:
 
 def write_npy(path: PathLike, x: NDArray[np.floating]) -> None:
     """Write ``x`` to ``path``, replacing a file there in one atomic step."""
-    final = Path(path)
+    with _replacing(Path(path)) as part, part.open("wb") as file:
+        np.save(file, x)
+
+
+def write_faiss(path: PathLike, index: Any) -> None:
+    """Write a faiss.Index or faiss.IndexBinary to ``path``, replacing a file there in one atomic step."""
+    write = faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index
+    with _replacing(Path(path)) as part:
+        _faiss_writes(write, index, part)
+
+
+@contextmanager
+def _replacing(final: Path) -> Iterator[Path]:
+    """Give a path to write; put it in the place of ``final`` if that went well."""
     part = final.with_name(final.name + ".part")
     try:
-        with part.open("wb") as file:
-            np.save(file, x)
+        yield part
         _sync(part)
         os.replace(part, final)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _faiss_writes(write: Callable[[Any, str], None], index: Any, path: Path) -> None:
+    try:
+        write(index, str(path))
+    except RuntimeError as error:
+        raise OSError(f"{path}: could not be written ({str(error).splitlines()[-1].strip()})") from None
 
 
 def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
@@ -197,10 +219,7 @@ def _write_stream(path: Path, stream: Stream) -> None:
 
 
 def _write_binary(path: Path, binary: Any) -> None:
-    try:
-        faiss.write_index_binary(binary, str(path))
-    except RuntimeError as error:
-        raise OSError(f"{path}: could not be written ({str(error).splitlines()[-1].strip()})") from None
+    _faiss_writes(faiss.write_index_binary, binary, path)
     if path.stat().st_size < binary.ntotal * binary.code_size:  # faiss does not see that a flush failed
         raise OSError(f"{path}: could not be written in full: {path.stat().st_size} bytes; is the disk full?")
 

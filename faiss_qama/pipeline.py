@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from faiss_qama import persistence, report
+from faiss_qama.bases import Base
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
 from faiss_qama.index import QamaIndex
 from faiss_qama.vectors import Corpus
@@ -62,22 +63,25 @@ class Outcome:
 
 
 def fit_index(
-    corpus: Corpus, path: Path, config: FitConfig, metric: int, rescore: str, queries: Corpus | None = None
+    corpus: Corpus,
+    path: Path,
+    config: FitConfig,
+    metric: int,
+    rescore: str,
+    queries: Corpus | None = None,
+    base: str = "BFlat",
 ) -> Outcome:
     """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen."""
     from faiss_qama.training.data import draw  # here, because run time does not depend on training
     from faiss_qama.training.fit import fit_draw
 
-    persistence.check_writable(path)
-    for source in corpus.paths:
-        if path.resolve() in source.resolve().parents:
-            raise ValueError(f"{source}: the corpus lies inside {path}, which would be replaced")
-    config.layout_in(corpus.shape[1])
+    persistence.check_writable(path, corpus.paths)
+    Base(base, config.layout_in(corpus.shape[1]).code_size)  # refused before anything is read
     start = time.perf_counter()
     drawn = draw(corpus, queries, config.sample, config.seed)
     quantizer = fit_draw(drawn, config, metric)
     seconds = time.perf_counter() - start
-    index = QamaIndex.build(path, quantizer, corpus, rescore)
+    index = QamaIndex.build(path, quantizer, corpus, rescore, base)
     if len(drawn.report) == 0:
         return Outcome(index, path, corpus, seconds, "nothing", [])
 

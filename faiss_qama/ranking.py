@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from faiss_qama.labels import Ids
 
-BLOCK = 1 << 21  # values gathered at a time: 8 MB of floats, so that a block stays in cache until it is summed
+BLOCK = 1 << 19  # values gathered at a time: 2 MB of floats, so that a block stays in cache until it is summed
 
 
 def blocks(rows: Ids, width: int) -> Iterator[slice]:

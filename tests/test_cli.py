@@ -306,3 +306,27 @@ def test_every_command_explains_itself(tmp_path):
     for command in ("fit", "search", "eval", "inspect", "embed", "demo"):
         assert "Usage" in run(command, "--help", cwd=tmp_path).stdout
     assert "0.1.0" in run("--version", cwd=tmp_path).stdout
+
+
+def test_build_indexes_other_vectors_with_the_same_quantizer(folder):
+    np.save(folder / "other.npy", make_vectors(321, seed=8))
+    arguments = ["corpus.qama", "other.npy", "-o", "other.qama", "--base", "BHNSW8", "--rescore", "sq8"]
+    assert "321 x 36" in run("build", *arguments, cwd=folder).stdout
+    built, fitted = (QamaIndex.load(folder / name) for name in ("other.qama", "corpus.qama"))
+    assert built.factory_string == f"Qama({fitted.quantizer.layout}),BHNSW8,Refine(SQ8)"
+    np.testing.assert_array_equal(
+        built.reconstruct_n(0, 3), QamaIndex.load(folder / "other.qama", mmap=True).reconstruct_n(0, 3)
+    )
+    x = np.load(folder / "other.npy")
+    assert fitted.quantizer.encodes_like(built.quantizer)
+    assert (built.search(x, 1)[1][:, 0] == np.arange(321)).mean() > 0.99
+
+
+@pytest.mark.parametrize("kind", ["hamming", "fastscan", "binary"])
+def test_export_is_read_by_faiss_alone(folder, kind):
+    run("export", "corpus.qama", "stock.faiss", "--kind", kind, cwd=folder)
+    reader = "read_index_binary" if kind == "binary" else "read_index"
+    program = f"import sys, faiss; n = faiss.{reader}('stock.faiss').ntotal; print(n, 'faiss_qama' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True).stdout
+    assert out.split() == ["1200", "False"]
+    assert not list(folder.glob("*.part"))

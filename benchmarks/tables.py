@@ -1,0 +1,154 @@
+"""The tables of docs/results/README.md and of the README, made from the JSON files that results.py writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tabulate import tabulate
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "docs" / "results"
+SETS = ("scifact", "nfcorpus", "quora")
+
+
+def render() -> dict[Path, str]:
+    """Return the files that hold tables, with the tables made anew from the JSON files."""
+    data = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
+    labels = [row["method"] for row in data[SETS[0]]["results"]][1:]
+    data["rows"] = {
+        "main": [label for label in labels if ", " in label],
+        "methods": [label for label in labels if ", " not in label],
+    }
+    tables = {
+        "main": _main_table(data),
+        "methods": _methods_table(data),
+        "fit": _choices_table(data, "fit"),
+        "bytes": _choices_table(data, "bytes"),
+        "query side": _choices_table(data, "query side"),
+        "growth": _growth_table(data),
+        "lengths": _lengths_table(data),
+        "stock": _stock_table(data),
+        "scale": _scale_table(data),
+    }
+    files = {}
+    for path in (RESULTS / "README.md", ROOT / "README.md"):
+        text = path.read_text()
+        for name, table in tables.items():
+            marker = re.escape(f"<!-- table: {name} -->")
+            text = re.sub(rf"({marker}\n).*?(<!-- end -->)", lambda m, t=table: f"{m[1]}{t}\n{m[2]}", text, flags=re.S)
+        files[path] = text
+    return files
+
+
+def _markdown(header: list[str], rows: list[list[str]]) -> str:
+    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+
+
+def _percent(row: dict[str, Any], exact: dict[str, Any]) -> str:
+    return f"{100 * row['ndcg'] / exact['ndcg']:.1f}"
+
+
+def _spread(row: dict[str, Any], exact: dict[str, Any]) -> str:
+    shares = [100 * each["ndcg"] / exact["ndcg"] for each in row["each"]]
+    return f"{np.mean(shares):.1f} ({min(shares):.1f} to {max(shares):.1f})"
+
+
+def _main_table(data: dict[str, Any]) -> str:
+    rows = []
+    for label in data["rows"]["main"]:
+        row = [label]
+        for name in SETS:
+            results = {r["method"]: r for r in data[name]["results"]}
+            found = results[label]
+            row += [f"{found['recall']:.3f}", _spread(found, results["exact floats"])]
+        rows.append([row[0], _bytes(results[label]), *row[1:]])
+    header = ["", "bytes/vector"] + [f"{name} {what}" for name in SETS for what in ("recall@10", "nDCG@10, % of float")]
+    return _markdown(header, rows)
+
+
+def _methods_table(data: dict[str, Any]) -> str:
+    rows = []
+    for method in data["rows"]["methods"]:
+        row = [f"`{method}`"]
+        for name in SETS:
+            results = {r["method"]: r for r in data[name]["results"]}
+            row += [f"{results[method]['recall']:.3f}", _percent(results[method], results["exact floats"])]
+        rows.append([row[0], _bytes(results[method]), *row[1:]])
+    header = ["", "bytes/vector"] + [f"{name} {what}" for name in SETS for what in ("recall@10", "nDCG %")]
+    return _markdown(header, rows)
+
+
+def _choices_table(data: dict[str, Any], part: str) -> str:
+    rows = []
+    for i, first in enumerate(data[f"{SETS[0]}-choices"][part]):
+        row = [first["codes"]["method"], _bytes(first["codes"])]
+        for name in SETS:
+            choice = data[f"{name}-choices"]
+            codes, hamming = choice[part][i]["codes"], choice[part][i]["none"]
+            row += [
+                f"{codes['recall']:.3f} / {_percent(codes, choice['exact'])}",
+                f"{hamming['recall']:.3f} / {_percent(hamming, choice['exact'])}",
+            ]
+        rows.append(row)
+    return _markdown(["", "bytes"] + [f"{name}, {stage}" for name in SETS for stage in ("codes", "Hamming")], rows)
+
+
+def _growth_table(data: dict[str, Any]) -> str:
+    rows = []
+    for name in SETS:
+        counts = [f"{r['candidates']} of {r['n']:,}" for r in reversed(data[f"{name}-choices"]["growth"])]
+        rows.append([name, ", ".join(counts)])
+    return _markdown(["", "candidates that hold 95 % of the exact 10 nearest"], rows)
+
+
+def _lengths_table(data: dict[str, Any]) -> str:
+    rows = []
+    for i in range(0, len(data[f"{SETS[0]}-choices"]["lengths"]), 2):
+        row = [f"{data[f'{SETS[0]}-choices']['lengths'][i]['spread']:g}"]
+        for name in SETS:
+            plain, best = data[f"{name}-choices"]["lengths"][i : i + 2]
+            row += [f"{plain['recall']:.3f}", f"{best['recall']:.3f} (gain {best['gain']:g})"]
+        rows.append(row)
+    header = ["spread of lengths"] + [f"{name}, {side}" for name in SETS for side in ("gain 1", "measured")]
+    return _markdown(header, rows)
+
+
+def _stock_table(data: dict[str, Any]) -> str:
+    stock = data["stock"]
+    rows = []
+    for store, recall in stock["recall"].items():
+        ours = [f"{recall[kind]:.3f}" for kind in ("QamaIndex", "hamming", "fastscan")]
+        rows.append([f"`{store}`", *ours, f"{stock['milliseconds'][store]:.2f} ms"])
+    header = [
+        "kept",
+        "QamaIndex, oversample 20",
+        "`hamming`",
+        "`fastscan`",
+        "second stage of QamaIndex, 400 candidates",
+    ]
+    same = min(stock["same"])
+    return (
+        _markdown(header, rows) + f"\n\nHits of the Hamming stage and its stock export that are the same: {same:.2%}."
+    )
+
+
+def _scale_table(data: dict[str, Any]) -> str:
+    scale = data["scale"]
+    rows = []
+    for name, text in (("quora", "63,271 x 384"), ("million", "1,000,000 x 384")):
+        part = scale[name]
+        sizes = [f"{part[key] / 1e9:.2f} GB" for key in ("peak_bytes", "index_bytes")]
+        rows.append([text, f"{part['seconds']:.0f} s", *sizes])
+    rate = f"{scale['encoding_per_second']:,.0f}"
+    return (
+        _markdown(["`faiss-qama fit`", "fit, index and report", "peak memory, index included", "index"], rows)
+        + f"\n\nEncoding 2x192 from 384 floats: {rate} vectors a second, {scale['threads']} threads."
+    )
+
+
+def _bytes(row: dict[str, Any]) -> str:
+    return " + ".join(str(part) for part in row["bytes"] if part)

@@ -1,0 +1,108 @@
+"""The command ``faiss-qama eval``: methods on a data set folder, or an index on queries."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+import faiss
+
+from faiss_qama import baselines, report
+from faiss_qama._version import __version__
+from faiss_qama.evaluation import Dataset, Measured, evaluate, exact, read_rows
+from faiss_qama.index import QamaIndex
+from faiss_qama.quantizer import METRICS
+from faiss_qama.vectors import Corpus, load_vectors
+
+METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
+k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours.")
+recall_option = click.option("--recall", type=float, help="Share of the true neighbours to find, from the calibration.")
+oversample_option = click.option("--oversample", type=float, help="Instead: k times this many candidates are scored.")
+
+
+@click.command("eval")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("queries_path", metavar="[QUERIES]", required=False, type=click.Path(path_type=Path))
+@click.option("--method", "methods", multiple=True, help="What to measure, repeatable  [default: 2 bits, half of d]")
+@click.option("--qrels", type=click.Path(path_type=Path), help="Grades for QUERIES.")
+@click.option("--corpus", "corpus_path", type=click.Path(path_type=Path), help="The floats, if INDEX keeps none.")
+@click.option("--train-queries", is_flag=True, help="Give the fit the folder's train_queries.npy, unlabelled.")
+@k_option
+@recall_option
+@oversample_option
+@click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True, help="Of a folder.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits to average over.")
+@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the results here as well.")
+def eval_command(
+    target: Path,
+    queries_path: Path | None,
+    methods: tuple[str, ...],
+    qrels: Path | None,
+    corpus_path: Path | None,
+    train_queries: bool,
+    k: int,
+    recall: float | None,
+    oversample: float | None,
+    metric: str,
+    seeds: int,
+    json_path: Path | None,
+) -> None:
+    """Measure methods on a data set folder, or an index (TARGET) on QUERIES (.npy).
+
+    A data set folder holds corpus.npy, queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv.
+    Methods: binary, mean-binary, median-binary, ternary, rotated-binary, rotated-ternary, scalar, rotated-scalar,
+    hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +fp16 or +fp32 says what rescores.
+    """
+    options = {name: value for name, value in (("recall", recall), ("oversample", oversample)) if value is not None}
+    if queries_path is not None:
+        if methods or train_queries or seeds > 1:
+            raise ValueError("--method, --train-queries and --seeds are for a data set folder; an index is as it is")
+        index = QamaIndex.load(target, mmap=True)
+        dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
+        truth = exact(dataset, k, index.metric_type)
+        results = [evaluate(index, dataset, truth, **options)]
+        measured = [Measured(target.name, index.bytes_per_vector, results, index.quantizer.config)]
+    else:
+        if qrels or corpus_path:
+            raise ValueError("--qrels and --corpus are for an index and QUERIES; a data set folder has its own")
+        if not target.is_dir():
+            raise FileNotFoundError(f"{target}: no such data set folder")
+        dataset = Dataset.load(target)
+        truth = exact(dataset, k, METRIC_CHOICES[metric])
+        measured = [
+            baselines.measure(method, dataset, truth, train_queries=train_queries, seeds=seeds, **options)
+            for method in methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",)
+        ]
+    n, d = dataset.corpus.shape
+    name = target.resolve().name
+    click.echo(f"{name}: {n:,} x {d}, {len(dataset.queries):,} queries, {faiss.omp_get_max_threads()} threads")
+    click.echo(report.results_table([truth.measured, *measured], k))
+    if json_path is not None:
+        record = {
+            "dataset": name,
+            "corpus": [n, d],
+            "queries": len(dataset.queries),
+            "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, **options},
+            "metric": next(name for name, metric_type in METRIC_CHOICES.items() if metric_type == truth.metric),
+            "threads": faiss.omp_get_max_threads(),
+            "versions": {"faiss-qama": __version__, "faiss": faiss.__version__},
+            "results": [m.to_dict() for m in (truth.measured, *measured)],
+        }
+        json_path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def _dataset_of(
+    index: QamaIndex, path: Path, queries_path: Path, qrels: Path | None, corpus_path: Path | None
+) -> Dataset:
+    """Return the data set that an index and some queries make."""
+    queries = load_vectors(queries_path, index.d)
+    if corpus_path is not None:
+        corpus = Corpus(corpus_path, index.d)
+    elif index.vectors is not None:
+        corpus = index.vectors
+    else:
+        raise ValueError(f"{path} keeps no vectors to compare with; pass --corpus with the .npy it was made from")
+    if len(corpus) != index.ntotal:
+        raise ValueError(f"{corpus_path} has {len(corpus)} vectors; {path} has {index.ntotal}")
+    return Dataset(corpus, queries, None if qrels is None else read_rows(qrels, 3, (len(queries), len(corpus))))
