@@ -72,9 +72,6 @@ class Bundle:
 def check_writable(path: PathLike, sources: Iterable[Path] = ()) -> None:
     """Raise unless ``path`` is free, an empty folder, or a bundle to replace that holds no source. Changes nothing."""
     folder = Path(path)
-    for source in sources:
-        if folder.resolve() in source.resolve().parents:
-            raise ValueError(f"{source}: the corpus lies inside {folder}, which would be replaced")
     if not folder.exists():
         if not folder.absolute().parent.is_dir():
             raise FileNotFoundError(f"{folder}: the folder {folder.absolute().parent} does not exist")
@@ -84,6 +81,9 @@ def check_writable(path: PathLike, sources: Iterable[Path] = ()) -> None:
         _parse(folder)
     elif any(folder.iterdir()) and not _only_leftovers(folder):
         raise FileExistsError(f"{folder}: this folder is not empty and holds no {MANIFEST}; nothing was written")
+    for source in sources:
+        if folder.resolve() in source.resolve().parents:
+            raise ValueError(f"{source}: the corpus lies inside {folder}, which would be replaced")
 
 
 def write(path: PathLike, bundle: Bundle) -> None:

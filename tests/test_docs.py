@@ -49,5 +49,5 @@ def test_every_module_of_the_map_exists_and_every_module_is_on_it(request):
     text = (root / "docs" / "architecture.md").read_text()
     for folder in ("faiss_qama", "training"):
         modules = {p.name for p in (root / folder).glob("*.py")} - {"__init__.py", "_version.py"}
-        listed = set(re.findall(r"^  (\w+\.py)", text.split(f"{folder}/  ")[1].split("\n```")[0], flags=re.M))
+        listed = set(re.findall(r"^  (\w+\.py)", re.split(r"\n\w|\n```", text.split(f"{folder}/  ")[1])[0], flags=re.M))
         assert modules == listed - {"__init__.py"}, modules ^ listed

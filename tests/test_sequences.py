@@ -32,7 +32,7 @@ class AnIndexIsADictionary(RuleBasedStateMachine):
     def start(self, base, store, own):
         self.index = self.empty(base, store)
         self.base, self.store, self.own = base, store, own
-        self.held, self.next = {}, 7
+        self.held, self.next = {}, 10**6
 
     @staticmethod
     def empty(base, store):

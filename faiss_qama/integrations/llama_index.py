@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ class QamaVectorStore(FaissVectorStore):
         if faiss_index.ntotal:
             raise ValueError(f"an empty index is needed; this one holds {faiss_index.ntotal} vectors of unknown nodes")
 
-    def add(self, nodes: list[BaseNode], **add_kwargs: Any) -> list[str]:
+    def add(self, nodes: Sequence[BaseNode], **add_kwargs: Any) -> list[str]:
         """Add the embeddings of ``nodes``; return the ids of the nodes."""
         if not nodes:
             return []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Literal
 
 import faiss
 import numpy as np
@@ -52,26 +52,24 @@ def semantic_search_faiss(
     A list of ``{"corpus_id": int, "score": float}`` a query, best first; the seconds of the search; and the index if
     asked for.
     """
-    if (corpus_embeddings is None) == (corpus_index is None):
-        raise ValueError("pass corpus_embeddings or corpus_index, one of them")
     if corpus_precision not in _STORES:
         raise ValueError(f"corpus_precision must be one of {', '.join(_STORES)}; got {corpus_precision!r}")
-    if corpus_index is None:
+    index = corpus_index
+    if corpus_embeddings is not None and index is None:
         from faiss_qama.training import fit  # here, because run time does not depend on training
 
         quantizer = fit(corpus_embeddings if calibration_embeddings is None else calibration_embeddings)
-        corpus_index = QamaIndex(quantizer, _STORES[corpus_precision], base="BFlat" if exact else "BHNSW16")
-        corpus_index.add(corpus_embeddings)
-    index, options = corpus_index, {"oversample": rescore_multiplier}
-    if not rescore:
-        index, options = corpus_index.with_rescore("none"), {}
+        index = QamaIndex(quantizer, _STORES[corpus_precision], base="BFlat" if exact else "BHNSW16")
+        index.add(corpus_embeddings)
+    elif index is None or corpus_embeddings is not None:
+        raise ValueError("pass corpus_embeddings or corpus_index, one of them")
+    searched = index if rescore else index.with_rescore("none")
     start = time.time()
-    scores, ids = index.search(query_embeddings, top_k, **options)
+    scores, ids = searched.search(query_embeddings, top_k, oversample=rescore_multiplier if rescore else None)
     seconds = time.time() - start
     sign = -1 if not rescore or index.metric_type == faiss.METRIC_L2 else 1
     hits: Hits = [
         [{"corpus_id": int(i), "score": sign * float(score)} for score, i in zip(*row, strict=True) if i >= 0]
         for row in zip(scores, ids, strict=True)
     ]
-    result: Any = (hits, seconds, corpus_index) if output_index else (hits, seconds)
-    return result
+    return (hits, seconds, index) if output_index else (hits, seconds)
