@@ -31,9 +31,9 @@ from faiss_qama.rescore import BorrowedStore, FloatStore
 from faiss_qama.transform import Linear
 
 KINDS = ("hamming", "fastscan", "binary")
-K_FACTOR = (
-    20  # candidates of IndexRefine a neighbour; as IndexRefine cannot be told a recall, set ``k_factor`` yourself
-)
+K_FACTOR = 20  # candidates of IndexRefine a neighbour, at most; it cannot be told a recall, so set your own
+# Under the inner product IndexRefine ranks missing candidates first, so it must not ask for more than there are.
+SAFE_K = 100
 
 
 def to_faiss(held: Contents, kind: str, rescore: str) -> Any:
@@ -164,7 +164,7 @@ def _refined(index: Any, quantizer: Quantizer, rescore: str, held: Contents, liv
         store = faiss.IndexFlat(quantizer.d, quantizer.metric)
     store.add(x)
     refined = faiss.IndexRefine(index, store)
-    refined.k_factor = K_FACTOR
+    refined.k_factor = max(1, min(K_FACTOR, len(live) // SAFE_K))
     refined.own_refine_index = True
     store.this.disown()
     return _owning(refined, index, "own_fields")

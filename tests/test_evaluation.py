@@ -136,6 +136,40 @@ def test_every_method_builds_and_finds(name):
         assert measured.mean.recall > 0.9
 
 
+def levels_of(name, x, xq):
+    """The published binary and ternary methods by numpy alone: levels of documents and queries."""
+    if name.startswith("rotated"):
+        _, _, rows = np.linalg.svd(x.astype(np.float64), full_matrices=False)
+        x, xq = x @ rows.T, xq @ rows.T
+    cuts = {
+        "binary": np.zeros((1, D)),
+        "rotated-binary": np.zeros((1, D)),
+        "mean-binary": x.mean(axis=0, keepdims=True),
+        "median-binary": np.median(x, axis=0, keepdims=True),
+    }.get(name, np.quantile(x, [1 / 3, 2 / 3], axis=0))
+    return ((v[:, None] >= cuts).sum(axis=1) for v in (x, xq))
+
+
+@pytest.mark.parametrize(
+    "name", ["binary", "mean-binary", "median-binary", "ternary", "rotated-binary", "rotated-ternary"]
+)
+def test_binary_and_ternary_methods_are_the_published_ones(name):
+    """Two routes: the method, and numpy's L1 distances of levels. What is held out of the fit moves a cut a little."""
+    dataset = make_dataset(n=2000)
+    truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
+    documents, queries = levels_of(name, make_vectors(2000), dataset.queries)
+    distances = np.abs(queries[:, None].astype(int) - documents[None]).sum(axis=2)
+    want = recall(np.argsort(distances, axis=1, kind="stable")[:, :10], truth, dataset)
+    assert baselines.measure(name, dataset, truth).mean.recall == pytest.approx(want, abs=0.03)
+
+
+@pytest.mark.parametrize("name", baselines.SCALAR)
+def test_scalar_methods_keep_nearly_everything(name):
+    dataset = make_dataset(n=2000)
+    truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
+    assert baselines.measure(name, dataset, truth).mean.recall > 0.95
+
+
 def test_bytes_of_methods_by_hand():
     dataset = Dataset(Corpus(make_vectors(800, 384)), make_vectors(5, 384, seed=1))
     with warnings.catch_warnings():

@@ -1,0 +1,208 @@
+"""What FAISS's own tests of its binary indexes ask at the edges, asked of QamaIndex over each of them."""
+
+from __future__ import annotations
+
+import gc
+
+import faiss
+import numpy as np
+import pytest
+from conftest import D, fit_quietly, make_vectors
+
+from faiss_qama import QamaIndex, index_factory
+
+BASES = ("BFlat", "BIVF4", "BIVF4_HNSW4", "BHNSW4", "BHash6", "BHash2x6")
+X = make_vectors(300, seed=51)
+QUANTIZER = fit_quietly(X, layout="2x18")
+QUERIES = make_vectors(4, seed=52)
+
+
+@pytest.fixture(params=BASES)
+def index(request):
+    index = QamaIndex(QUANTIZER, "fp32", base=request.param)
+    index.train(X)
+    return index
+
+
+def test_empty(index):
+    scores, ids = index.search(QUERIES, 3)
+    assert (ids == -1).all()
+    assert (scores == np.finfo(np.float32).min).all()
+    lims, scores, ids = index.range_search(QUERIES, 0.5)
+    assert (lims.tolist(), len(scores), len(ids)) == ([0] * 5, 0, 0)
+    assert index.remove_ids(np.arange(10)) == 0
+    assert index.reconstruct_n().shape == (0, D)
+    assert index.reconstruct_batch([]).shape == (0, D)
+    index.compact()
+    index.reset()
+    assert (index.search(QUERIES, 2, sel=np.arange(3))[1] == -1).all()
+
+
+def test_one_vector(index, tmp_path):
+    index.add(X[:1])
+    scores, ids = index.search(QUERIES, 3)
+    assert ids.tolist() == [[0, -1, -1]] * 4
+    np.testing.assert_allclose(scores[:, 0], QUERIES @ X[0], rtol=1e-5)
+    index.save(tmp_path / "one.qama")
+    assert QamaIndex.load(tmp_path / "one.qama").search(QUERIES, 1)[1].tolist() == [[0]] * 4
+    for kind in ("hamming", "fastscan"):
+        assert index.to_faiss(kind).search(QUERIES, 1)[1].tolist() == [[0]] * 4
+    assert index.remove_ids([0]) == 1
+    assert index.ntotal == 0
+
+
+@pytest.mark.parametrize(("k", "error"), [(0, ValueError), (-3, ValueError), (2.0, TypeError), ("2", TypeError)])
+def test_k_must_be_a_positive_integer(index, k, error):
+    index.add(X)
+    for ask in (index.search, index.assign, index.search_and_reconstruct):
+        with pytest.raises(error):
+            ask(QUERIES, k)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "message"),
+    [
+        (X[:, :20], ValueError, "dimension 20, but 36 is needed"),
+        (X[0], ValueError, "for one vector use"),
+        (np.empty((0, D), np.float32), ValueError, "no vectors"),
+        ((X > 0).astype(np.uint8), TypeError, "float32 is needed"),
+        (np.where(np.arange(300)[:, None] == 7, np.nan, X), ValueError, "row 7 holds NaN"),
+    ],
+)
+def test_wrong_vectors_change_nothing(index, x, error, message):
+    index.add(X[:50])
+    before = index.search(QUERIES, 5)
+    for ask in (
+        index.add,
+        lambda x: index.add_with_ids(x, np.arange(len(x))),
+        lambda x: index.search(x, 3),
+        lambda x: index.range_search(x, 0.5),
+        index.sa_encode,
+    ):
+        with pytest.raises(error, match=message):
+            ask(x)
+    assert index.ntotal == 50
+    np.testing.assert_array_equal(index.search(QUERIES, 5)[1], before[1])
+
+
+@pytest.mark.parametrize(
+    ("ids", "error", "message"),
+    [
+        (np.arange(9), ValueError, r"one a vector is needed, shape \(10,\); got shape \(9,\)"),
+        (np.arange(10.0), TypeError, "ids are int64; got float64"),
+        (np.arange(10) - 1, ValueError, "0 or more, as -1 marks a missing hit; got -1"),
+        (np.full(10, 2**63, np.uint64), ValueError, "ids are int64; got 9223372036854775808"),
+        (["a"] * 10, TypeError, "ids are int64"),
+    ],
+)
+def test_wrong_ids_change_nothing(index, ids, error, message):
+    with pytest.raises(error, match=message):
+        index.add_with_ids(X[:10], ids)
+    assert index.ntotal == 0
+
+
+def test_one_id_for_several_vectors_is_as_in_idmap2(index):
+    index.add_with_ids(X[:4], [5, 6, 5, 7])
+    np.testing.assert_array_equal(index.reconstruct(5), X[2])
+    assert index.remove_ids([5]) == 2
+    assert sorted(index.search(QUERIES[:1], 5)[1][0].tolist()) == [-1, -1, -1, 6, 7]
+
+
+def test_duplicates(index):
+    index.add(np.tile(X[:1], (2000, 1)))
+    _, ids = index.search(X[:1], 30)
+    assert all(len(set(row)) == 30 and min(row) >= 0 for row in ids.tolist())
+    assert index.remove_ids(np.arange(1990)) == 1990
+    assert sorted(index.search(X[:1], 20)[1][0].tolist()) == [-1] * 10 + list(range(10))
+
+
+def test_ready_objects_and_id_maps():
+    made = faiss.index_binary_factory(8 * QUANTIZER.code_size, "BIVF4")
+    index = QamaIndex(QUANTIZER, "codes", base=made)
+    with pytest.raises(ValueError, match="the base index BIVF4 is not trained: call train"):
+        index.add(X)
+    index.train(X)
+    index.add(X)
+    assert made.ntotal == 300
+    for text in ("IDMap2,BFlat", "BHNSW4,IDMap2", "IDMap,BHNSW4"):
+        index = QamaIndex(QUANTIZER, "fp32", base=text)
+        gc.collect()
+        index.add_with_ids(X, np.arange(300) + 7)
+        assert (index.search(X, 1, oversample=300)[1][:, 0] == np.arange(300) + 7).all()
+    filled = faiss.IndexBinaryFlat(8 * QUANTIZER.code_size)
+    filled.add(QUANTIZER.encode(X))
+    for base, error, message in [
+        ("nonsense", ValueError, "base 'nonsense' is not one of BFlat, BIVFn"),
+        (3, TypeError, "base must be one of BFlat"),
+        (faiss.IndexFlatL2(8), TypeError, "got IndexFlatL2"),
+        (faiss.IndexBinaryFlat(8), ValueError, "codes of 1 bytes; the quantizer's have 7"),
+        (filled, ValueError, "base must be empty; it holds 300 codes"),
+    ]:
+        with pytest.raises(error, match=message):
+            QamaIndex(QUANTIZER, base=base)
+    with pytest.raises(ValueError, match="BIVF64 needs at least 64 vectors to train; got 5"):
+        QamaIndex(QUANTIZER, base="BIVF64").train(X[:5])
+
+
+@pytest.mark.parametrize("kind", ["hamming", "fastscan", "binary"])
+def test_an_export_lives_on_without_the_index(kind):
+    index = QamaIndex(QUANTIZER, "fp16", base="BHNSW4")
+    index.add_with_ids(X, np.arange(300) * 2)
+    stock = index.to_faiss(kind)
+    del index
+    gc.collect()
+    queries = QUANTIZER.encode_queries(X) if kind == "binary" else X
+    found = stock.search(queries, 5)[1]
+    assert (found[:, :1] == np.arange(300)[:, None] * 2).mean() > 0.9
+    assert np.isin(found, np.arange(300) * 2).all()
+
+
+@pytest.mark.parametrize("text", ["Qama2x18", "Qama(2x9,1x9),BHNSW8,Refine(codes)", "Qama(hybrid),BFlat,Refine(SQ8)"])
+@pytest.mark.parametrize("metric", [None, faiss.METRIC_INNER_PRODUCT])
+def test_factory_strings(text, metric):
+    index = index_factory(D, text) if metric is None else index_factory(D, text, metric)
+    assert index.metric_type == (faiss.METRIC_L2 if metric is None else metric)
+    assert (index.ntotal, index.d, index.is_trained) == (0, D, False)
+    for ask in (
+        lambda: index.search(QUERIES, 1),
+        lambda: index.add(X),
+        lambda: index.save("x"),
+        lambda: index.quantizer,
+    ):
+        with pytest.raises(ValueError, match="this index is not trained: call train"):
+            ask()
+    index.train(X)
+    index.add(X)
+    assert (index.search(X, 1)[1][:, 0] == np.arange(300)).mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Flat", "'Flat' is not Qama2x192"),
+        ("Qama7x12", "layout '7x12' is not BITSxCOMPONENTS"),
+        ("Qama2x18,BNope", "base 'BNope' is not one of"),
+        ("Qama2x18,BFlat,Refine(SQ4)", "Refine takes codes, SQ8, SQfp16, Flat, RFlat; got SQ4"),
+        ("Qama2x99", "has 99 components; the vectors have 36"),
+    ],
+)
+def test_wrong_factory_strings(text, message):
+    with pytest.raises(ValueError, match=message):
+        index_factory(D, text)
+
+
+def test_range_search_far_beyond_the_first_candidates():
+    """More hits than a range search starts with."""
+    x = make_vectors(5000, seed=53)
+    index = QamaIndex(QUANTIZER, "fp32")
+    index.add(x)
+    radius = float(np.quantile(QUERIES @ x.T, 0.4))
+    lims, scores, ids = index.range_search(QUERIES, radius)
+    flat = faiss.IndexFlatIP(D)
+    flat.add(x)
+    want_lims, _, want = flat.range_search(QUERIES, radius)
+    for i in range(4):
+        hits, wanted = (set(a[b[i] : b[i + 1]].tolist()) for a, b in ((ids, lims), (want, want_lims)))
+        assert hits <= wanted
+        assert len(hits) > 0.99 * len(wanted) > 2000
+    assert (scores > radius).all()
