@@ -44,9 +44,10 @@ class Base:
     def __init__(self, base: Any, code_size: int, filled: bool = False) -> None:
         if isinstance(base, str):
             base = _made(base, code_size)
-        self._owner = base  # an IDMap frees what it maps
         if isinstance(base, faiss.IndexBinaryIDMap):
-            base = faiss.downcast_IndexBinary(base.index)
+            mapped = faiss.downcast_IndexBinary(base.index)
+            mapped.referenced_objects = [base]  # which frees it
+            base = mapped
         if not isinstance(base, _CLASSES):
             raise TypeError(f"base must be one of {KNOWN}, as a string or an index; got {type(base).__name__}")
         if base.code_size != code_size:
@@ -87,7 +88,7 @@ class Base:
         if self._flat is not None:
             view: Codes = faiss.rev_swig_ptr(self._flat.xb.data(), len(self) * size).reshape(-1, size)
             return view
-        if self._lists is None or len(self._lists) != len(self):
+        if self._lists is None:
             codes = np.empty((len(self), size), dtype=np.uint8)
             for number in range(self.index.nlist):
                 rows, of_list = _inverted_list(self.index, number)
@@ -106,6 +107,17 @@ class Base:
         if isinstance(index, faiss.IndexBinaryMultiHash):
             return 8 * int(index.nhash)
         return 8 + int(index.code_size) if isinstance(index, faiss.IndexBinaryHash) else 0
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The search parameters that it has, as they are set."""
+        names = {"nprobe": self.index, "nflip": self.index, "efSearch": getattr(self.index, "hnsw", None)}
+        return {name: int(getattr(owner, name)) for name, owner in names.items() if hasattr(owner, name)}
+
+    def set(self, settings: Mapping[str, int]) -> None:
+        """Set search parameters, as :attr:`settings` gives them."""
+        for name, value in settings.items():
+            setattr(self.index.hnsw if name == "efSearch" else self.index, name, value)
 
     @property
     def can_remove(self) -> bool:
@@ -160,7 +172,8 @@ class Base:
         if isinstance(self.index, faiss.IndexBinaryIVF):
             coarse = Base(faiss.downcast_IndexBinary(self.index.quantizer), self.index.code_size, filled=True)
             other.index.quantizer.add(codes.truncate(coarse.codes, layout))
-            other.index.is_trained, other.index.nprobe = True, self.index.nprobe
+            other.index.is_trained = True
+        other.set(self.settings)
         other.add(codes.truncate(self.codes, layout))
         return other
 
@@ -172,7 +185,7 @@ class Base:
         queries : (nq, code_size) uint8
         k : how many; all that there are, or more, are found without the index
         rows : (n,) bool, the rows that may be found, or None for all. At least k of them are, if there are so many.
-        settings : nprobe, efSearch, nflip
+        settings : nprobe or efSearch, for this search
         """
         parameters = self._parameters(settings)
         n = len(self)
@@ -200,14 +213,11 @@ class Base:
 
     def _scan(self, queries: Codes, k: int, rows: Ids | None) -> tuple[Distances, Ids]:
         """Search all of the codes, or those of ``rows``, exhaustively."""
-        flat = self._flat
-        if flat is None or rows is not None:
-            flat = faiss.IndexBinaryFlat(8 * self.index.code_size)
-            flat.add(self.codes if rows is None else self.codes[rows])
-        found = min(k, int(flat.ntotal))
+        codes = self.codes if rows is None else self.codes[rows]
+        found = min(k, len(codes))
         if found == 0:
             return np.full((len(queries), k), WORST, np.int32), np.full((len(queries), k), -1)
-        D, I = flat.search(queries, found)
+        D, I = faiss.knn_hamming(queries, codes, found)
         missing = ((0, 0), (0, k - found))
         I = I if rows is None else rows[I]
         return np.pad(D, missing, constant_values=WORST), np.pad(I, missing, constant_values=-1)
@@ -216,11 +226,11 @@ class Base:
         """Return FAISS's search parameters for ``settings``. Raises ValueError for one that this index lacks."""
         if not settings:
             return None
-        kinds = {
-            faiss.IndexBinaryIVF: (faiss.SearchParametersIVF, "nprobe"),
-            faiss.IndexBinaryHNSW: (faiss.SearchParametersHNSW, "efSearch"),
-        }
-        kind, name = next((v for index, v in kinds.items() if isinstance(self.index, index)), (None, None))
+        kind, name = None, None
+        if isinstance(self.index, faiss.IndexBinaryIVF):
+            kind, name = faiss.SearchParametersIVF, "nprobe"
+        elif isinstance(self.index, faiss.IndexBinaryHNSW):
+            kind, name = faiss.SearchParametersHNSW, "efSearch"
         for setting, value in settings.items():
             if setting != name:
                 raise ValueError(f"{setting} means nothing to {self}; it takes {name or 'no search parameters'}")

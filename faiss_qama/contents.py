@@ -30,11 +30,22 @@ class Contents:
     base : the codes
     labels : the ids
     store : what scores candidates again, or None
+
+    Attributes
+    ----------
+    version : counts the changes
     """
 
     def __init__(self, quantizer: Quantizer, base: Base, labels: Labels, store: Store | None) -> None:
         self.quantizer, self.base, self.labels, self.store = quantizer, base, labels, store
+        self.version = 0
         self._prefixes: dict[int, Base] = {}
+
+    def rescored_by(self, store: Store | None) -> Contents:
+        """Return contents that share all but the store, and change with these."""
+        other = Contents(self.quantizer, self.base, self.labels, store)
+        other._prefixes = self._prefixes
+        return other
 
     @property
     def larger(self) -> bool:
@@ -55,7 +66,7 @@ class Contents:
             self.store.append(stored)
         self.base.add(code)
         self.labels.append(len(code), ids)
-        self._prefixes.clear()
+        self._changed()
 
     def remove(self, gone: Mask) -> None:
         """Remove the rows where ``gone`` is true; where that would mean a new base index, only mark them."""
@@ -63,14 +74,23 @@ class Contents:
             self.keep(~gone)
         else:
             self.labels.remove(gone)
+            self._changed()
 
     def keep(self, kept: Mask) -> None:
         """Drop the rows where ``kept`` is false; the others move up."""
+        if self.store is not None:  # first, as it is what may run out of memory
+            self.store.keep(kept)
         self.base.keep(kept)
         self.labels.keep(kept)
+        self._changed()
+
+    def clear(self) -> None:
+        """Drop every row."""
         if self.store is not None:
-            self.store.keep(kept)
-        self._prefixes.clear()
+            self.store.clear()
+        self.base.reset()
+        self.labels.clear()
+        self._changed()
 
     def take(self, rows: Ids) -> Floats:
         """Return the vectors of ``rows``, kept or decoded."""
@@ -90,6 +110,8 @@ class Contents:
         settings: Mapping[str, int],
     ) -> tuple[NDArray[Any], Ids]:
         """Return scores and rows, (nq, at most k), best first; row -1 where there is none."""
+        if prefix is not None and settings:
+            raise ValueError(f"prefix= scans codes without the base index, so {', '.join(settings)} mean nothing to it")
         mask, left = self._mask(sel)
         candidates = min(self._candidates(k, left, oversample, recall), left)
         code = self.quantizer.encode_queries(xq)
@@ -125,6 +147,10 @@ class Contents:
                 hits[todo[i]] = D[0], I[0]
             todo, candidates = todo[~done], min(2 * candidates, left)
         return hits
+
+    def _changed(self) -> None:
+        self.version += 1
+        self._prefixes.clear()
 
     def _mask(self, sel: Any) -> tuple[Mask | None, int]:
         """Return which rows may be found, None for all, and how many they are."""

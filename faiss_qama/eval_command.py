@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 import faiss
+import numpy as np
+from numpy.typing import NDArray
 
 from faiss_qama import baselines, report
 from faiss_qama._version import __version__
+from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact, read_rows
 from faiss_qama.index import QamaIndex
+from faiss_qama.labels import Ids
 from faiss_qama.quantizer import METRICS
 from faiss_qama.vectors import Corpus, load_vectors
 
@@ -52,7 +57,8 @@ def eval_command(
 
     A data set folder holds corpus.npy, queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv.
     Methods: binary, mean-binary, median-binary, ternary, rotated-binary, rotated-ternary, scalar, rotated-scalar,
-    hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +fp16 or +fp32 says what rescores.
+    hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +sq8, +fp16 or +fp32 says what
+    rescores.
     """
     options = {name: value for name, value in (("recall", recall), ("oversample", oversample)) if value is not None}
     if queries_path is not None:
@@ -61,7 +67,7 @@ def eval_command(
         index = QamaIndex.load(target, mmap=True)
         dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
         truth = exact(dataset, k, index.metric_type)
-        results = [evaluate(index, dataset, truth, **options)]
+        results = [evaluate(_ByRow(index), dataset, truth, **options)]
         measured = [Measured(target.name, index.bytes_per_vector, results, index.quantizer.config)]
     else:
         if qrels or corpus_path:
@@ -90,6 +96,19 @@ def eval_command(
             "results": [m.to_dict() for m in (truth.measured, *measured)],
         }
         json_path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+class _ByRow:
+    """An index whose hits are rows of the corpus, whatever its ids are."""
+
+    def __init__(self, index: QamaIndex) -> None:
+        self._index, self._order = index, np.argsort(index.ids, kind="stable")
+
+    def search(self, x: Floats, k: int, **options: Any) -> tuple[NDArray[Any], Ids]:
+        """Return scores and rows, (nq, k) each."""
+        D, I = self._index.search(x, k, **options)
+        places = np.searchsorted(self._index.ids, I, sorter=self._order)
+        return D, np.where(I >= 0, self._order[np.minimum(places, len(self._order) - 1)], -1)
 
 
 def _dataset_of(

@@ -59,14 +59,14 @@ def to_faiss(held: Contents, kind: str, rescore: str) -> Any:
 
 
 def _binary(base: Base, code: Codes, ids: Ids | None) -> Any:
-    if len(code) == len(base) and str(base) != "BFlat" and not str(base).startswith("BHash"):
+    kind = str(base)
+    if len(code) == len(base) and not kind.startswith("BHash"):
         index = faiss.clone_binary_index(base.index)
-    else:  # flat, or without what was removed; hash tables cannot be cloned whole
-        index = Base(str(base), code.shape[1])
-        if not index.index.is_trained:
-            index.train(code)
-        index.add(code)
-        index = index.index
+    else:  # without what was removed from a graph; and hash tables cannot be cloned
+        made = Base(kind, code.shape[1])
+        made.set(base.settings)
+        made.add(code)
+        index = made.index
     return index if ids is None else _with_ids(index, ids, faiss.IndexBinaryIDMap2(faiss.IndexBinaryFlat(index.d)))
 
 
@@ -85,7 +85,7 @@ def _hamming(quantizer: Quantizer, code: Codes) -> Any:
     columns, cuts = [], []
     for segment, where, _ in layout.slices():
         if segment.bits == "0.5or":
-            raise ValueError("a layout with 0.5or is no linear map; kind 'binary' is possible, or fit 0.5 instead")
+            raise ValueError("a layout with 0.5or is no linear map; kinds 'fastscan' and 'binary' are possible")
         for column in range(where.start, where.stop):
             columns += [column] * (segment.levels - 1)
             cuts += quantizer.thresholds[column, : segment.levels - 1].tolist()

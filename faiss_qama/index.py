@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -64,6 +65,7 @@ class QamaIndex:
         self.rescore: str = rescore if isinstance(rescore, str) else BORROWED
         self._source = rescore
         self._plan: Unfitted | None = None
+        self._made_of: tuple[Contents, int] | None = None  # by truncate, which copied the codes at that version
         self._lock, self._read_only = ReadWriteLock(), False
         if isinstance(quantizer, Unfitted):
             self._plan = quantizer
@@ -117,8 +119,14 @@ class QamaIndex:
         return held.quantizer.code_size + held.base.extra_bytes + own_ids, kept
 
     @property
+    def ids(self) -> Ids:
+        """The ids (ntotal,) of the vectors, in the order of their rows."""
+        labels = self._fitted.labels
+        return labels.of(labels.live)
+
+    @property
     def factory_string(self) -> str:
-        """What :func:`~faiss_qama.index_factory` makes such an index from."""
+        """What :func:`~faiss_qama.index_factory` makes such an index from, but for slices and vectors of yours."""
         layout = self._plan.config.layout_in(self.d) if self._plan else self.quantizer.layout
         refine = {"sq8": "SQ8", "fp16": "SQfp16", "fp32": "Flat", "codes": "codes"}.get(self.rescore)
         return f"Qama({layout}),{self._base}" + (f",Refine({refine})" if refine else "")
@@ -144,7 +152,10 @@ class QamaIndex:
         """
         x = as_vectors(x, self.d)
         with self._lock.write():
+            self._check_writable()
             if self._plan is None:
+                if queries is not None:
+                    raise ValueError("queries= are for fitting, and this index has a quantizer")
                 quantizer = self.quantizer
             else:
                 from faiss_qama.training import fit  # here, because run time does not depend on training
@@ -181,7 +192,8 @@ class QamaIndex:
         with self._lock.write():
             self._check_writable()
             gone = self._fitted.labels.members(ids)
-            self._fitted.remove(gone)
+            if gone.any():
+                self._fitted.remove(gone)
             return int(np.count_nonzero(gone))
 
     def compact(self) -> None:
@@ -197,12 +209,13 @@ class QamaIndex:
         ``add_id`` is added to the ids of ``other`` if it has ids of its own; else they follow on.
         Raises ValueError, with nothing moved, for an ``other`` that does not match.
         """
-        if other is self:
-            raise ValueError("an index cannot be merged into itself")
-        first, second = sorted((self, other), key=id)  # the same order whoever merges whom
-        with first._lock.write(), second._lock.write():
+        if other._lock is self._lock:
+            raise ValueError("an index cannot be merged into itself, nor what shares its codes")
+        first, second = sorted((self._lock, other._lock), key=id)  # the same order whoever merges whom
+        with first.write(), second.write():
             self._check_writable()
             other._check_writable()
+            self._check_trained()
             mine, theirs = self._fitted, other._fitted
             if other.rescore != self.rescore or self.rescore == BORROWED:
                 raise ValueError(
@@ -213,16 +226,19 @@ class QamaIndex:
             if mine.labels.ids is not None and theirs.labels.ids is None and not add_id:
                 raise ValueError("this index has ids of its own and the other has none; pass add_id")
             live = theirs.labels.live
-            ids = theirs.labels.of(live) + add_id if theirs.labels.ids is not None or add_id else None
+            ids = None
+            if theirs.labels.ids is not None or add_id:
+                moved = [i + operator.index(add_id) for i in theirs.labels.of(live).tolist()]  # which may leave int64
+                ids = as_ids(np.array(moved, dtype=None if moved else np.int64), len(live))
             stored = theirs.store.rows[live] if isinstance(theirs.store, FloatStore) else np.empty(0)
             mine.append(theirs.base.codes[live], stored, ids)
-            other._clear()
+            theirs.clear()
 
     def reset(self) -> None:
         """Remove every vector."""
         with self._lock.write():
             self._check_writable()
-            self._clear()
+            self._fitted.clear()
 
     # Asking it.
 
@@ -368,7 +384,9 @@ class QamaIndex:
             held, quantizer = self._fitted, self.quantizer.truncate(components)
             base = held.base.truncated(quantizer.layout)
             store = CodesStore(quantizer, lambda: base.codes) if self.rescore == "codes" else held.store
-            return self._sharing(quantizer, base, store, self.rescore)
+            other = self._sharing(Contents(quantizer, base, held.labels, store), self.rescore)
+            other._made_of = held, held.version
+            return other
 
     def with_rescore(self, rescore: str) -> QamaIndex:
         """Return a read-only index on the same codes whose second stage is ``none`` or ``codes``."""
@@ -376,7 +394,7 @@ class QamaIndex:
             raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
         held = self._fitted
         store = CodesStore(held.quantizer, lambda: held.base.codes) if rescore == "codes" else None
-        return self._sharing(held.quantizer, held.base, store, rescore)
+        return self._sharing(held.rescored_by(store), rescore)
 
     def to_faiss(self, kind: str = "hamming") -> Any:
         """Return a stock FAISS index that needs no faiss_qama; see :func:`faiss_qama.export.to_faiss`."""
@@ -440,6 +458,8 @@ class QamaIndex:
         """The contents. Raises ValueError if there is no quantizer yet."""
         if self._plan is not None:
             raise ValueError("this index is not trained: call train(x) first")
+        if self._made_of is not None and self._made_of[0].version != self._made_of[1]:
+            raise ValueError("the index that this was truncated from was changed since: truncate it again")
         return self._contents
 
     def _hold(self, quantizer: Quantizer, base: Base, labels: Labels, rows: NDArray[Any] | None = None) -> None:
@@ -454,33 +474,33 @@ class QamaIndex:
         self._plan, self._base = None, base
         self._contents = Contents(quantizer, base, labels, store)
 
-    def _sharing(self, quantizer: Quantizer, base: Base, store: Store | None, rescore: str) -> QamaIndex:
-        """Return a read-only index with the ids of this one."""
-        other = QamaIndex(quantizer, "none")
-        other.rescore, other._base, other._read_only, other._lock = rescore, base, True, self._lock
-        other._contents = Contents(quantizer, base, self._fitted.labels, store)
+    def _sharing(self, contents: Contents, rescore: str) -> QamaIndex:
+        """Return a read-only index of ``contents``, which share something with those of this one."""
+        other = QamaIndex(contents.quantizer, "none")
+        other.rescore, other._base, other._read_only, other._lock = rescore, contents.base, True, self._lock
+        other._contents = contents
         return other
 
     def _check_writable(self) -> None:
+        """Raise ValueError unless vectors can come and go, which train() may have to be called for."""
         if self._read_only:
             raise ValueError(
                 "this index is read-only: it shares its codes with a file or another index; load it with mmap=False"
             )
 
-    def _append(self, x: Floats, ids: Ids | None) -> None:
-        held = self._fitted
+    def _check_trained(self) -> None:
         if not self.is_trained:
             raise ValueError(f"the base index {self._base} is not trained: call train(x) first")
-        code = held.quantizer.encode(x)
+
+    def _append(self, x: Floats, ids: Ids | None) -> None:
+        code = self.quantizer.encode(x)
         with self._lock.write():
             self._check_writable()
+            self._check_trained()
+            held = self._fitted
             if ids is None and held.labels.ids is not None:
                 raise ValueError("this index has ids of its own: use add_with_ids")
             held.append(code, x if held.store is None else held.store.convert(x), ids)
-
-    def _clear(self) -> None:
-        self._base.reset()
-        self._hold(self.quantizer, self._base, Labels())
 
     def _search(self, xq: Floats, k: int, **options: Any) -> tuple[NDArray[Any], Ids, Ids]:
         """Return scores, ids and rows, (nq, k) each but for the rows, which are not padded."""

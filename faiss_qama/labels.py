@@ -60,8 +60,7 @@ class Labels:
 
     def rows(self, ids: ArrayLike) -> Ids:
         """Return the row of each of ``ids``: of several rows with one id, the last. Raises IndexError for others."""
-        wanted = np.asarray(ids, dtype=np.int64)
-        live = self.live
+        wanted, live = _integers(ids), self.live
         if self._ids is None:
             places, found = wanted, (wanted >= 0) & (wanted < len(live))
         else:
@@ -80,10 +79,7 @@ class Labels:
     def members(self, selector: Any) -> Mask:
         """Return which rows are there and have an id that ``selector``, a faiss.IDSelector or ids, takes: (n,) bool."""
         if not isinstance(selector, faiss.IDSelector):
-            array = np.asarray(selector)
-            if array.size and not np.issubdtype(array.dtype, np.integer):
-                raise TypeError(f"ids are integers; got {array.dtype}")
-            selector = faiss.IDSelectorBatch(array.astype(np.int64).ravel())
+            selector = faiss.IDSelectorBatch(_integers(selector).ravel())
         live = self.live
         ids = faiss.Int64Vector()
         faiss.copy_array_to_vector(np.ascontiguousarray(self.of(live)), ids)
@@ -122,22 +118,33 @@ class Labels:
         self.n = int(np.count_nonzero(kept))
         self._changed()
 
+    def clear(self) -> None:
+        """Drop every row, and the user's own ids with them."""
+        self.n, self._ids, self.alive = 0, None, None
+        self._changed()
+
     def _changed(self) -> None:
         self._all = self._sorted = None
 
 
 def as_ids(ids: ArrayLike, n: int) -> Ids:
     """Return ``ids`` as (n,) int64. Raises TypeError or ValueError for others, and for negative ones: -1 means none."""
-    array = np.asarray(ids)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"ids are int64; got {array.dtype}")
+    array = _integers(ids)
     if array.shape != (n,):
         raise ValueError(f"ids: one a vector is needed, shape ({n},); got shape {array.shape}")
-    if n and int(array.max()) > np.iinfo(np.int64).max:
-        raise ValueError(f"ids are int64; got {array.max()}")
     if n and array.min() < 0:
         raise ValueError(f"ids are 0 or more, as -1 marks a missing hit; got {array.min()}")
-    return np.ascontiguousarray(array, dtype=np.int64)
+    return np.ascontiguousarray(array)
+
+
+def _integers(ids: ArrayLike) -> Ids:
+    """Return ``ids`` as int64. Raises TypeError for other types, ValueError beyond int64."""
+    array = np.asarray(ids)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"ids are int64; got {array.dtype}")
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"ids are int64; got {array.max()}")
+    return array.astype(np.int64)
 
 
 def as_k(k: Any) -> int:

@@ -140,6 +140,17 @@ def verify(path: PathLike) -> dict[str, Any]:
     return manifest
 
 
+def fingerprint(path: PathLike) -> str:
+    """Return what tells one saved state of the bundle at ``path`` from every other."""
+    return str(_parse(Path(path))["sha256"])
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write ``text`` to ``path``, replacing a file there in one atomic step."""
+    with _replacing(Path(path)) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def write_npy(path: PathLike, x: NDArray[np.floating]) -> None:
     """Write ``x`` to ``path``, replacing a file there in one atomic step."""
     with _replacing(Path(path)) as part, part.open("wb") as file:
@@ -189,6 +200,7 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
             "generation": generation,
             "ntotal": len(bundle.base),
             "base": str(bundle.base),
+            "base_settings": bundle.base.settings,
             "rescore": bundle.rescore,
             "quantizer": settings,
             "files": {role: _file_entry(folder / name) for role, name in names.items()},
@@ -230,6 +242,9 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
         _verify(folder / entry["name"], entry, hash_it=not mmap or role not in ("codes", "store"))
     quantizer = _read_quantizer(folder / files["quantizer"]["name"], manifest["quantizer"])
     base = _read_base(folder / files["codes"]["name"], quantizer.code_size, manifest.get("base", "BFlat"), mmap)
+    base.set(manifest.get("base_settings", {}))
+    if rescore in DTYPES and "store" not in files:
+        raise ValueError(f"{folder / MANIFEST}: rescore is {rescore}, but no store is named")
     if len(base) != ntotal:
         raise ValueError(f"{folder / files['codes']['name']}: {len(base)} codes; the manifest says {ntotal}")
     wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {

@@ -134,7 +134,7 @@ class Quantizer:
     def encodes_like(self, other: Quantizer) -> bool:
         """Return whether the codes of ``other`` mean the same, and so do stored vectors."""
         (a, settings), (b, others) = self.to_state(), other.to_state()
-        named = [name for name in a if not name.startswith("calibration.")]
+        named = [name for name in a if not name.startswith(("calibration.", "query_"))]
         same = [settings[key] == others[key] for key in ("d", "layout", "metric", "unit", "scale")]
         return all(same) and all(np.array_equal(a[name], b[name]) for name in named)
 

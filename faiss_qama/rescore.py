@@ -68,6 +68,9 @@ class Store:
     def keep(self, kept: Mask) -> None:
         """Drop the rows where ``kept`` is false; the others move up."""
 
+    def clear(self) -> None:
+        """Drop every row."""
+
 
 class _Vectors(Store):
     """Scoring from vectors."""
@@ -141,6 +144,9 @@ class FloatStore(_Vectors):
     def keep(self, kept: Mask) -> None:
         self._rows.keep(kept)
 
+    def clear(self) -> None:
+        self._rows.clear()
+
     def _gather(self, rows: Ids) -> Floats:
         stored, d = self.rows[rows], self.quantizer.d
         if self.kind == "fp32":
@@ -193,6 +199,9 @@ class BorrowedStore(_Vectors):
         if self._places is None:
             self._places = Rows(np.arange(self._used))
         self._places.keep(kept)
+
+    def clear(self) -> None:
+        self._places = Rows(np.empty(0, np.int64))
 
     def _gather(self, rows: Ids) -> Floats:
         places = rows if self._places is None else self._places.array[rows]

@@ -37,6 +37,11 @@ class Rows:
         self._buffer[self._n : end] = rows
         self._n = end
 
+    def clear(self) -> None:
+        """Drop every row."""
+        self._buffer = np.empty((0, *self._buffer.shape[1:]), self._buffer.dtype)
+        self._n = 0
+
     def keep(self, kept: NDArray[np.bool_]) -> None:
         """Drop the rows where ``kept`` (n,) is false; the others move up."""
         self._buffer = self.array[kept]

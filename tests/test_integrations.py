@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import zlib
 
 import faiss
@@ -72,6 +73,47 @@ class TestLangChain:
         assert {d.page_content for d in found} == {"text 150", "text 151"}
         assert all(d.metadata["even"] for d in store.similarity_search("text 7", k=20, filter={"even": True}))
         assert len(store.similarity_search("text 7", k=20, filter=lambda metadata: metadata["number"] < 20)) == 20
+
+    def test_relevance_is_larger_for_nearer_documents(self, store):
+        found = store.similarity_search_with_relevance_scores("text 7", k=5)
+        relevances = [relevance for _, relevance in found]
+        assert found[0][0].page_content == "text 7"
+        assert relevances[0] == pytest.approx(1, abs=1e-2)
+        assert relevances == sorted(relevances, reverse=True)
+        assert 0 < relevances[-1] < relevances[0]
+        keen = store.as_retriever(search_type="similarity_score_threshold", search_kwargs={"score_threshold": 0.99})
+        assert [d.page_content for d in keen.invoke("text 7")] == ["text 7"]
+
+    def test_made_from_texts(self, store, embeddings):
+        made = type(store).from_texts(TEXTS, embeddings, [{"number": i} for i in range(200)])
+        assert made.index.ntotal == 200
+        assert made.similarity_search("like text 7", k=1)[0].page_content == "text 7"
+        pairs = [(text, vector(text)) for text in TEXTS[:50]]
+        made = type(store).from_embeddings(pairs, embeddings, index=QamaIndex(store.index.quantizer))
+        assert made.similarity_search("like text 30", k=1)[0].page_content == "text 30"
+        made = asyncio.run(type(store).afrom_texts(TEXTS, embeddings))
+        assert made.similarity_search("like text 9", k=1)[0].page_content == "text 9"
+        with pytest.raises(TypeError, match="a QamaIndex is needed; got IndexFlatL2"):
+            type(store)(embeddings, faiss.IndexFlatL2(D))
+
+    def test_vectors_normalised_on_both_sides(self, embeddings):
+        from faiss_qama.integrations.langchain import QamaVectorStore
+
+        index = QamaIndex(fit_quietly(POOL, layout="2x36", metric=faiss.METRIC_L2), "fp32")
+        store = QamaVectorStore(embeddings, index, normalize_L2=True)
+        store.add_embeddings([(text, (5 * np.array(vector(text))).tolist()) for text in TEXTS])
+        document, distance = store.similarity_search_with_score_by_vector((3 * POOL[7]).tolist(), k=1)[0]
+        assert (document.page_content, distance) == ("text 7", pytest.approx(0, abs=1e-6))
+
+    def test_marginal_relevance_within_a_filter(self, store):
+        found = store.max_marginal_relevance_search("text 7", k=2, fetch_k=5, filter={"number": [150, 151]})
+        assert {d.page_content for d in found} == {"text 150", "text 151"}
+
+    def test_an_interrupted_save_is_noticed(self, store, embeddings, tmp_path):
+        store.save_local(str(tmp_path))
+        store.index.save(tmp_path / "index.qama")  # and then the process died
+        with pytest.raises(ValueError, match="are of different saves"):
+            type(store).load_local(str(tmp_path), embeddings)
 
     def test_saved_and_loaded_without_a_pickle(self, store, embeddings, tmp_path):
         store.delete([store.index_to_docstore_id[0]])
@@ -235,4 +277,3 @@ class TestSentenceTransformers:
             semantic_search_faiss(POOL[:3], POOL, corpus_precision="int8")
         with pytest.raises(TypeError, match="float32 is needed"):
             semantic_search_faiss(POOL[:3], (POOL > 0).astype(np.uint8))
-        assert D == POOL.shape[1]

@@ -14,6 +14,7 @@ from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQu
 from llama_index.vector_stores.faiss import FaissVectorStore
 from llama_index.vector_stores.faiss.base import DEFAULT_PERSIST_PATH
 
+from faiss_qama import persistence
 from faiss_qama.index import QamaIndex
 
 NODES = ".nodes.json"  # beside the index: the node and the document of each vector
@@ -53,10 +54,14 @@ class QamaVectorStore(FaissVectorStore):
     def delete_nodes(self, node_ids: list[str] | None = None, filters: Any = None, **delete_kwargs: Any) -> None:
         """Remove the vectors of nodes."""
         _refuse(filters)
-        self._remove([i for i, (node, _) in self._nodes.items() if node in set(node_ids or ())])
+        wanted = set(node_ids or ())
+        self._remove([i for i, (node, _) in self._nodes.items() if node in wanted])
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Return the nodes nearest to ``query.query_embedding``, among its ``node_ids`` and ``doc_ids`` if any."""
+        """Return the nodes nearest to ``query.query_embedding``, among its ``node_ids`` and ``doc_ids`` if any.
+
+        Similarities are the scores of the index, as in the class it extends: L2 distances are smaller for nearer nodes.
+        """
         _refuse(query.filters)
         sel = None
         if query.node_ids is not None or query.doc_ids is not None:
@@ -79,16 +84,21 @@ class QamaVectorStore(FaissVectorStore):
             raise NotImplementedError("an index is written to local files")
         Path(persist_path).parent.mkdir(parents=True, exist_ok=True)
         self._faiss_index.save(persist_path)
-        nodes = json.dumps({"next": self._next, "nodes": self._nodes})
-        Path(persist_path + NODES).write_text(nodes, encoding="utf-8")
+        content = {"next": self._next, "nodes": self._nodes, "index": persistence.fingerprint(persist_path)}
+        persistence.write_text(persist_path + NODES, json.dumps(content))
 
     @classmethod
     def from_persist_path(cls, persist_path: str, fs: Any = None) -> QamaVectorStore:
-        """Read what :meth:`persist` wrote."""
+        """Read what :meth:`persist` wrote.
+
+        Raises ValueError if index and nodes are of two saves, the later one of which was interrupted.
+        """
         if fs is not None and not _is_local(fs):
             raise NotImplementedError("an index is read from local files")
         index = QamaIndex.load(persist_path)
         content = json.loads(Path(persist_path + NODES).read_text(encoding="utf-8"))
+        if content["index"] != persistence.fingerprint(persist_path):
+            raise ValueError(f"{persist_path} and its {NODES} are of different saves; the last was interrupted")
         store = cls.model_construct()
         store._faiss_index, store._next = index, content["next"]
         store._nodes = {int(i): (node, document) for i, (node, document) in content["nodes"].items()}
