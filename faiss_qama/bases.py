@@ -20,6 +20,7 @@ from faiss_qama.layout import CodeLayout
 
 Distances = NDArray[np.int32]
 WORST = np.iinfo(np.int32).max
+EF_WIDTH = 2  # links of a graph looked at, at least, a candidate asked for: with as many only, a tenth is missed
 KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb"
 _CLASSES = (
     faiss.IndexBinaryFlat,
@@ -55,6 +56,7 @@ class Base:
         if base.ntotal and not filled:
             raise ValueError(f"base must be empty; it holds {base.ntotal} codes")
         self.index = base
+        self._check_size()
         self._flat: Any = None  # an IndexBinaryFlat whose rows are ours, where there is one
         self._lists: Codes | None = None  # the codes of inverted lists by row, once they were asked for
         if isinstance(base, faiss.IndexBinaryFlat):
@@ -63,6 +65,20 @@ class Base:
             self._flat = faiss.downcast_IndexBinary(base.storage)
         elif isinstance(base, faiss.IndexBinaryHash):  # its buckets cannot be read
             self._flat = faiss.IndexBinaryFlat(8 * code_size)
+
+    def _check_size(self) -> None:
+        """Raise ValueError for lists, links or bits that crash FAISS or find nothing."""
+        index, bits = self.index, 8 * self.index.code_size
+        if isinstance(index, faiss.IndexBinaryIVF):
+            good = index.nlist >= 1
+        elif isinstance(index, faiss.IndexBinaryHNSW):
+            good = index.hnsw.cum_nneighbor_per_level.size() > 2 and _links(index) >= 2
+        elif isinstance(index, faiss.IndexBinaryHash | faiss.IndexBinaryMultiHash):
+            good = index.b >= 1 and index.b * getattr(index, "nhash", 1) <= bits
+        else:
+            good = True
+        if not good:
+            raise ValueError(f"base: lists must be 1 or more, links 2 or more, hashed bits from 1 to {bits}")
 
     def __len__(self) -> int:
         return int(self.index.ntotal)
@@ -117,6 +133,8 @@ class Base:
     def set(self, settings: Mapping[str, int]) -> None:
         """Set search parameters, as :attr:`settings` gives them."""
         for name, value in settings.items():
+            if name not in self.settings:
+                raise ValueError(f"{name} means nothing to {self}; it has {', '.join(self.settings) or 'no settings'}")
             setattr(self.index.hnsw if name == "efSearch" else self.index, name, value)
 
     @property
@@ -167,13 +185,16 @@ class Base:
         self._lists = None
 
     def truncated(self, layout: CodeLayout) -> Base:
-        """Return a base of the same kind whose codes are those of the prefix ``layout``."""
-        other = Base(str(self), layout.code_size)
+        """Return a base of the same kind whose codes are those of the prefix ``layout``; flat if too short to hash."""
+        try:
+            other = Base(str(self), layout.code_size)
+        except ValueError:
+            other = Base("BFlat", layout.code_size)
         if isinstance(self.index, faiss.IndexBinaryIVF):
             coarse = Base(faiss.downcast_IndexBinary(self.index.quantizer), self.index.code_size, filled=True)
             other.index.quantizer.add(codes.truncate(coarse.codes, layout))
             other.index.is_trained = True
-        other.set(self.settings)
+        other.set({name: value for name, value in self.settings.items() if name in other.settings})
         other.add(codes.truncate(self.codes, layout))
         return other
 
@@ -187,7 +208,7 @@ class Base:
         rows : (n,) bool, the rows that may be found, or None for all. At least k of them are, if there are so many.
         settings : nprobe or efSearch, for this search
         """
-        parameters = self._parameters(settings)
+        parameters = self._parameters(settings, k)
         n = len(self)
         left = n if rows is None else int(np.count_nonzero(rows))
         allowed = None if rows is None or left == n else np.flatnonzero(rows)
@@ -222,21 +243,27 @@ class Base:
         I = I if rows is None else rows[I]
         return np.pad(D, missing, constant_values=WORST), np.pad(I, missing, constant_values=-1)
 
-    def _parameters(self, settings: Mapping[str, int]) -> Any:
+    def _parameters(self, settings: Mapping[str, int], k: int) -> Any:
         """Return FAISS's search parameters for ``settings``. Raises ValueError for one that this index lacks."""
-        if not settings:
-            return None
         kind, name = None, None
         if isinstance(self.index, faiss.IndexBinaryIVF):
             kind, name = faiss.SearchParametersIVF, "nprobe"
         elif isinstance(self.index, faiss.IndexBinaryHNSW):
             kind, name = faiss.SearchParametersHNSW, "efSearch"
+            settings = {"efSearch": max(EF_WIDTH * k, self.settings["efSearch"]), **settings}
         for setting, value in settings.items():
             if setting != name:
                 raise ValueError(f"{setting} means nothing to {self}; it takes {name or 'no search parameters'}")
             if value < 1:
                 raise ValueError(f"{setting} must be at least 1; got {value}")
-        return kind(**settings) if kind else None
+        return kind(**settings) if kind and settings else None
+
+    def check_recall(self, settings: Mapping[str, int]) -> None:
+        """Raise ValueError where a search with ``settings`` looks at so little that no recall can be promised."""
+        if isinstance(self.index, faiss.IndexBinaryIVF) and settings.get("nprobe", self.settings["nprobe"]) == 1:
+            raise ValueError(f"recall= was measured with exhaustive scans, and {self} probes 1 list: set nprobe too")
+        if isinstance(self.index, faiss.IndexBinaryHash | faiss.IndexBinaryMultiHash):
+            raise ValueError(f"{self} finds only what shares a bucket, so recall= cannot be kept; pass oversample=")
 
 
 def _made(text: str, code_size: int) -> Any:

@@ -7,12 +7,20 @@ import warnings
 from pathlib import Path
 
 import click
-import numpy as np
 
 from faiss_qama import export, persistence, report
 from faiss_qama._version import __version__
 from faiss_qama.calibration import KS
-from faiss_qama.eval_command import METRIC_CHOICES, eval_command, k_option, oversample_option, recall_option
+from faiss_qama.eval_command import (
+    METRIC_CHOICES,
+    ef_search_option,
+    eval_command,
+    given,
+    k_option,
+    nprobe_option,
+    oversample_option,
+    recall_option,
+)
 from faiss_qama.evaluation import search_in_blocks
 from faiss_qama.index import QamaIndex
 from faiss_qama.pipeline import fit_index
@@ -67,6 +75,8 @@ cli.add_command(eval_command)
 @click.option("--queries", "queries_path", type=click.Path(path_type=Path), help="Unlabelled queries, .npy.")
 @_rescore
 @_base
+@nprobe_option
+@ef_search_option
 @_metric
 def fit(
     corpus: tuple[Path, ...],
@@ -77,6 +87,8 @@ def fit(
     queries_path: Path | None,
     rescore: str,
     base: str,
+    nprobe: int | None,
+    ef_search: int | None,
     metric: str,
 ) -> None:
     """Fit a quantizer to CORPUS (one .npy file or several shards) and write an index of it."""
@@ -89,7 +101,8 @@ def fit(
     vectors = Corpus(list(corpus))
     queries = None if queries_path is None else Corpus(queries_path, vectors.shape[1])
     output = output or corpus[0].with_suffix(".qama")
-    click.echo(fit_index(vectors, output, config, METRIC_CHOICES[metric], rescore, queries, base))
+    searched = given(nprobe=nprobe, efSearch=ef_search)
+    click.echo(fit_index(vectors, output, config, METRIC_CHOICES[metric], rescore, queries, base, searched))
 
 
 @cli.command()
@@ -98,10 +111,21 @@ def fit(
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="Folder to write.")
 @_rescore
 @_base
-def build(index_path: Path, corpus: tuple[Path, ...], output: Path, rescore: str, base: str) -> None:
+@nprobe_option
+@ef_search_option
+def build(
+    index_path: Path,
+    corpus: tuple[Path, ...],
+    output: Path,
+    rescore: str,
+    base: str,
+    nprobe: int | None,
+    ef_search: int | None,
+) -> None:
     """Write an index of CORPUS with the quantizer of INDEX, without fitting it anew."""
     quantizer = QamaIndex.load(index_path, mmap=True).quantizer
-    index = QamaIndex.build(output, quantizer, Corpus(list(corpus), quantizer.d), rescore, base)
+    searched = given(nprobe=nprobe, efSearch=ef_search)
+    index = QamaIndex.build(output, quantizer, Corpus(list(corpus), quantizer.d), rescore, base, searched)
     size = report.bytes_text(index.bytes_per_vector)
     click.echo(f"wrote {output}: {index.ntotal:,} x {index.d}, {size} bytes a vector")
 
@@ -123,6 +147,8 @@ def export_command(index_path: Path, output: Path, kind: str) -> None:
 @k_option
 @recall_option
 @oversample_option
+@nprobe_option
+@ef_search_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write D and I to this .npz instead.")
 def search(
     index_path: Path,
@@ -130,14 +156,17 @@ def search(
     k: int,
     recall: float | None,
     oversample: float | None,
+    nprobe: int | None,
+    ef_search: int | None,
     output: Path | None,
 ) -> None:
     """Search INDEX for the rows of QUERIES (.npy); print query, rank, id and score, tab-separated."""
     index = QamaIndex.load(index_path, mmap=True)
-    D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, recall=recall, oversample=oversample)
+    options = {"recall": recall, "oversample": oversample, **given(nprobe=nprobe, efSearch=ef_search)}
+    D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, **options)
     if output is not None:
         output = output if output.suffix == ".npz" else output.with_name(output.name + ".npz")
-        np.savez(output, D=D, I=I)
+        persistence.write_hits(output, D, I)
         click.echo(f"wrote {output}: D {D.shape} {D.dtype}, I {I.shape} {I.dtype}")
         return
     click.echo("query\trank\tid\tscore")
@@ -156,7 +185,7 @@ def inspect(index_path: Path) -> None:
     quantizer, calibration = index.quantizer, index.quantizer.calibration
     rows = [
         ("index", f"{index.ntotal:,} x {index.d}, metric {quantizer.metric_name}, rescore {index.rescore}"),
-        ("quantizer", str(quantizer.layout)),
+        ("made by", f"index_factory({index.d}, {index.factory_string!r})"),
         ("bytes", f"{report.bytes_text(index.bytes_per_vector)} a vector"),
     ]
     if calibration is not None:
@@ -169,7 +198,8 @@ def inspect(index_path: Path) -> None:
             except ValueError:
                 needs.append(f"{recall}: out of reach")
         rows.append(("", ", ".join(needs) + " (rescoring from floats)"))
-    rows.append(("settings", ", ".join(f"{name} {value}" for name, value in quantizer.config.items())))
+    settings = [f"{name} {value}" for name, value in quantizer.config.items() if value not in (None, [])]
+    rows.append(("settings", ", ".join(settings)))
     rows.append(("written by", f"{manifest['written_by']}, generation {manifest['generation']}"))
     rows += [("", f"{f['name']}  {report.size_text(f['bytes'])}  checksum ok") for f in manifest["files"].values()]
     click.echo(report.facts(rows))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,6 +113,8 @@ class Contents:
         """Return scores and rows, (nq, at most k), best first; row -1 where there is none."""
         if prefix is not None and settings:
             raise ValueError(f"prefix= scans codes without the base index, so {', '.join(settings)} mean nothing to it")
+        if recall is not None and prefix is None:
+            self.base.check_recall(settings)
         mask, left = self._mask(sel)
         candidates = min(self._candidates(k, left, oversample, recall), left)
         code = self.quantizer.encode_queries(xq)
@@ -203,7 +206,7 @@ class Contents:
         self, code: Codes, prefix: int, width: int, candidates: int, mask: Mask | None
     ) -> tuple[NDArray[np.int32], Ids]:
         """Return the ``candidates`` nearest of the ``width`` whose first ``prefix`` components are nearest."""
-        layout = self.quantizer.layout.truncate(prefix)
+        layout = self.quantizer.layout.truncate(operator.index(prefix))
         scanned = self._prefixes.get(prefix)
         if scanned is None:
             scanned = Base("BFlat", layout.code_size)

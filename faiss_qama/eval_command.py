@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama import baselines, report
+from faiss_qama import baselines, persistence, report
 from faiss_qama._version import __version__
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact, read_rows
@@ -23,6 +23,8 @@ from faiss_qama.vectors import Corpus, load_vectors
 METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
 k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours.")
 recall_option = click.option("--recall", type=float, help="Share of the true neighbours to find, from the calibration.")
+nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Lists to probe, of BIVF.")
+ef_search_option = click.option("--efsearch", "ef_search", type=click.IntRange(min=1), help="Nodes to see, of BHNSW.")
 oversample_option = click.option("--oversample", type=float, help="Instead: k times this many candidates are scored.")
 
 
@@ -36,6 +38,8 @@ oversample_option = click.option("--oversample", type=float, help="Instead: k ti
 @k_option
 @recall_option
 @oversample_option
+@nprobe_option
+@ef_search_option
 @click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True, help="Of a folder.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits to average over.")
 @click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the results here as well.")
@@ -49,6 +53,8 @@ def eval_command(
     k: int,
     recall: float | None,
     oversample: float | None,
+    nprobe: int | None,
+    ef_search: int | None,
     metric: str,
     seeds: int,
     json_path: Path | None,
@@ -60,18 +66,21 @@ def eval_command(
     hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +sq8, +fp16 or +fp32 says what
     rescores.
     """
-    options = {name: value for name, value in (("recall", recall), ("oversample", oversample)) if value is not None}
+    options = given(recall=recall, oversample=oversample)
+    settings = given(nprobe=nprobe, efSearch=ef_search)
+    if queries_path is None and (target / persistence.MANIFEST).exists():
+        raise ValueError(f"{target} is an index: pass QUERIES (.npy) too")
     if queries_path is not None:
         if methods or train_queries or seeds > 1:
             raise ValueError("--method, --train-queries and --seeds are for a data set folder; an index is as it is")
         index = QamaIndex.load(target, mmap=True)
         dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
         truth = exact(dataset, k, index.metric_type)
-        results = [evaluate(_ByRow(index), dataset, truth, **options)]
+        results = [evaluate(_ByRow(index), dataset, truth, **options, **settings)]
         measured = [Measured(target.name, index.bytes_per_vector, results, index.quantizer.config)]
     else:
-        if qrels or corpus_path:
-            raise ValueError("--qrels and --corpus are for an index and QUERIES; a data set folder has its own")
+        if qrels or corpus_path or settings:
+            raise ValueError("--qrels, --corpus, --nprobe, --efsearch are for an index; a data set folder has its own")
         if not target.is_dir():
             raise FileNotFoundError(f"{target}: no such data set folder")
         dataset = Dataset.load(target)
@@ -96,6 +105,11 @@ def eval_command(
             "results": [m.to_dict() for m in (truth.measured, *measured)],
         }
         json_path.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 class _ByRow:

@@ -98,7 +98,6 @@ def _hamming(quantizer: Quantizer, code: Codes) -> Any:
     lsh = faiss.IndexLSH(padded, padded, False, False)
     faiss.copy_array_to_vector(code.ravel(), lsh.codes)
     lsh.ntotal = len(code)
-    lsh.metric_type = quantizer.metric  # IndexRefine wants both stages alike; Hamming distances stay what they are
     return _behind(_query_transforms(quantizer, matrix, bias), lsh)
 
 
@@ -156,13 +155,13 @@ def _refined(index: Any, quantizer: Quantizer, rescore: str, held: Contents, liv
     """Return ``index`` within an IndexRefine over the vectors of ``held``."""
     kinds = {"fp16": faiss.ScalarQuantizer.QT_fp16, "sq8": faiss.ScalarQuantizer.QT_8bit}
     x = held.take(live)
-    if rescore in kinds and (rescore != "fp16" or np.abs(x).max(initial=0) < 65504):
+    if len(x) and rescore in kinds and (rescore != "fp16" or np.abs(x).max(initial=0) < 65504):
         store = faiss.IndexScalarQuantizer(quantizer.d, kinds[rescore], quantizer.metric)
-        if len(x):
-            store.train(x)
+        store.train(x)
     else:
         store = faiss.IndexFlat(quantizer.d, quantizer.metric)
     store.add(x)
+    index.metric_type = quantizer.metric  # IndexRefine wants both stages alike; Hamming distances stay what they are
     refined = faiss.IndexRefine(index, store)
     refined.k_factor = max(1, min(K_FACTOR, len(live) // SAFE_K))
     refined.own_refine_index = True

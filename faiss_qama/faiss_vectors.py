@@ -85,6 +85,9 @@ class FaissVectors:
             if lists.invlists.list_size(i)
         ]
         keys: NDArray[np.int64] = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+        twice = keys[1:][keys[1:] == keys[:-1]]
+        if len(twice):
+            raise ValueError(f"id {twice[0]} stands for several vectors, which inverted lists cannot tell apart")
         if (keys == np.arange(len(keys))).all():
             lists.set_direct_map_type(faiss.DirectMap.Array)
             return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,8 @@ class QamaIndex:
         self._plan: Unfitted | None = None
         self._made_of: tuple[Contents, int] | None = None  # by truncate, which copied the codes at that version
         self._lock, self._read_only = ReadWriteLock(), False
+        if not isinstance(quantizer, Quantizer | Unfitted):
+            raise TypeError(f"a Quantizer is needed, such as fit() returns; got {type(quantizer).__name__}")
         if isinstance(quantizer, Unfitted):
             self._plan = quantizer
             self._base = Base(base, quantizer.config.layout_in(quantizer.d).code_size)
@@ -117,6 +119,24 @@ class QamaIndex:
         own_ids = 0 if held.labels.ids is None else 8
         kept = 0 if held.store is None else held.store.bytes_per_vector
         return held.quantizer.code_size + held.base.extra_bytes + own_ids, kept
+
+    @property
+    def nprobe(self) -> int:
+        """Lists that a search probes, where the base index has lists; searches that say ``nprobe=`` differ."""
+        return self._setting("nprobe")
+
+    @nprobe.setter
+    def nprobe(self, value: int) -> None:
+        self._setting("nprobe", value)
+
+    @property
+    def efSearch(self) -> int:  # noqa: N802 - FAISS's name
+        """Nodes that a search looks at, where the base index is a graph; never fewer than twice the candidates."""
+        return self._setting("efSearch")
+
+    @efSearch.setter
+    def efSearch(self, value: int) -> None:  # noqa: N802
+        self._setting("efSearch", value)
 
     @property
     def ids(self) -> Ids:
@@ -209,6 +229,8 @@ class QamaIndex:
         ``add_id`` is added to the ids of ``other`` if it has ids of its own; else they follow on.
         Raises ValueError, with nothing moved, for an ``other`` that does not match.
         """
+        if not isinstance(other, QamaIndex):
+            raise TypeError(f"a QamaIndex is needed; got {type(other).__name__}")
         if other._lock is self._lock:
             raise ValueError("an index cannot be merged into itself, nor what shares its codes")
         first, second = sorted((self._lock, other._lock), key=id)  # the same order whoever merges whom
@@ -228,8 +250,11 @@ class QamaIndex:
             live = theirs.labels.live
             ids = None
             if theirs.labels.ids is not None or add_id:
-                moved = [i + operator.index(add_id) for i in theirs.labels.of(live).tolist()]  # which may leave int64
-                ids = as_ids(np.array(moved, dtype=None if moved else np.int64), len(live))
+                ids = theirs.labels.of(live)
+                ends = [int(end) + operator.index(add_id) for end in (ids.min(initial=0), ids.max(initial=0))]
+                if ends[0] < 0 or ends[1] > np.iinfo(np.int64).max:
+                    raise ValueError(f"add_id {add_id} makes ids {ends[0]} to {ends[1]}; 0 to 2**63 - 1 are possible")
+                ids = ids + add_id
             stored = theirs.store.rows[live] if isinstance(theirs.store, FloatStore) else np.empty(0)
             mine.append(theirs.base.codes[live], stored, ids)
             theirs.clear()
@@ -371,7 +396,8 @@ class QamaIndex:
             wrapped.train(vectors.take(np.sort(sample)))
         for start in progress(range(0, n, CHUNK), "encoding"):
             places = np.arange(start, min(start + CHUNK, n))
-            wrapped._append(vectors.take(places), None if vectors.ids is None else vectors.ids[places])
+            ids = None if vectors.ids is None else as_ids(vectors.ids[places], len(places))
+            wrapped._append(vectors.take(places), ids)
         return wrapped
 
     def truncate(self, components: int) -> QamaIndex:
@@ -381,7 +407,7 @@ class QamaIndex:
         ``slices``; those have a calibration too.
         """
         with self._lock.read():
-            held, quantizer = self._fitted, self.quantizer.truncate(components)
+            held, quantizer = self._fitted, self.quantizer.truncate(operator.index(components))
             base = held.base.truncated(quantizer.layout)
             store = CodesStore(quantizer, lambda: base.codes) if self.rescore == "codes" else held.store
             other = self._sharing(Contents(quantizer, base, held.labels, store), self.rescore)
@@ -427,11 +453,21 @@ class QamaIndex:
 
     @classmethod
     def build(
-        cls, path: PathLike, quantizer: Quantizer, corpus: Corpus, rescore: str = "fp16", base: str = "BFlat"
+        cls,
+        path: PathLike,
+        quantizer: Quantizer,
+        corpus: Corpus,
+        rescore: str = "fp16",
+        base: str = "BFlat",
+        settings: Mapping[str, int] | None = None,
     ) -> QamaIndex:
-        """Index ``corpus`` straight to the folder ``path`` and load it memory-mapped: no vector stays in memory."""
+        """Index ``corpus`` straight to the folder ``path`` and load it memory-mapped: no vector stays in memory.
+
+        ``settings`` are search parameters to set, ``nprobe`` or ``efSearch``.
+        """
         persistence.check_writable(path, corpus.paths)
         index = cls(quantizer, rescore, base=base)
+        index._base.set(settings or {})
         if not index.is_trained:
             index.train(corpus.take(np.unique(np.linspace(0, len(corpus) - 1, TRAINING, dtype=np.int64))))
         held = index._fitted
@@ -485,8 +521,20 @@ class QamaIndex:
         """Raise ValueError unless vectors can come and go, which train() may have to be called for."""
         if self._read_only:
             raise ValueError(
-                "this index is read-only: it shares its codes with a file or another index; load it with mmap=False"
+                "this index is read-only: it shares its codes with a file (load it with mmap=False) or with the index "
+                "that it was made of (change that one)"
             )
+
+    def _setting(self, name: str, value: int | None = None) -> int:
+        """Return a search parameter of the base index, set first if a value is given."""
+        if name not in self._base.settings:
+            raise AttributeError(f"{self._base} has no {name}")
+        if value is not None:
+            self._base.set({name: value})
+        return self._base.settings[name]
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a QamaIndex is not pickled or copied; use save() and QamaIndex.load()")
 
     def _check_trained(self) -> None:
         if not self.is_trained:

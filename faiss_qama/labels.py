@@ -141,7 +141,8 @@ def _integers(ids: ArrayLike) -> Ids:
     """Return ``ids`` as int64. Raises TypeError for other types, ValueError beyond int64."""
     array = np.asarray(ids)
     if array.size and not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"ids are int64; got {array.dtype}")
+        hint = "; of a mask pass np.flatnonzero(mask)" if array.dtype == bool else ""
+        raise TypeError(f"ids are int64; got {array.dtype}{hint}")
     if array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise ValueError(f"ids are int64; got {array.max()}")
     return array.astype(np.int64)

@@ -112,7 +112,8 @@ def write(path: PathLike, bundle: Bundle) -> None:
     except filelock.Timeout:
         raise OSError(f"{folder}: another process is writing this index") from None
     except OSError as error:
-        error.filename = error.filename or str(folder)  # a full disk names no file
+        if error.errno is not None and error.filename is None:  # a full disk names no file
+            error.filename = str(folder)
         raise
 
 
@@ -130,6 +131,8 @@ def read(path: PathLike, *, mmap: bool = False) -> Bundle:
         except FileNotFoundError:
             if _parse(folder) == manifest:  # else a save has replaced the generation meanwhile
                 raise
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / MANIFEST}: not the manifest of an index ({error!r})") from None
 
 
 def verify(path: PathLike) -> dict[str, Any]:
@@ -151,6 +154,12 @@ def write_text(path: PathLike, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_hits(path: PathLike, D: NDArray[Any], I: NDArray[np.int64]) -> None:
+    """Write scores and ids to the .npz ``path`` by these names, replacing a file there in one atomic step."""
+    with _replacing(Path(path)) as part, part.open("wb") as file:
+        np.savez(file, D=D, I=I)
+
+
 def write_npy(path: PathLike, x: NDArray[np.floating]) -> None:
     """Write ``x`` to ``path``, replacing a file there in one atomic step."""
     with _replacing(Path(path)) as part, part.open("wb") as file:
@@ -167,6 +176,10 @@ def write_faiss(path: PathLike, index: Any) -> None:
 @contextmanager
 def _replacing(final: Path) -> Iterator[Path]:
     """Give a path to write; put it in the place of ``final`` if that went well."""
+    if final.is_dir():
+        raise IsADirectoryError(f"{final}: a folder is in the way")
+    if not final.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{final}: the folder {final.absolute().parent} does not exist")
     part = final.with_name(final.name + ".part")
     try:
         yield part
@@ -180,7 +193,9 @@ def _faiss_writes(write: Callable[[Any, str], None], index: Any, path: Path) -> 
     try:
         write(index, str(path))
     except RuntimeError as error:
-        raise OSError(f"{path}: could not be written ({str(error).splitlines()[-1].strip()})") from None
+        raise OSError(
+            f"{path}: could not be written; is the disk full? ({str(error).splitlines()[-1].strip()})"
+        ) from None
 
 
 def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
@@ -239,7 +254,8 @@ def _write_binary(path: Path, binary: Any) -> None:
 def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bundle:
     files, ntotal, rescore = manifest["files"], manifest["ntotal"], manifest["rescore"]
     for role, entry in files.items():
-        _verify(folder / entry["name"], entry, hash_it=not mmap or role not in ("codes", "store"))
+        mapped = mmap and (role == "store" or role == "codes" and manifest.get("base", "BFlat") == "BFlat")
+        _verify(folder / entry["name"], entry, hash_it=not mapped)
     quantizer = _read_quantizer(folder / files["quantizer"]["name"], manifest["quantizer"])
     base = _read_base(folder / files["codes"]["name"], quantizer.code_size, manifest.get("base", "BFlat"), mmap)
     base.set(manifest.get("base_settings", {}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -70,18 +71,19 @@ def fit_index(
     rescore: str,
     queries: Corpus | None = None,
     base: str = "BFlat",
+    settings: Mapping[str, int] | None = None,
 ) -> Outcome:
     """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen."""
     from faiss_qama.training.data import draw  # here, because run time does not depend on training
     from faiss_qama.training.fit import fit_draw
 
     persistence.check_writable(path, corpus.paths)
-    Base(base, config.layout_in(corpus.shape[1]).code_size)  # refused before anything is read
+    Base(base, config.layout_in(corpus.shape[1]).code_size).set(settings or {})  # refused before anything is read
     start = time.perf_counter()
     drawn = draw(corpus, queries, config.sample, config.seed)
     quantizer = fit_draw(drawn, config, metric)
     seconds = time.perf_counter() - start
-    index = QamaIndex.build(path, quantizer, corpus, rescore, base)
+    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings)
     if len(drawn.report) == 0:
         return Outcome(index, path, corpus, seconds, "nothing", [])
 
@@ -93,8 +95,9 @@ def fit_index(
         stages = {"codes, Hamming": index}
     elif rescore != "codes":
         stages[f"codes + {rescore} rescoring"] = index
+    # The last first, as inverted lists keep a second copy of the codes once they were rescored from.
+    results = {name: evaluate(stage, dataset, truth) for name, stage in reversed(stages.items())}
     measured = [truth.measured]
-    for name, stage in stages.items():
-        measured.append(Measured(name, stage.bytes_per_vector, [evaluate(stage, dataset, truth)]))
+    measured += [Measured(name, stage.bytes_per_vector, [results[name]]) for name, stage in stages.items()]
     what = f"{len(drawn.report)} held-out {'documents' if queries is None else 'queries'}"
     return Outcome(index, path, corpus, seconds, what, measured)

@@ -120,6 +120,8 @@ class Quantizer:
         (``FitConfig(slices=...)``), and only there its calibration is known.
         """
         layout = self.layout.truncate(components)
+        if layout == self.layout:
+            return self
         columns = layout.columns
         return replace(
             self,

@@ -170,6 +170,7 @@ class BorrowedStore(_Vectors):
     def __init__(self, quantizer: Quantizer, source: Any) -> None:
         super().__init__(quantizer)
         if isinstance(source, np.ndarray):
+            source = np.asarray(source)  # also of a matrix, without copying a memory map
             check_dtype_and_shape(source, quantizer.d, "rescore")
         elif not isinstance(source, FaissVectors):
             source = FaissVectors(source)

@@ -322,6 +322,31 @@ def test_build_indexes_other_vectors_with_the_same_quantizer(folder):
     assert (built.search(x, 1)[1][:, 0] == np.arange(321)).mean() > 0.99
 
 
+def test_search_parameters_are_set_and_kept(folder):
+    run("fit", "corpus.npy", "-o", "ivf.qama", "--base", "BIVF16", "--nprobe", "16", cwd=folder)
+    assert QamaIndex.load(folder / "ivf.qama").nprobe == 16
+    all_lists = run("search", "ivf.qama", "queries.npy", "--recall", "0.9", cwd=folder).stdout
+    one_list = run("search", "ivf.qama", "queries.npy", "--nprobe", "1", "--oversample", "5", cwd=folder).stdout
+    assert all_lists != one_list
+    done = run("search", "corpus.qama", "queries.npy", "--nprobe", "4", cwd=folder, check=2)
+    assert done.stderr == "error: nprobe means nothing to BFlat; it takes no search parameters\n"
+    done = run("fit", "corpus.npy", "-o", "no.qama", "--efsearch", "9", cwd=folder, check=2)
+    assert done.stderr == "error: efSearch means nothing to BFlat; it has no settings\n"
+    assert not (folder / "no.qama").exists()
+
+
+def test_eval_of_an_index_with_ids_of_its_own(folder):
+    index, plain = QamaIndex.load(folder / "corpus.qama"), run("eval", "corpus.qama", "queries.npy", cwd=folder).stdout
+    ids = np.random.default_rng(0).permutation(10**6 + np.arange(index.ntotal))
+    own = QamaIndex(index.quantizer)
+    own.add_with_ids(np.load(folder / "corpus.npy"), ids)
+    own.save(folder / "own.qama")
+    renamed = run("eval", "own.qama", "queries.npy", cwd=folder).stdout
+    assert renamed.split("own.qama")[-1].split()[3] == plain.split("corpus.qama")[-1].split()[3]
+    done = run("eval", "corpus.qama", cwd=folder, check=2)
+    assert done.stderr == "error: corpus.qama is an index: pass QUERIES (.npy) too\n"
+
+
 @pytest.mark.parametrize("kind", ["hamming", "fastscan", "binary"])
 def test_export_is_read_by_faiss_alone(folder, kind):
     run("export", "corpus.qama", "stock.faiss", "--kind", kind, cwd=folder)

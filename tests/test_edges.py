@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import pickle
 
 import faiss
 import numpy as np
@@ -133,6 +134,9 @@ def test_ready_objects_and_id_maps():
     filled.add(QUANTIZER.encode(X))
     for base, error, message in [
         ("nonsense", ValueError, "base 'nonsense' is not one of BFlat, BIVFn"),
+        ("BHNSW1", ValueError, "links 2 or more"),
+        ("BIVF0", ValueError, "lists must be 1 or more"),
+        ("BHash1000", ValueError, "hashed bits from 1 to 56"),
         (3, TypeError, "base must be one of BFlat"),
         (faiss.IndexFlatL2(8), TypeError, "got IndexFlatL2"),
         (faiss.IndexBinaryFlat(8), ValueError, "codes of 1 bytes; the quantizer's have 7"),
@@ -142,6 +146,57 @@ def test_ready_objects_and_id_maps():
             QamaIndex(QUANTIZER, base=base)
     with pytest.raises(ValueError, match="BIVF64 needs at least 64 vectors to train; got 5"):
         QamaIndex(QUANTIZER, base="BIVF64").train(X[:5])
+
+
+def test_settings_are_faiss_attributes_and_are_kept(tmp_path):
+    for base, name in (("BIVF4", "nprobe"), ("BHNSW4", "efSearch")):
+        index = QamaIndex(QUANTIZER, "fp32", base=base)
+        index.train(X)
+        index.add(X)
+        setattr(index, name, 3)
+        index.save(tmp_path / "i.qama")
+        for other in (QamaIndex.load(tmp_path / "i.qama"), index.truncate(9)):
+            assert getattr(other, name) == 3
+        with pytest.raises(AttributeError, match=f"{base} has no"):
+            setattr(index, {"nprobe": "efSearch", "efSearch": "nprobe"}[name], 3)
+    index = QamaIndex(QUANTIZER, "fp32", base="BHash6")
+    index.binary.nflip = 2
+    index.add(X)
+    index.save(tmp_path / "i.qama")
+    assert QamaIndex.load(tmp_path / "i.qama").binary.nflip == index.truncate(9).binary.nflip == 2
+
+
+def test_recall_is_promised_only_where_it_can_be_kept():
+    x = make_vectors(3000, seed=54)
+    quantizer = fit_quietly(x, layout="2x18")
+    flat = faiss.IndexFlatIP(D)
+    flat.add(x)
+    queries = make_vectors(200, seed=55)
+    truth = flat.search(queries, 10)[1]
+    for base, settings in (("BFlat", {}), ("BHNSW16", {}), ("BIVF16", {"nprobe": 12})):
+        index = QamaIndex(quantizer, "fp32", base=base)
+        index.train(x)
+        index.add(x)
+        found = index.search(queries, 10, recall=0.9, **settings)[1]
+        assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, truth, strict=True)]) >= 0.9
+    with pytest.raises(ValueError, match="BIVF16 probes 1 list: set nprobe too"):
+        index.search(queries, 10, recall=0.9)
+    hashed = QamaIndex(quantizer, "fp32", base="BHash6")
+    hashed.add(x)
+    with pytest.raises(ValueError, match="BHash6 finds only what shares a bucket"):
+        hashed.search(queries, 10, recall=0.9)
+
+
+def test_an_index_is_not_pickled():
+    with pytest.raises(TypeError, match=r"use save\(\) and QamaIndex.load\(\)"):
+        pickle.dumps(QamaIndex(QUANTIZER))
+
+
+@pytest.mark.parametrize("kind", ["hamming", "fastscan", "binary"])
+@pytest.mark.parametrize("store", ["none", "sq8", "fp16"])
+def test_an_empty_index_is_exported(kind, store):
+    stock = QamaIndex(QUANTIZER, store).to_faiss(kind)
+    assert stock.ntotal == 0
 
 
 @pytest.mark.parametrize("kind", ["hamming", "fastscan", "binary"])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from pathlib import Path
 
 import faiss
 import numpy as np
 import pytest
-from conftest import D, fit_quietly, make_vectors
+from conftest import fit_quietly, make_vectors
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -116,6 +117,22 @@ class AnIndexIsADictionary(RuleBasedStateMachine):
         np.testing.assert_allclose(self.index.reconstruct_batch(keys), want, atol=5e-3)
 
     @invariant()
+    def what_the_base_index_finds_has_its_own_score(self):
+        options = {} if self.store == "none" else {"oversample": 2}
+        scores, ids = self.index.search(QUERIES, 3, **options)
+        known = list(self.held)
+        for query, row, own in zip(range(5), ids, scores, strict=True):
+            hits = row[row >= 0].tolist()
+            assert len(set(hits)) == len(hits)
+            assert set(hits) <= set(known)
+            if self.store == "none":
+                codes = QUANTIZER.encode(np.stack([self.held[i] for i in hits])) if hits else np.empty((0, 7), np.uint8)
+                want = np.bitwise_count(QUANTIZER.encode_queries(QUERIES[query : query + 1]) ^ codes).sum(axis=1)
+            else:
+                want = self.index.reconstruct_batch(hits) @ QUERIES[query]
+            np.testing.assert_allclose(own[: len(hits)], want, atol=1e-5)
+
+    @invariant()
     def finds_what_is_nearest(self):
         options = {} if self.store == "none" else {"oversample": 1e9}
         scores, ids = self.index.search(QUERIES, max(4, len(self.held)), **options)  # exhaustive, whatever the base
@@ -147,21 +164,25 @@ def test_searches_see_before_or_after_a_change(base, store):
     index.add_with_ids(POOL[:100], np.arange(100))
     block = np.tile(POOL[300], (50, 1))  # nearer to its query than anything else
     stop, faults, seen = threading.Event(), [], set()
+    settings = {"nprobe": 4} if base == "BIVF4" else {}
 
     def reader():
         while not stop.is_set():
-            _, ids = index.search(POOL[300:301], 60, oversample=10)
+            _, ids = index.search(POOL[300:301], 60, oversample=1, **settings)
             count = int((ids >= 1000).sum())
             seen.add(count)
-            if count not in (0, 50) or len(set(ids[ids >= 0].tolist())) != (ids >= 0).sum():
+            if (base != "BHNSW4" and count not in (0, 50)) or len(set(ids[ids >= 0].tolist())) != (ids >= 0).sum():
                 faults.append(ids)
 
     readers = [threading.Thread(target=reader) for _ in range(4)]
     for thread in readers:
         thread.start()
-    for turn in range(40):
+    turn = 0
+    while turn < 40 or (len(seen) < 2 and turn < 2000):
+        turn += 1
         ids = 1000 + 50 * turn + np.arange(50)
         index.add_with_ids(block, ids)
+        time.sleep(0.002)  # or the readers, who wait for changes, would see too few
         assert index.remove_ids(ids) == 50
         if turn % 10 == 9:
             index.compact()
@@ -170,7 +191,7 @@ def test_searches_see_before_or_after_a_change(base, store):
         thread.join()
     assert not faults
     assert index.ntotal == 100
-    assert seen <= {0, 50}
+    assert seen == {0, 50} if base != "BHNSW4" else {0, 50} & seen  # a graph may miss some of many duplicates
 
 
 def test_two_indexes_merged_into_each_other_by_two_threads_do_not_wait_for_ever():
@@ -187,4 +208,55 @@ def test_two_indexes_merged_into_each_other_by_two_threads_do_not_wait_for_ever(
         thread.join(20)
         assert not thread.is_alive()
     assert a.ntotal + b.ntotal == 150
-    assert D == a.d
+
+
+def test_a_change_beside_a_reset_leaves_all_parts_in_step():
+    """What add encodes outside of the lock is put where the index then is, not where it was."""
+    index = AnIndexIsADictionary.empty("BFlat", "fp16")
+    block = np.tile(POOL, (30, 1))
+    for _ in range(20):
+        thread = threading.Thread(target=index.add, args=(block,))
+        thread.start()
+        index.reset()
+        index.add(POOL[:10])
+        thread.join()
+        assert index.ntotal in (10, 10 + len(block))
+        assert index.ntotal == len(index.second_stage.rows) == index.binary.ntotal
+        assert (index.search(POOL[:5], 1, oversample=1e6)[1] >= 0).all()
+
+
+def test_what_was_made_of_an_index_changes_with_it_or_says_so():
+    index = AnIndexIsADictionary.empty("BFlat", "fp32")
+    index.add(POOL)
+    codes, short = index.with_rescore("codes"), index.truncate(9)
+    first = codes.search(POOL[200:205], 1, prefix=9, oversample=400)[1]
+    index.remove_ids([0])
+    np.testing.assert_array_equal(codes.search(POOL[200:205], 1, prefix=9, oversample=400)[1], first - 1)
+    for ask in (lambda: short.search(QUERIES, 3), lambda: short.ntotal, lambda: short.reconstruct(3)):
+        with pytest.raises(ValueError, match="was changed since: truncate it again"):
+            ask()
+    index.reset()
+    assert codes.ntotal == 0
+    index.add_with_ids(POOL[:9], np.arange(9) + 50)
+    assert set(codes.search(QUERIES, 9)[1].ravel().tolist()) == set(range(50, 59))
+    for change in (codes.reset, lambda: codes.add(POOL), lambda: codes.remove_ids([1]), lambda: codes.train(POOL)):
+        with pytest.raises(ValueError, match="read-only"):
+            change()
+    for other in (codes, index):
+        with pytest.raises(ValueError, match="into itself, nor what shares its codes"):
+            index.merge_from(other)
+
+
+@pytest.mark.parametrize(
+    ("add_id", "error"), [(-15, ValueError), (20.7, TypeError), (2**63 - 5, ValueError), (None, TypeError)]
+)
+def test_merging_under_wrong_ids_moves_nothing(add_id, error):
+    a, b = (AnIndexIsADictionary.empty("BFlat", "fp32") for _ in range(2))
+    a.add_with_ids(POOL[:5], [1, 2, 3, 4, 5])
+    b.add_with_ids(POOL[:10], np.arange(10))
+    with pytest.raises(error):
+        a.merge_from(b, add_id)
+    untrained = QamaIndex(QUANTIZER, "fp32", base="BIVF4")
+    with pytest.raises(ValueError, match="BIVF4 is not trained"):
+        untrained.merge_from(b)
+    assert (a.ntotal, b.ntotal, untrained.ntotal, len(untrained.second_stage.rows)) == (5, 10, 0, 0)

@@ -23,7 +23,7 @@ from faiss_qama.index import QamaIndex
 class QamaVectorStore(FAISS):
     """``langchain_community.vectorstores.FAISS`` over a QamaIndex: made, filled, searched and changed like that.
 
-    A filter is applied within the search, so k documents are found if k match. ``save_local`` writes JSON, not a pickle.
+    A filter is applied within the search, so k documents are found if k match. ``save_local`` writes JSON, no pickle.
     Scores are inner products, larger better, or squared L2 distances, smaller better, by the metric of the index.
 
     Parameters
@@ -65,7 +65,7 @@ class QamaVectorStore(FAISS):
         index: QamaIndex | None = None,
         **options: Any,
     ) -> QamaVectorStore:
-        """Return a store of texts and their embeddings; without an ``index`` one is fitted to them, by inner product."""
+        """Return a store of texts and their embeddings; without ``index`` one is fitted to them, by inner product."""
         pairs = list(text_embeddings)
         if index is None:
             from faiss_qama.training import fit  # here, because run time does not depend on training
@@ -77,19 +77,29 @@ class QamaVectorStore(FAISS):
 
     @classmethod
     def from_texts(
-        cls, texts: list[str], embedding: Embeddings, metadatas: list[dict[str, Any]] | None = None, **options: Any
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        ids: list[str] | None = None,
+        **options: Any,
     ) -> QamaVectorStore:
         """Return a store of texts, as :meth:`from_embeddings`."""
         vectors = embedding.embed_documents(texts)
-        return cls.from_embeddings(zip(texts, vectors, strict=True), embedding, metadatas, **options)
+        return cls.from_embeddings(zip(texts, vectors, strict=True), embedding, metadatas, ids, **options)
 
     @classmethod
     async def afrom_texts(
-        cls, texts: list[str], embedding: Embeddings, metadatas: list[dict[str, Any]] | None = None, **options: Any
+        cls,
+        texts: list[str],
+        embedding: Embeddings,
+        metadatas: list[dict[str, Any]] | None = None,
+        ids: list[str] | None = None,
+        **options: Any,
     ) -> QamaVectorStore:
         """Return a store of texts, as :meth:`from_embeddings`."""
         vectors = await embedding.aembed_documents(texts)
-        return cls.from_embeddings(zip(texts, vectors, strict=True), embedding, metadatas, **options)
+        return cls.from_embeddings(zip(texts, vectors, strict=True), embedding, metadatas, ids, **options)
 
     def similarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: Any = None, fetch_k: int = 20, **options: Any
@@ -157,8 +167,8 @@ class QamaVectorStore(FAISS):
         if self.override_relevance_score_fn is not None:
             return self.override_relevance_score_fn
         if self.index.metric_type == faiss.METRIC_INNER_PRODUCT:
-            return lambda product: (1 + product) / 2
-        return lambda distance: 1 - distance / 4
+            return lambda product: min(1.0, max(0.0, (1 + product) / 2))
+        return lambda distance: min(1.0, max(0.0, 1 - distance / 4))
 
     def _query(self, embedding: list[float]) -> Floats:
         xq = np.array([embedding], dtype=np.float32)
