@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +82,12 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
 # At 24, 36, 48, 72 and 96 bytes.
 BYTES = "1x192 1.5x96 2x64 1x288 1.5x144 2x96 1x384 1.5x192 2x128 1.5x288 2x192 1.5x384 2x256".split()
 SPREADS = (0.0, 0.05, 0.1, 0.2, 0.5)  # standard deviations of the logarithm of documents' lengths
+BASES: list[tuple[str, dict[str, int]]] = [
+    ("BFlat", {}),
+    ("BHNSW32", {}),
+    ("BIVF256", {"nprobe": 16}),
+    ("BIVF256", {"nprobe": 64}),
+]
 QUERY_SIDE = [(0.0, 1.0), (0.5, 1.0), (0.5, 1.25), (0.75, 1.0), (0.75, 1.25), (1.0, 1.0), (1.0, 1.25)]
 
 
@@ -200,6 +206,14 @@ def stock(folder: Path) -> None:
         with threadpool_limits(1):
             seconds = [_timed(lambda i=index: i.second_stage.scores(queries, rows)) for _ in range(5)]
         record["milliseconds"][store] = 1000 * float(np.median(seconds)) / len(queries)
+    record["bases"] = []
+    for base, settings in BASES:
+        index = QamaIndex(fitted, "fp16", base=base)
+        x = np.concatenate(list(dataset.corpus.chunks()))
+        index.train(x)
+        index.add(x)
+        result = evaluate(index, dataset, truth, recall=0.95, **settings)
+        record["bases"].append({"base": base, "settings": settings, "bytes": index.bytes_per_vector, **asdict(result)})
     write("stock", record)
 
 

@@ -32,6 +32,7 @@ def render() -> dict[Path, str]:
         "growth": _growth_table(data),
         "lengths": _lengths_table(data),
         "stock": _stock_table(data),
+        "bases": _bases_table(data),
         "scale": _scale_table(data),
     }
     files = {}
@@ -134,6 +135,15 @@ def _stock_table(data: dict[str, Any]) -> str:
     return (
         _markdown(header, rows) + f"\n\nHits of the Hamming stage and its stock export that are the same: {same:.2%}."
     )
+
+
+def _bases_table(data: dict[str, Any]) -> str:
+    rows = []
+    flat = data["stock"]["bases"][0]["queries_per_second"]
+    for row in data["stock"]["bases"]:
+        name = f"`{row['base']}`" + "".join(f", {key} {value}" for key, value in row["settings"].items())
+        rows.append([name, _bytes(row), f"{row['recall']:.3f}", f"{row['queries_per_second'] / flat:.1f}"])
+    return _markdown(["base", "bytes/vector", "recall@10 for `recall=0.95`", "queries/s, `BFlat` being 1"], rows)
 
 
 def _scale_table(data: dict[str, Any]) -> str:

@@ -190,9 +190,8 @@ class Contents:
         """Return how many candidates the scan of the first ``prefix`` components hands on to the whole codes."""
         calibrated = self.quantizer.calibration.prefixes if self.quantizer.calibration else {}
         if prefix in calibrated:
-            # What the prefix misses adds to what the whole code misses, so it may miss half as much.
-            aim = None if recall is None else 1 - (1 - recall) / 2
-            width = int(np.ceil(k * calibrated[prefix].oversample(k, left, "floats", aim)))
+            # Half of what may be missed is left to the prefix, as half of it is to the whole code.
+            width = int(np.ceil(k * calibrated[prefix].oversample(k, left, "floats", recall)))
         elif recall is not None:
             raise ValueError(
                 f"recall= with prefix={prefix} needs its calibration; there are those of {sorted(calibrated)}: "

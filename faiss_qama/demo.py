@@ -8,6 +8,7 @@ import inspect
 import pkgutil
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -70,6 +71,7 @@ def run(output: Path) -> None:
     outcome = fit_index(
         Corpus(output / "corpus.npy"), output / "corpus.qama", FitConfig(), faiss.METRIC_INNER_PRODUCT, "fp16"
     )
+    outcome = replace(outcome, next_queries=str(output / "queries.npy"))
     codes = outcome.index.with_rescore("codes")
     share = x.itemsize * x.shape[1] / codes.bytes_per_vector[0]
     click.echo(f"\nanswers from the codes alone, 1/{share:.0f} of the bytes of the floats")

@@ -35,6 +35,7 @@ class Outcome:
     queries : what it was measured on, in words
     measured : exact floats, codes alone, and codes with rescoring, on queries held out of the fit; empty if the corpus
         is too small to hold any out
+    next_queries : what the next command to type is to search for
     """
 
     index: QamaIndex
@@ -43,6 +44,7 @@ class Outcome:
     fit_seconds: float
     queries: str
     measured: list[Measured]
+    next_queries: str = "queries.npy"
 
     def __str__(self) -> str:
         n, d = self.corpus.shape
@@ -59,7 +61,7 @@ class Outcome:
         table = "(too few vectors to hold any out, so nothing was measured)"
         if self.measured:
             table = report.results_table(self.measured, K, f"on {self.queries}")
-        end = f"wrote {self.path} ({sizes})      next: faiss-qama search {self.path} queries.npy -k 10"
+        end = f"wrote {self.path} ({sizes})      next: faiss-qama search {self.path} {self.next_queries} -k 10"
         return "\n".join([report.facts(head), table, end])
 
 
