@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from faiss_qama import export, persistence, report
+from faiss_qama import export, files, persistence, report
 from faiss_qama._version import __version__
 from faiss_qama.calibration import KS
 from faiss_qama.eval_command import (
@@ -136,7 +136,7 @@ def build(
 @click.option("--kind", type=click.Choice(export.KINDS), default=export.KINDS[0], show_default=True, help="What it is.")
 def export_command(index_path: Path, output: Path, kind: str) -> None:
     """Write INDEX to OUTPUT as a stock FAISS index, which faiss.read_index reads without this package."""
-    persistence.write_faiss(output, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
+    files.write_faiss(output, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
     reader = "read_index_binary" if kind == "binary" else "read_index"
     click.echo(f"wrote {output}      next, in Python: faiss.{reader}({str(output)!r})")
 
@@ -166,7 +166,7 @@ def search(
     D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, **options)
     if output is not None:
         output = output if output.suffix == ".npz" else output.with_name(output.name + ".npz")
-        persistence.write_hits(output, D, I)
+        files.write_hits(output, D, I)
         click.echo(f"wrote {output}: D {D.shape} {D.dtype}, I {I.shape} {I.dtype}")
         return
     click.echo("query\trank\tid\tscore")
@@ -216,7 +216,7 @@ def embed(texts: Path, output: Path | None, model: str, field: str) -> None:
 
     output = output or texts.with_suffix(".npy")
     x = embed_texts(read_texts(texts, field), model)
-    persistence.write_npy(output, x)
+    files.write_npy(output, x)
     click.echo(f"wrote {output}: {len(x):,} x {x.shape[1]} float32      next: faiss-qama fit {output}")
 
 

@@ -15,7 +15,7 @@ from types import ModuleType
 import click
 import faiss
 
-from faiss_qama import persistence
+from faiss_qama import files
 from faiss_qama.embedding import embed_texts
 from faiss_qama.pipeline import fit_index
 from faiss_qama.vectors import Corpus
@@ -63,10 +63,10 @@ def run(output: Path) -> None:
     names = list(documents)
     click.echo(f"embedding {len(names):,} docstrings of Python's standard library with all-MiniLM-L6-v2")
     x = embed_texts([f"{name}: {text}" for name, text in documents.items()], model)
-    persistence.write_npy(output / "corpus.npy", x)
+    files.write_npy(output / "corpus.npy", x)
     (output / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
     queries = embed_texts(QUESTIONS, model)
-    persistence.write_npy(output / "queries.npy", queries)
+    files.write_npy(output / "queries.npy", queries)
 
     outcome = fit_index(
         Corpus(output / "corpus.npy"), output / "corpus.qama", FitConfig(), faiss.METRIC_INNER_PRODUCT, "fp16"

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faiss_qama import export, persistence, ranking
+from faiss_qama import export, files, persistence, ranking
 from faiss_qama.bases import Base
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.contents import Contents
@@ -480,7 +480,7 @@ class QamaIndex:
 
         bundle = index._bundle()
         if isinstance(held.store, FloatStore):
-            bundle.arrays["store"] = persistence.Stream((len(corpus), held.store.width), held.store.dtype, rows())
+            bundle.arrays["store"] = files.Stream((len(corpus), held.store.width), held.store.dtype, rows())
         else:
             for _ in rows():
                 pass
@@ -564,7 +564,7 @@ class QamaIndex:
             arrays["store"] = held.store.rows
         elif isinstance(held.store, BorrowedStore):
             chunks = (held.take(np.arange(i, min(i + CHUNK, n))) for i in range(0, n, CHUNK))
-            rescore, arrays["store"] = "fp32", persistence.Stream((n, self.d), DTYPES["fp32"], chunks)
+            rescore, arrays["store"] = "fp32", files.Stream((n, self.d), DTYPES["fp32"], chunks)
         arrays = {name: array for name, array in arrays.items() if array is not None}
         return persistence.Bundle(held.quantizer, rescore, held.base, arrays)
 

@@ -18,8 +18,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ import safetensors.numpy
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 
+from faiss_qama import files
 from faiss_qama._version import __version__
 from faiss_qama.bases import Base
 from faiss_qama.quantizer import Quantizer
@@ -41,15 +42,6 @@ FORMAT, VERSION = "faiss-qama", 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 ARRAYS = ("store", "ids", "alive")
 _OURS = re.compile(r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|(store|ids|alive)-\d+\.npy|manifest\.json\.new)")
-
-
-@dataclass(frozen=True)
-class Stream:
-    """An array that is written chunk by chunk: ``chunks`` are runs of its rows, in order."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
-    chunks: Iterable[NDArray[Any]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,63 +140,13 @@ def fingerprint(path: PathLike) -> str:
     return str(_parse(Path(path))["sha256"])
 
 
-def write_text(path: PathLike, text: str) -> None:
-    """Write ``text`` to ``path``, replacing a file there in one atomic step."""
-    with _replacing(Path(path)) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def write_hits(path: PathLike, D: NDArray[Any], I: NDArray[np.int64]) -> None:
-    """Write scores and ids to the .npz ``path`` by these names, replacing a file there in one atomic step."""
-    with _replacing(Path(path)) as part, part.open("wb") as file:
-        np.savez(file, D=D, I=I)
-
-
-def write_npy(path: PathLike, x: NDArray[np.floating]) -> None:
-    """Write ``x`` to ``path``, replacing a file there in one atomic step."""
-    with _replacing(Path(path)) as part, part.open("wb") as file:
-        np.save(file, x)
-
-
-def write_faiss(path: PathLike, index: Any) -> None:
-    """Write a faiss.Index or faiss.IndexBinary to ``path``, replacing a file there in one atomic step."""
-    write = faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index
-    with _replacing(Path(path)) as part:
-        _faiss_writes(write, index, part)
-
-
-@contextmanager
-def _replacing(final: Path) -> Iterator[Path]:
-    """Give a path to write; put it in the place of ``final`` if that went well."""
-    if final.is_dir():
-        raise IsADirectoryError(f"{final}: a folder is in the way")
-    if not final.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{final}: the folder {final.absolute().parent} does not exist")
-    part = final.with_name(final.name + ".part")
-    try:
-        yield part
-        _sync(part)
-        os.replace(part, final)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _faiss_writes(write: Callable[[Any, str], None], index: Any, path: Path) -> None:
-    try:
-        write(index, str(path))
-    except RuntimeError as error:
-        raise OSError(
-            f"{path}: could not be written; is the disk full? ({str(error).splitlines()[-1].strip()})"
-        ) from None
-
-
 def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
     names = {"quantizer": f"quantizer-{generation}.safetensors", "codes": f"codes-{generation}.faissindex"}
     names |= {name: f"{name}-{generation}.npy" for name in ARRAYS if name in bundle.arrays}
     try:
         for name, array in bundle.arrays.items():
-            stream = array if isinstance(array, Stream) else Stream(array.shape, array.dtype, [array])
-            _write_stream(folder / names[name], stream)
+            stream = array if isinstance(array, files.Stream) else files.Stream(array.shape, array.dtype, [array])
+            files.write_stream(folder / names[name], stream)
         arrays, settings = bundle.quantizer.to_state()
         (folder / names["quantizer"]).write_bytes(safetensors.numpy.save(arrays))
         _write_binary(folder / names["codes"], bundle.base.storable)
@@ -223,10 +165,10 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         manifest["sha256"] = _digest(manifest)
         new = folder / (MANIFEST + ".new")
         new.write_bytes(_dump(manifest))
-        _sync(new)
-        _sync(folder)
+        files.sync(new)
+        files.sync(folder)
         os.replace(new, folder / MANIFEST)
-        _sync(folder)
+        files.sync(folder)
     finally:
         # Whatever the manifest does not name is an older generation, or what an interrupted save left.
         current = _parse(folder)["files"].values() if (folder / MANIFEST).exists() else ()
@@ -237,32 +179,24 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
                     entry.unlink()
 
 
-def _write_stream(path: Path, stream: Stream) -> None:
-    with path.open("wb") as file:
-        header = {"descr": np.lib.format.dtype_to_descr(stream.dtype), "fortran_order": False, "shape": stream.shape}
-        np.lib.format.write_array_header_1_0(file, header)
-        for chunk in stream.chunks:
-            file.write(np.ascontiguousarray(chunk, stream.dtype).data)
-
-
 def _write_binary(path: Path, binary: Any) -> None:
-    _faiss_writes(faiss.write_index_binary, binary, path)
+    files.faiss_writes(faiss.write_index_binary, binary, path)
     if path.stat().st_size < binary.ntotal * binary.code_size:  # faiss does not see that a flush failed
         raise OSError(f"{path}: could not be written in full: {path.stat().st_size} bytes; is the disk full?")
 
 
 def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bundle:
-    files, ntotal, rescore = manifest["files"], manifest["ntotal"], manifest["rescore"]
-    for role, entry in files.items():
+    named, ntotal, rescore = manifest["files"], manifest["ntotal"], manifest["rescore"]
+    for role, entry in named.items():
         mapped = mmap and (role == "store" or role == "codes" and manifest.get("base", "BFlat") == "BFlat")
         _verify(folder / entry["name"], entry, hash_it=not mapped)
-    quantizer = _read_quantizer(folder / files["quantizer"]["name"], manifest["quantizer"])
-    base = _read_base(folder / files["codes"]["name"], quantizer.code_size, manifest.get("base", "BFlat"), mmap)
+    quantizer = _read_quantizer(folder / named["quantizer"]["name"], manifest["quantizer"])
+    base = _read_base(folder / named["codes"]["name"], quantizer.code_size, manifest.get("base", "BFlat"), mmap)
     base.set(manifest.get("base_settings", {}))
-    if rescore in DTYPES and "store" not in files:
+    if rescore in DTYPES and "store" not in named:
         raise ValueError(f"{folder / MANIFEST}: rescore is {rescore}, but no store is named")
     if len(base) != ntotal:
-        raise ValueError(f"{folder / files['codes']['name']}: {len(base)} codes; the manifest says {ntotal}")
+        raise ValueError(f"{folder / named['codes']['name']}: {len(base)} codes; the manifest says {ntotal}")
     wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
         "ids": ((ntotal,), np.dtype(np.int64)),
         "alive": ((ntotal,), np.dtype(bool)),
@@ -270,9 +204,9 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
     if rescore in DTYPES:
         wanted["store"] = (ntotal, FloatStore(quantizer, rescore).width), DTYPES[rescore]
     arrays = {
-        name: _read_array(folder / files[name]["name"], *wanted[name], mmap=mmap and name == "store")
+        name: _read_array(folder / named[name]["name"], *wanted[name], mmap=mmap and name == "store")
         for name in ARRAYS
-        if name in files
+        if name in named
     }
     return Bundle(quantizer, rescore, base, arrays)
 
@@ -343,8 +277,8 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 
 def _file_entry(path: Path) -> dict[str, Any]:
-    _sync(path)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": _sha256(path)}
+    files.sync(path)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": files.sha256(path)}
 
 
 def _verify(path: Path, entry: dict[str, Any], hash_it: bool) -> None:
@@ -352,23 +286,5 @@ def _verify(path: Path, entry: dict[str, Any], hash_it: bool) -> None:
         raise FileNotFoundError(f"{path}: missing; the manifest names it")
     if path.stat().st_size != entry["bytes"]:
         raise ValueError(f"{path}: damaged: {path.stat().st_size} bytes; the manifest says {entry['bytes']}")
-    if hash_it and _sha256(path) != entry["sha256"]:
+    if hash_it and files.sha256(path) != entry["sha256"]:
         raise ValueError(f"{path}: damaged: its checksum does not match the manifest")
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

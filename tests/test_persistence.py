@@ -141,7 +141,7 @@ def test_what_is_no_bundle_is_never_touched(small, corpus, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("step", ["_write_stream", "_write_binary", "_file_entry", "_sync"])
+@pytest.mark.parametrize("step", ["files.write_stream", "_write_binary", "_file_entry", "files.sync"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_an_interrupted_save_leaves_the_old_index_and_no_litter(small, corpus, tmp_path, monkeypatch, step, error):
     path = tmp_path / "i.qama"
@@ -151,7 +151,7 @@ def test_an_interrupted_save_leaves_the_old_index_and_no_litter(small, corpus, t
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(persistence, step, fail)
+    monkeypatch.setattr(f"faiss_qama.persistence.{step}", fail)
     for target in (path, tmp_path / "new.qama"):
         with pytest.raises(type(error)):
             make(small, "fp16", corpus).save(target)

@@ -15,7 +15,7 @@ from langchain_community.vectorstores.utils import DistanceStrategy, maximal_mar
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from faiss_qama import persistence
+from faiss_qama import files, persistence
 from faiss_qama.codes import Floats
 from faiss_qama.index import QamaIndex
 
@@ -142,7 +142,7 @@ class QamaVectorStore(FAISS):
         json.dumps(content)  # raises before anything is written
         self.index.save(folder / f"{index_name}.qama")
         content["index"] = persistence.fingerprint(folder / f"{index_name}.qama")
-        persistence.write_text(folder / f"{index_name}.json", json.dumps(content))
+        files.write_text(folder / f"{index_name}.json", json.dumps(content))
 
     @classmethod
     def load_local(

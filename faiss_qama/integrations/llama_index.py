@@ -14,7 +14,7 @@ from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQu
 from llama_index.vector_stores.faiss import FaissVectorStore
 from llama_index.vector_stores.faiss.base import DEFAULT_PERSIST_PATH
 
-from faiss_qama import persistence
+from faiss_qama import files, persistence
 from faiss_qama.index import QamaIndex
 
 NODES = ".nodes.json"  # beside the index: the node and the document of each vector
@@ -85,7 +85,7 @@ class QamaVectorStore(FaissVectorStore):
         Path(persist_path).parent.mkdir(parents=True, exist_ok=True)
         self._faiss_index.save(persist_path)
         content = {"next": self._next, "nodes": self._nodes, "index": persistence.fingerprint(persist_path)}
-        persistence.write_text(persist_path + NODES, json.dumps(content))
+        files.write_text(persist_path + NODES, json.dumps(content))
 
     @classmethod
     def from_persist_path(cls, persist_path: str, fs: Any = None) -> QamaVectorStore:

@@ -1,0 +1,106 @@
+"""Files written in one atomic step: a crash leaves the old one or the new one."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.vectors import PathLike
+
+
+@dataclass(frozen=True)
+class Stream:
+    """An array that is written chunk by chunk: ``chunks`` are runs of its rows, in order."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunks: Iterable[NDArray[Any]]
+
+
+def write_text(path: PathLike, text: str) -> None:
+    """Write ``text`` to ``path``, replacing a file there in one atomic step."""
+    with _replacing(Path(path)) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def write_hits(path: PathLike, D: NDArray[Any], I: NDArray[np.int64]) -> None:
+    """Write scores and ids to the .npz ``path`` by these names, replacing a file there in one atomic step."""
+    with _replacing(Path(path)) as part, part.open("wb") as file:
+        np.savez(file, D=D, I=I)
+
+
+def write_npy(path: PathLike, x: NDArray[np.floating]) -> None:
+    """Write ``x`` to ``path``, replacing a file there in one atomic step."""
+    with _replacing(Path(path)) as part, part.open("wb") as file:
+        np.save(file, x)
+
+
+def write_faiss(path: PathLike, index: Any) -> None:
+    """Write a faiss.Index or faiss.IndexBinary to ``path``, replacing a file there in one atomic step."""
+    write = faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index
+    with _replacing(Path(path)) as part:
+        faiss_writes(write, index, part)
+
+
+@contextmanager
+def _replacing(final: Path) -> Iterator[Path]:
+    """Give a path to write; put it in the place of ``final`` if that went well."""
+    if final.is_dir():
+        raise IsADirectoryError(f"{final}: a folder is in the way")
+    if not final.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{final}: the folder {final.absolute().parent} does not exist")
+    part = final.with_name(final.name + ".part")
+    try:
+        yield part
+        sync(part)
+        os.replace(part, final)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_stream(path: Path, stream: Stream) -> None:
+    """Write ``stream`` as a .npy file."""
+    with path.open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(stream.dtype), "fortran_order": False, "shape": stream.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in stream.chunks:
+            file.write(np.ascontiguousarray(chunk, stream.dtype).data)
+
+
+def faiss_writes(write: Callable[[Any, str], None], index: Any, path: Path) -> None:
+    """Let FAISS ``write`` an index; raises OSError where it cannot."""
+    try:
+        write(index, str(path))
+    except RuntimeError as error:
+        raise OSError(
+            f"{path}: could not be written; is the disk full? ({str(error).splitlines()[-1].strip()})"
+        ) from None
+
+
+def sha256(path: Path) -> str:
+    """Return the checksum of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file or folder is on the disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
