@@ -226,7 +226,7 @@ class QamaIndex:
     def merge_from(self, other: QamaIndex, add_id: int = 0) -> None:
         """Move the vectors of ``other``, which must have the same quantizer and second stage, to the end of this index.
 
-        ``add_id`` is added to the ids of ``other`` if it has ids of its own; else they follow on.
+        ``add_id`` is added to the ids of ``other``. Without, those of an ``other`` that has none of its own follow on.
         Raises ValueError, with nothing moved, for an ``other`` that does not match.
         """
         if not isinstance(other, QamaIndex):
@@ -380,7 +380,8 @@ class QamaIndex:
         """Return an index of the vectors in a filled faiss.Index: fitted on a sample, rescored from it, with its ids.
 
         ``index`` may be Flat, IVF, HNSW, SQ, PQ, and IDMap, PreTransform and Refine around them. It is not copied, and
-        must not be changed while this is used; what is added here is added there too.
+        must not be changed while this is used; what is added here is added there too. Inverted lists get a direct map.
+        Raises ValueError for an index that gives no vectors back, holds fewer than 2, or has ids that cannot be kept.
         """
         from faiss_qama.training import FitConfig, fit
         from faiss_qama.training.data import HELD_OUT
@@ -389,15 +390,15 @@ class QamaIndex:
         n = len(vectors)
         if n < 2:
             raise ValueError(f"fitting needs at least 2 vectors; the index to wrap holds {n}")
-        sample = np.random.default_rng(config.seed).choice(n, min(n, config.sample + HELD_OUT), replace=False)
-        quantizer = fit(vectors.take(np.sort(sample)), config=config, metric=index.metric_type, queries=queries)
-        wrapped = cls(quantizer, vectors, base=base)
+        places = np.random.default_rng(config.seed).choice(n, min(n, config.sample + HELD_OUT), replace=False)
+        sample = vectors.take(np.sort(places))
+        wrapped = cls(fit(sample, config=config, metric=index.metric_type, queries=queries), vectors, base=base)
         if not wrapped.is_trained:
-            wrapped.train(vectors.take(np.sort(sample)))
+            wrapped.train(sample)
         for start in progress(range(0, n, CHUNK), "encoding"):
             places = np.arange(start, min(start + CHUNK, n))
             ids = None if vectors.ids is None else as_ids(vectors.ids[places], len(places))
-            wrapped._append(vectors.take(places), ids)
+            wrapped._append(as_vectors(vectors.take(places), what="the index to wrap", rows=places), ids)
         return wrapped
 
     def truncate(self, components: int) -> QamaIndex:

@@ -153,3 +153,10 @@ def test_ids_that_cannot_be_kept_are_refused():
     negative.add_with_ids(X, np.arange(N) - 5)
     with pytest.raises(ValueError, match="ids are 0 or more, as -1 marks a missing hit; got -5"):
         QamaIndex.wrap(negative, config=CONFIG)
+
+
+def test_a_vector_that_is_no_number_is_named():
+    index = faiss.IndexFlatL2(D)
+    index.add(np.where(np.arange(N)[:, None] == 700, np.nan, X))
+    with pytest.raises(ValueError, match="row 7.* holds NaN"):
+        QamaIndex.wrap(index, config=CONFIG)
