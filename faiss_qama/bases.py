@@ -20,7 +20,7 @@ from faiss_qama.layout import CodeLayout
 
 Distances = NDArray[np.int32]
 WORST = np.iinfo(np.int32).max
-EF_WIDTH = 2  # links of a graph looked at, at least, a candidate asked for: with as many only, a tenth is missed
+EF_WIDTH = 2  # nodes of a graph looked at, at least, a candidate asked for: with as many only, a tenth is missed
 KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb"
 _CLASSES = (
     faiss.IndexBinaryFlat,
@@ -163,18 +163,17 @@ class Base:
 
     def keep(self, kept: Mask) -> None:
         """Drop the rows where ``kept`` (n,) is false; the others move up."""
+        if not self.can_remove:
+            codes = self.codes[kept]
+            self.reset()
+            self.add(codes)
+            return
+        self.index.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(~kept)))
         if isinstance(self.index, faiss.IndexBinaryIVF):
-            self.index.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(~kept)))
             renumbered = np.cumsum(kept) - 1
             for number in range(self.index.nlist):
                 rows, _ = _inverted_list(self.index, number)
                 rows[:] = renumbered[rows]
-        elif self.can_remove:
-            self.index.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(~kept)))
-        else:
-            codes = self.codes[kept]
-            self.reset()
-            self.add(codes)
         self._lists = None
 
     def reset(self) -> None:

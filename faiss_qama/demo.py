@@ -64,7 +64,7 @@ def run(output: Path) -> None:
     click.echo(f"embedding {len(names):,} docstrings of Python's standard library with all-MiniLM-L6-v2")
     x = embed_texts([f"{name}: {text}" for name, text in documents.items()], model)
     files.write_npy(output / "corpus.npy", x)
-    (output / "names.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+    files.write_text(output / "names.txt", "\n".join(names) + "\n")
     queries = embed_texts(QUESTIONS, model)
     files.write_npy(output / "queries.npy", queries)
 

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama import baselines, persistence, report
+from faiss_qama import baselines, files, persistence, report
 from faiss_qama._version import __version__
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact, read_rows
@@ -104,7 +104,7 @@ def eval_command(
             "versions": {"faiss-qama": __version__, "faiss": faiss.__version__},
             "results": [m.to_dict() for m in (truth.measured, *measured)],
         }
-        json_path.write_text(json.dumps(record, indent=2) + "\n")
+        files.write_text(json_path, json.dumps(record, indent=2) + "\n")
 
 
 def given(**options: Any) -> dict[str, Any]:
@@ -116,12 +116,13 @@ class _ByRow:
     """An index whose hits are rows of the corpus, whatever its ids are."""
 
     def __init__(self, index: QamaIndex) -> None:
-        self._index, self._order = index, np.argsort(index.ids, kind="stable")
+        self._index, self._ids = index, index.ids
+        self._order = np.argsort(self._ids, kind="stable")
 
     def search(self, x: Floats, k: int, **options: Any) -> tuple[NDArray[Any], Ids]:
         """Return scores and rows, (nq, k) each."""
         D, I = self._index.search(x, k, **options)
-        places = np.searchsorted(self._index.ids, I, sorter=self._order)
+        places = np.searchsorted(self._ids, I, sorter=self._order)
         return D, np.where(I >= 0, self._order[np.minimum(places, len(self._order) - 1)], -1)
 
 

@@ -52,7 +52,7 @@ def to_faiss(held: Contents, kind: str, rescore: str) -> Any:
         )
     index = _hamming(quantizer, code) if kind == "hamming" else _fastscan(quantizer, code)
     if isinstance(held.store, FloatStore | BorrowedStore):
-        index = _refined(index, quantizer, rescore, held, live)
+        index = _refined(index, rescore, held, live)
     if ids is None:
         return index
     return _with_ids(index, ids, faiss.IndexIDMap2(faiss.IndexFlat(quantizer.d, quantizer.metric)))
@@ -151,8 +151,9 @@ def _padded_columns(
     return columns, np.where(columns[:, None] >= 0, values[columns], 0), np.concatenate([p for _, p in parts], axis=1)
 
 
-def _refined(index: Any, quantizer: Quantizer, rescore: str, held: Contents, live: Ids) -> Any:
+def _refined(index: Any, rescore: str, held: Contents, live: Ids) -> Any:
     """Return ``index`` within an IndexRefine over the vectors of ``held``."""
+    quantizer = held.quantizer
     kinds = {"fp16": faiss.ScalarQuantizer.QT_fp16, "sq8": faiss.ScalarQuantizer.QT_8bit}
     x = held.take(live)
     if len(x) and rescore in kinds and (rescore != "fp16" or np.abs(x).max(initial=0) < 65504):
@@ -164,9 +165,7 @@ def _refined(index: Any, quantizer: Quantizer, rescore: str, held: Contents, liv
     index.metric_type = quantizer.metric  # IndexRefine wants both stages alike; Hamming distances stay what they are
     refined = faiss.IndexRefine(index, store)
     refined.k_factor = max(1, min(K_FACTOR, len(live) // SAFE_K))
-    refined.own_refine_index = True
-    store.this.disown()
-    return _owning(refined, index, "own_fields")
+    return _owning(_owning(refined, store, "own_refine_index"), index)
 
 
 def _query_transforms(quantizer: Quantizer, matrix: Floats, bias: Floats) -> list[Any]:
@@ -190,9 +189,7 @@ def _behind(transforms: list[Any], index: Any) -> Any:
         if isinstance(index, faiss.IndexPreTransform):
             index.prepend_transform(transform)
         else:
-            inner, index = index, faiss.IndexPreTransform(transform, index)
-            index.own_fields = True
-            inner.this.disown()
+            index = _owning(faiss.IndexPreTransform(transform, index), index)
         transform.this.disown()
     return index
 

@@ -16,7 +16,7 @@ from faiss_qama.bases import Base
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.contents import Contents
 from faiss_qama.faiss_vectors import FaissVectors
-from faiss_qama.labels import Ids, Labels, as_ids, as_k
+from faiss_qama.labels import Ids, Labels, as_ids
 from faiss_qama.lock import ReadWriteLock
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
@@ -299,7 +299,7 @@ class QamaIndex:
             int32 Hamming distances, smallest first, where ``rescore`` is ``none``
         I : (nq, k) int64 ids
         """
-        xq, k = as_vectors(x, self.d, "queries"), as_k(k)
+        xq, k = as_vectors(x, self.d, "queries"), ranking.as_k(k)
         sel, settings = _parameters(sel, params, settings)
         with self._lock.read():
             D, I, _ = self._search(
@@ -313,7 +313,7 @@ class QamaIndex:
 
     def search_and_reconstruct(self, x: ArrayLike, k: int, **options: Any) -> tuple[NDArray[Any], Ids, Floats]:
         """Return D and I of :meth:`search`, and the vectors (nq, k, d), NaN where there is none."""
-        xq, k = as_vectors(x, self.d, "queries"), as_k(k)
+        xq, k = as_vectors(x, self.d, "queries"), ranking.as_k(k)
         chosen = {name: options.pop(name, None) for name in ("oversample", "recall", "prefix")}
         sel, settings = _parameters(options.pop("sel", None), options.pop("params", None), options)
         with self._lock.read():

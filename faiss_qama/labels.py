@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from typing import Any, TypeAlias
 
 import faiss
@@ -93,9 +92,9 @@ class Labels:
 
     def append(self, n: int, ids: Ids | None = None) -> None:
         """Add ``n`` rows; with ``ids``, rows that had none of their own keep those that they have."""
-        if ids is not None and self._ids is None:
-            self._ids = Rows(self.of(np.arange(self.n)))
-        if self._ids is not None and ids is not None:
+        if ids is not None:
+            if self._ids is None:
+                self._ids = Rows(self.of(np.arange(self.n)))
             self._ids.append(ids)
         if self.alive is not None:
             self.alive = np.append(self.alive, np.ones(n, dtype=bool))
@@ -146,11 +145,3 @@ def _integers(ids: ArrayLike) -> Ids:
     if array.size and int(array.max()) > np.iinfo(np.int64).max:
         raise ValueError(f"ids are int64; got {array.max()}")
     return array.astype(np.int64)
-
-
-def as_k(k: Any) -> int:
-    """Return ``k`` as an int. Raises TypeError or ValueError unless it is an integer of at least 1."""
-    k = operator.index(k)
-    if k < 1:
-        raise ValueError(f"k must be at least 1; got {k}")
-    return int(k)

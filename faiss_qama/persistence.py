@@ -187,11 +187,12 @@ def _write_binary(path: Path, binary: Any) -> None:
 
 def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bundle:
     named, ntotal, rescore = manifest["files"], manifest["ntotal"], manifest["rescore"]
+    kind = manifest.get("base", "BFlat")
     for role, entry in named.items():
-        mapped = mmap and (role == "store" or role == "codes" and manifest.get("base", "BFlat") == "BFlat")
+        mapped = mmap and (role == "store" or role == "codes" and kind == "BFlat")
         _verify(folder / entry["name"], entry, hash_it=not mapped)
     quantizer = _read_quantizer(folder / named["quantizer"]["name"], manifest["quantizer"])
-    base = _read_base(folder / named["codes"]["name"], quantizer.code_size, manifest.get("base", "BFlat"), mmap)
+    base = _read_base(folder / named["codes"]["name"], quantizer.code_size, kind, mmap)
     base.set(manifest.get("base_settings", {}))
     if rescore in DTYPES and "store" not in named:
         raise ValueError(f"{folder / MANIFEST}: rescore is {rescore}, but no store is named")

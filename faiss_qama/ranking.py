@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,14 @@ from numpy.typing import NDArray
 from faiss_qama.labels import Ids
 
 BLOCK = 1 << 19  # values gathered at a time: 2 MB of floats, so that a block stays in cache until it is summed
+
+
+def as_k(k: Any) -> int:
+    """Return ``k`` as an int. Raises TypeError or ValueError unless it is an integer of at least 1."""
+    k = operator.index(k)
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}")
+    return int(k)
 
 
 def blocks(rows: Ids, width: int) -> Iterator[slice]:
