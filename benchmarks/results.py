@@ -180,7 +180,7 @@ def lengths(dataset: Dataset) -> list[dict[str, float]]:
             for chunk in scaled.corpus.chunks():
                 index.add(chunk)
             recall = evaluate(index, scaled, truth, oversample=8).recall
-            rows.append({"spread": spread, "asked": gain, "gain": quantizer.query_gain, "recall": recall})
+            rows.append({"spread": spread, "asked": gain, "gain": quantizer.config["query_gain"], "recall": recall})
     return rows
 
 

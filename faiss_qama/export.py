@@ -9,7 +9,7 @@ Kinds:
 - ``binary``: the bare binary index; encode queries with ``Quantizer.encode_queries``.
 
 The first two take float queries and transform them as queries; what is added to them later is encoded as queries are
-too, which is what this package does only where both sides are cut alike (``query_gain`` 1, no real queries).
+too, which is what this package does only where both sides are cut alike (no real queries, no query side trained).
 """
 
 from __future__ import annotations
@@ -46,10 +46,6 @@ def to_faiss(held: Contents, kind: str, rescore: str) -> Any:
     if kind == "binary":
         return _binary(held.base, code, ids)
     quantizer = held.quantizer
-    if not isinstance(quantizer.transform, Linear):
-        raise ValueError(
-            f"kind {kind!r} needs a linear transform, and this quantizer's is not; kind 'binary' is possible"
-        )
     index = _hamming(quantizer, code) if kind == "hamming" else _fastscan(quantizer, code)
     if isinstance(held.store, FloatStore | BorrowedStore):
         index = _refined(index, rescore, held, live)
@@ -89,9 +85,13 @@ def _hamming(quantizer: Quantizer, code: Codes) -> Any:
         for column in range(where.start, where.stop):
             columns += [column] * (segment.levels - 1)
             cuts += quantizer.thresholds[column, : segment.levels - 1].tolist()
-    gain = np.float32(quantizer.query_gain)
-    matrix = gain * quantizer.transform.matrix[columns]
-    bias = (gain * quantizer.transform.bias + quantizer.query_shift)[columns] - np.array(cuts, np.float32)
+    if not isinstance(quantizer.query_transform, Linear):
+        raise ValueError(
+            "kind 'hamming' needs a linear transform of queries, and this one is a network; "
+            "kinds 'fastscan' and 'binary' are possible"
+        )
+    matrix = quantizer.query_transform.matrix[columns]
+    bias = quantizer.query_transform.bias[columns] - np.array(cuts, np.float32)
     padded = 8 * layout.code_size  # IndexLSH rounds up to whole bytes anyway; padding bits are 0: -1 is under the cut
     matrix = np.concatenate([matrix, np.zeros((padded - len(matrix), d), np.float32)])
     bias = np.concatenate([bias, np.full(padded - len(bias), -1, np.float32)])
@@ -127,6 +127,9 @@ def _fastscan(quantizer: Quantizer, code: Codes) -> Any:
     bias = np.zeros(len(columns), np.float32)
     if quantizer.metric == faiss.METRIC_L2:
         bias = -matrix @ decoder.offset
+    if quantizer.query_adapter is not None:
+        bias += matrix @ quantizer.query_adapter.bias
+        matrix = matrix @ quantizer.query_adapter.matrix
     return _behind([_linear(matrix.astype(np.float32), bias)], fast)
 
 

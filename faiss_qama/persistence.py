@@ -2,7 +2,7 @@
 
 A save writes the files of the next generation, syncs them, and then replaces the manifest in one atomic step: a crash
 leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself.
-Format version 1::
+Format version 2; version 1 has a gain and a shift in place of the queries' transform::
 
     manifest.json                quantizer's settings, and name, size, SHA-256 of the files
     quantizer-G.safetensors      its arrays
@@ -38,7 +38,7 @@ from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, FloatStore
 from faiss_qama.vectors import PathLike
 
-FORMAT, VERSION = "faiss-qama", 1
+FORMAT, VERSION, OLDEST = "faiss-qama", 2, 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 ARRAYS = ("store", "ids", "alive")
 _OURS = re.compile(r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|(store|ids|alive)-\d+\.npy|manifest\.json\.new)")
@@ -262,8 +262,10 @@ def _parse(folder: Path) -> dict[str, Any]:
         found = manifest["format"], manifest["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the manifest of an index ({error})") from None
-    if found != (FORMAT, VERSION):
-        raise ValueError(f"{path}: format {found[0]} version {found[1]}; this release reads {FORMAT} version {VERSION}")
+    if found[0] != FORMAT or found[1] not in range(OLDEST, VERSION + 1):
+        raise ValueError(
+            f"{path}: format {found[0]} version {found[1]}; this release reads {FORMAT} versions {OLDEST} to {VERSION}"
+        )
     if raw != _dump(manifest) or manifest.get("sha256") != _digest(manifest):
         raise ValueError(f"{path}: damaged: its checksum does not match")
     return dict(manifest)

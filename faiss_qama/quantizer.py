@@ -16,7 +16,7 @@ from faiss_qama.calibration import Calibration
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.decoder import BitDecoder, Decoder
 from faiss_qama.layout import CodeLayout
-from faiss_qama.transform import Linear
+from faiss_qama.transform import FeedForward, Linear, Transform, from_arrays
 from faiss_qama.vectors import as_vectors
 
 CHUNK = 4096  # vectors whose columns stay in cache until they are packed
@@ -36,35 +36,38 @@ class Quantizer:
     metric : ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``, of the float vectors
     unit : whether the vectors that it was fitted on had length 1; decoded vectors are then normalised
     scale : root mean square length of the corpus' vectors
-    query_gain, query_shift : a float and (columns,) float32; a query's columns are multiplied by the one and moved by
-        the other before they are cut, which gives queries a centre and a spread of their own (1 and 0 without)
+    query_transform : what a query goes through before it is cut, which gives queries a centre, a spread and, if it was
+        trained, directions of their own; without any of that it is ``transform``
+    query_adapter : from R^d to R^d, what a float query goes through before it is scored against decoded codes; None
+        where it is scored as it is
     config : how it was fitted, for people to read
     calibration : how much oversampling which recall needs, or None if it was not measured
     """
 
-    transform: Linear
+    transform: Transform
     layout: CodeLayout
     thresholds: Floats
     decoder: Decoder
     metric: int
     unit: bool
     scale: float
-    query_gain: float
-    query_shift: Floats
+    query_transform: Transform
+    query_adapter: Linear | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
         columns, cuts = self.layout.columns, self.layout.max_levels - 1
         wanted = {
-            "transform.matrix": (self.transform.matrix, (columns, self.d)),
-            "transform.bias": (self.transform.bias, (columns,)),
+            **_shapes("transform", self.transform, (columns, self.d)),
+            **_shapes("query_transform", self.query_transform, (columns, self.d)),
             "thresholds": (self.thresholds, (columns, cuts)),
             "decoder.values": (self.decoder.values, (columns, cuts + 1)),
             "decoder.matrix": (self.decoder.matrix, (columns, self.d)),
             "decoder.offset": (self.decoder.offset, (self.d,)),
-            "query_shift": (self.query_shift, (columns,)),
         }
+        if self.query_adapter is not None:
+            wanted |= _shapes("query_adapter", self.query_adapter, (self.d, self.d))
         for name, (array, shape) in wanted.items():
             if array.shape != shape:
                 raise ValueError(f"{name} has shape {array.shape}; layout {self.layout} in {self.d}-d needs {shape}")
@@ -77,7 +80,7 @@ class Quantizer:
     @property
     def d(self) -> int:
         """Dimension of the float vectors."""
-        return self.transform.d
+        return self.transform.shape[1]
 
     @property
     def code_size(self) -> int:
@@ -91,17 +94,21 @@ class Quantizer:
 
     def encode(self, x: ArrayLike) -> Codes:
         """Return the codes, (n, code_size) uint8, of documents ``x`` (n, d)."""
-        return self._encode(as_vectors(x, self.d))
+        return self._encode(as_vectors(x, self.d), self.transform)
 
     def encode_queries(self, xq: ArrayLike) -> Codes:
-        """Return the codes of queries ``xq`` (n, d), cut around the queries' own centre.
+        """Return the codes of queries ``xq`` (n, d), cut as queries are.
 
         Under the inner product a query's length does not change the ranking, so it is brought to the corpus' scale.
         """
         x = as_vectors(xq, self.d, "queries")
         if self.metric == faiss.METRIC_INNER_PRODUCT:
             x = rescaled(x, self.scale)
-        return self._encode(x, self.query_gain, self.query_shift)
+        return self._encode(x, self.query_transform)
+
+    def adapt_queries(self, xq: Floats) -> Floats:
+        """Return queries ``xq`` (n, d) as they are scored against decoded codes."""
+        return xq if self.query_adapter is None else self.query_adapter(xq)
 
     def decode(self, code: Codes) -> Floats:
         """Return the vectors, (n, d) float32, that ``code`` (n, code_size) stands for."""
@@ -129,7 +136,7 @@ class Quantizer:
             layout=layout,
             thresholds=self.thresholds[:columns, : layout.max_levels - 1],
             decoder=self.decoder.truncate(columns, layout.max_levels),
-            query_shift=self.query_shift[:columns],
+            query_transform=self.query_transform.truncate(columns),
             calibration=self.calibration.prefixes.get(components) if self.calibration else None,
         )
 
@@ -143,14 +150,16 @@ class Quantizer:
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return the arrays, C-contiguous and by name, and everything else as JSON can hold it."""
         arrays: dict[str, NDArray[Any]] = {
-            "transform.matrix": self.transform.matrix,
-            "transform.bias": self.transform.bias,
             "thresholds": self.thresholds,
             "decoder.values": self.decoder.values,
             "decoder.matrix": self.decoder.matrix,
             "decoder.offset": self.decoder.offset,
-            "query_shift": self.query_shift,
         }
+        maps = {"transform": self.transform, "query_transform": self.query_transform}
+        if self.query_adapter is not None:
+            maps["query_adapter"] = self.query_adapter
+        for name, transform in maps.items():
+            arrays |= {f"{name}.{part}": array for part, array in transform.arrays().items()}
         if self.calibration is not None:
             named = {f"calibration.{prefix}": c for prefix, c in self.calibration.prefixes.items()}
             for name, calibration in {"calibration": self.calibration, **named}.items():
@@ -162,7 +171,6 @@ class Quantizer:
             "metric": self.metric_name,
             "unit": self.unit,
             "scale": self.scale,
-            "query_gain": self.query_gain,
             "config": dict(self.config),
         }
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, settings
@@ -178,16 +186,23 @@ class Quantizer:
         if calibration is not None:
             prefixes = {int(name.removeprefix("calibration.")): c for name, c in calibrations.items()}
             calibration = replace(calibration, prefixes=prefixes)
+        transform = from_arrays(arrays, "transform")
+        if "query_shift" in arrays:  # format version 1
+            query_transform = transform.then(settings["query_gain"], arrays["query_shift"])
+        else:
+            query_transform = from_arrays(arrays, "query_transform")
         return cls(
-            transform=Linear(arrays["transform.matrix"], arrays["transform.bias"]),
+            transform=transform,
             layout=CodeLayout.parse(settings["layout"]),
             thresholds=arrays["thresholds"],
             decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
             metric=METRICS[settings["metric"]],
             unit=settings["unit"],
             scale=settings["scale"],
-            query_gain=settings["query_gain"],
-            query_shift=arrays["query_shift"],
+            query_transform=query_transform,
+            query_adapter=Linear(arrays["query_adapter.matrix"], arrays["query_adapter.bias"])
+            if "query_adapter.matrix" in arrays
+            else None,
             config=settings["config"],
             calibration=calibration,
         )
@@ -197,15 +212,27 @@ class Quantizer:
         """The decoder as a function of the bits."""
         return self.decoder.of_bits(self.layout)
 
-    def _encode(self, x: Floats, gain: float = 1.0, shift: Floats | float = 0.0) -> Codes:
+    def _encode(self, x: Floats, transform: Transform) -> Codes:
         out = np.empty((len(x), self.code_size), dtype=np.uint8)
         for start in range(0, len(x), CHUNK):
-            z = self.transform(x[start : start + CHUNK])
-            if gain != 1.0:
-                z *= np.float32(gain)
-            z += np.asarray(shift, np.float32)
+            z = transform(x[start : start + CHUNK])
             out[start : start + CHUNK] = codes.encode(z, self.thresholds, self.layout)
         return out
+
+
+def _shapes(name: str, transform: Transform, shape: tuple[int, int]) -> dict[str, tuple[Floats, tuple[int, ...]]]:
+    """Return the arrays of ``transform`` and the shapes they must have to map to ``shape[0]`` columns."""
+    linear = transform if isinstance(transform, Linear) else transform.skip
+    wanted: dict[str, tuple[Floats, tuple[int, ...]]] = {
+        f"{name}.matrix": (linear.matrix, shape),
+        f"{name}.bias": (linear.bias, shape[:1]),
+    }
+    if isinstance(transform, FeedForward):
+        h = transform.hidden.shape[0]
+        wanted[f"{name}.hidden.matrix"] = transform.hidden.matrix, (h, shape[1])
+        wanted[f"{name}.hidden.bias"] = transform.hidden.bias, (h,)
+        wanted[f"{name}.out"] = transform.out, (shape[0], h)
+    return wanted
 
 
 def rescaled(x: Floats, length: float) -> Floats:

@@ -232,6 +232,7 @@ class CodesStore(Store):
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         quantizer, decoder, view = self.quantizer, self.quantizer.bit_decoder, self._view()
+        xq = quantizer.adapt_queries(xq)
         weights, base = xq @ decoder.steps.T, xq @ decoder.offset
         norms = np.einsum("qd,qd->q", xq, xq)
         out = np.empty(rows.shape, dtype=np.float32)

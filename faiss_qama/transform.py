@@ -1,10 +1,17 @@
-"""What is applied to a vector before it is cut into levels."""
+"""What is applied to a vector before it is cut into levels: a linear map, or a feed-forward network."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from faiss_qama.codes import Floats
+
+BLOCK = 256  # vectors whose hidden layer stays in cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,9 +28,9 @@ class Linear:
     bias: Floats
 
     @property
-    def d(self) -> int:
-        """Dimension of the input."""
-        return int(self.matrix.shape[1])
+    def shape(self) -> tuple[int, int]:
+        """Columns, and dimension of the input."""
+        return self.matrix.shape[0], self.matrix.shape[1]
 
     def __call__(self, x: Floats) -> Floats:
         """Map (n, d) float32 to (n, columns) float32."""
@@ -34,3 +41,81 @@ class Linear:
     def truncate(self, columns: int) -> Linear:
         """Return the transform to the first ``columns``."""
         return Linear(self.matrix[:columns], self.bias[:columns])
+
+    def then(self, gain: float, shift: Floats) -> Linear:
+        """Return the transform whose columns are multiplied by ``gain`` and then moved by ``shift``."""
+        return Linear(np.float32(gain) * self.matrix, np.float32(gain) * self.bias + shift)
+
+    def arrays(self) -> dict[str, Floats]:
+        """Return its arrays by name."""
+        return {"matrix": self.matrix, "bias": self.bias}
+
+
+@dataclass(frozen=True, eq=False)
+class FeedForward:
+    """z = skip(x) + out @ gelu(hidden(x)), with the tanh form of GELU (Hendrycks and Gimpel, arXiv 1606.08415, 2).
+
+    QAMA's network (methodology, "Matryoshka adapter") is this one where the matrix of ``skip`` is 0.
+
+    Parameters
+    ----------
+    skip : from (d,) to (columns,)
+    hidden : from (d,) to (h,)
+    out : (columns, h) float32
+    """
+
+    skip: Linear
+    hidden: Linear
+    out: Floats
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Columns, and dimension of the input."""
+        return self.skip.shape
+
+    def __call__(self, x: Floats) -> Floats:
+        """Map (n, d) float32 to (n, columns) float32."""
+        z = self.skip(x)
+        for start in range(0, len(x), BLOCK):
+            rows = slice(start, start + BLOCK)
+            z[rows] += gelu(self.hidden(x[rows])) @ self.out.T
+        return z
+
+    def truncate(self, columns: int) -> FeedForward:
+        """Return the transform to the first ``columns``."""
+        return FeedForward(self.skip.truncate(columns), self.hidden, self.out[:columns])
+
+    def then(self, gain: float, shift: Floats) -> FeedForward:
+        """Return the transform whose columns are multiplied by ``gain`` and then moved by ``shift``."""
+        return FeedForward(self.skip.then(gain, shift), self.hidden, np.float32(gain) * self.out)
+
+    def arrays(self) -> dict[str, Floats]:
+        """Return its arrays by name."""
+        hidden = {f"hidden.{name}": array for name, array in self.hidden.arrays().items()}
+        return self.skip.arrays() | hidden | {"out": self.out}
+
+
+Transform: TypeAlias = Linear | FeedForward
+
+
+def from_arrays(arrays: Mapping[str, NDArray[Any]], name: str) -> Transform:
+    """Return the transform whose :meth:`arrays` are those of ``arrays`` that are called ``name.*``."""
+    linear = Linear(arrays[f"{name}.matrix"], arrays[f"{name}.bias"])
+    if f"{name}.out" not in arrays:
+        return linear
+    hidden = Linear(arrays[f"{name}.hidden.matrix"], arrays[f"{name}.hidden.bias"])
+    return FeedForward(linear, hidden, arrays[f"{name}.out"])
+
+
+def gelu(x: Floats) -> Floats:
+    """Return the tanh form of GELU, computed in place where it can be."""
+    inner = x * x
+    inner *= np.float32(0.044715)
+    inner += 1
+    inner *= x
+    inner *= np.float32(np.sqrt(2 / np.pi))
+    np.tanh(inner, out=inner)
+    inner += 1
+    inner *= x
+    inner *= np.float32(0.5)
+    return inner

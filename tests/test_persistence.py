@@ -121,8 +121,8 @@ def test_missing_shortened_and_foreign_files_are_named(small, corpus, tmp_path, 
 def test_another_version_is_refused_with_both_numbers(small, corpus, tmp_path):
     make(small, "none", corpus[:20]).save(tmp_path / "i.qama")
     manifest = tmp_path / "i.qama" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
-    with pytest.raises(ValueError, match="version 2; this release reads faiss-qama version 1"):
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 3'))
+    with pytest.raises(ValueError, match="version 2; this release reads faiss-qama versions 1 to 2"):
         QamaIndex.load(tmp_path / "i.qama")
 
 

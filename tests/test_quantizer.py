@@ -124,7 +124,7 @@ def test_with_queries_their_centre_moves_to_where_documents_are_cut(corpus):
     shifted = make_vectors(400, seed=3) + np.float32(0.2)
     config = FitConfig(layout="2x18", query_center=1.0, query_gain=1.0)
     quantizer = fit(corpus, config=config, queries=shifted, metric=faiss.METRIC_L2)
-    z = quantizer.transform(shifted) + quantizer.query_shift
+    z = quantizer.query_transform(shifted)
     np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.05)
     assert np.abs(quantizer.transform(shifted).mean(axis=0)).max() > 0.2
 
@@ -133,7 +133,7 @@ def test_with_queries_their_centre_moves_to_where_documents_are_cut(corpus):
 def test_queries_like_the_documents_are_cut_like_them(corpus, center):
     config = FitConfig(layout="2x18", query_center=1.0, query_gain=1.0, center=center)
     quantizer = fit(corpus, config=config, queries=corpus)
-    np.testing.assert_allclose(quantizer.query_shift, 0, atol=0.01)
+    np.testing.assert_allclose(quantizer.query_transform.bias, quantizer.transform.bias, atol=0.01)
 
 
 def test_a_zero_row_does_not_undo_unit_length(corpus):

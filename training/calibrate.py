@@ -51,8 +51,8 @@ def calibrate(quantizer: Quantizer, drawn: Draw, prefixes: Sequence[int] = ()) -
 
 
 def _measure(quantizer: Quantizer, drawn: Draw) -> Calibration:
-    xq = drawn.calibration
-    x = drawn.train
+    xq, x = drawn.calibration, drawn.train
+    adapted = quantizer.adapt_queries(xq)
     code = quantizer.encode(x)
     query_code = quantizer.encode_queries(xq)
     decoded = quantizer.decode(code)
@@ -63,7 +63,7 @@ def _measure(quantizer: Quantizer, drawn: Draw) -> Calibration:
     for start in progress(range(0, len(xq), 32), "calibration"):  # a block of queries against everything
         block = slice(start, start + 32)
         exact = sign * faiss.pairwise_distances(xq[block], x, quantizer.metric)
-        asymmetric = sign * faiss.pairwise_distances(xq[block], decoded, quantizer.metric)
+        asymmetric = sign * faiss.pairwise_distances(adapted[block], decoded, quantizer.metric)
         hamming = np.empty(exact.shape, dtype=np.int32)
         faiss.hammings(
             faiss.swig_ptr(query_code[block].copy()),

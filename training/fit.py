@@ -108,14 +108,14 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
         metric=metric,
         unit=bool(norms.any() and np.abs(norms[norms > 0] - 1).max() < 2e-3),
         scale=scale,
-        query_gain=1.0,
-        query_shift=np.zeros(layout.columns, dtype=np.float32),
+        query_transform=transform,
         config=config.to_dict() | {"fitted_on": len(x), "real_queries": drawn.train_queries is not None},
     )
 
     def with_query_side(own: Floats, gain: float) -> Quantizer:
         shift = matrix @ (middle - center) - gain * (matrix @ (own - center))
-        return replace(quantizer, query_gain=gain, query_shift=shift.astype(np.float32))
+        settings = dict(quantizer.config) | {"query_gain": gain}
+        return replace(quantizer, query_transform=transform.then(gain, shift.astype(np.float32)), config=settings)
 
     gain = config.query_gain or (1.0 if drawn.train_queries is None else QUERY_GAIN)
     sides = [with_query_side(own, gain)]
