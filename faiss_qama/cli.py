@@ -73,6 +73,12 @@ cli.add_command(eval_command)
 @click.option("--layout", help="Such as 2x192 or 2x96,1x192.")
 @click.option("--bytes", "size", type=int, help="Instead: bytes a vector of the codes.")
 @click.option("--queries", "queries_path", type=click.Path(path_type=Path), help="Unlabelled queries, .npy.")
+@click.option(
+    "--pairs",
+    type=(click.Path(path_type=Path), click.Path(path_type=Path)),
+    metavar="QUERIES QRELS",
+    help="Train on queries, .npy, and a .tsv of which documents are relevant: query row, corpus row, grade.",
+)
 @_rescore
 @_base
 @nprobe_option
@@ -85,6 +91,7 @@ def fit(
     layout: str | None,
     size: int | None,
     queries_path: Path | None,
+    pairs: tuple[Path, Path] | None,
     rescore: str,
     base: str,
     nprobe: int | None,
@@ -92,17 +99,21 @@ def fit(
     metric: str,
 ) -> None:
     """Fit a quantizer to CORPUS (one .npy file or several shards) and write an index of it."""
-    from faiss_qama.training import FitConfig
+    from faiss_qama.training import FitConfig, TrainConfig
+    from faiss_qama.training.pairs import read_pairs
 
     settings = FitConfig.from_yaml(config_path).to_dict() if config_path is not None else {}
     if layout is not None or size is not None:
         settings |= {"layout": layout, "bytes": size}
+    if pairs is not None:
+        settings["train"] = settings.get("train") or TrainConfig()
     config = FitConfig(**settings)
     vectors = Corpus(list(corpus))
     queries = None if queries_path is None else Corpus(queries_path, vectors.shape[1])
     output = output or corpus[0].with_suffix(".qama")
     searched = given(nprobe=nprobe, efSearch=ef_search)
-    click.echo(fit_index(vectors, output, config, METRIC_CHOICES[metric], rescore, queries, base, searched))
+    labelled = None if pairs is None else read_pairs(*pairs, vectors)
+    click.echo(fit_index(vectors, output, config, METRIC_CHOICES[metric], rescore, queries, base, searched, labelled))
 
 
 @cli.command()

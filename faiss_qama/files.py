@@ -32,6 +32,12 @@ def write_text(path: PathLike, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
+def write_bytes(path: PathLike, content: bytes) -> None:
+    """Write ``content`` to ``path``, replacing a file there in one atomic step."""
+    with _replacing(Path(path)) as part:
+        part.write_bytes(content)
+
+
 def write_hits(path: PathLike, D: NDArray[Any], I: NDArray[np.int64]) -> None:
     """Write scores and ids to the .npz ``path`` by these names, replacing a file there in one atomic step."""
     with _replacing(Path(path)) as part, part.open("wb") as file:

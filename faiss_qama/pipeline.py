@@ -18,6 +18,7 @@ from faiss_qama.vectors import Corpus
 
 if TYPE_CHECKING:
     from faiss_qama.training import FitConfig
+    from faiss_qama.training.pairs import Pairs
 
 K = 10  # the report's recall@k
 
@@ -56,6 +57,8 @@ class Outcome:
             ("corpus", f"{what:<{width}}metric {quantizer.metric_name}"),
             ("quantizer", f"{how:<{width}}fitted in {self.fit_seconds:.1f} s"),
         ]
+        if "training" in quantizer.config:
+            head += report.training_facts(quantizer.config["training"])
         codes, kept = (n * part for part in self.index.bytes_per_vector)
         sizes = report.size_text(codes) + (f" + {report.size_text(kept)} vectors" if kept else "")
         table = "(too few vectors to hold any out, so nothing was measured)"
@@ -74,23 +77,37 @@ def fit_index(
     queries: Corpus | None = None,
     base: str = "BFlat",
     settings: Mapping[str, int] | None = None,
+    pairs: Pairs | None = None,
 ) -> Outcome:
-    """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen."""
+    """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen.
+
+    A training keeps its checkpoint, until the index is written, and its log in the folder ``path``.training.
+    """
     from faiss_qama.training.data import draw  # here, because run time does not depend on training
     from faiss_qama.training.fit import fit_draw
 
     persistence.check_writable(path, corpus.paths)
     Base(base, config.layout_in(corpus.shape[1]).code_size).set(settings or {})  # refused before anything is read
     start = time.perf_counter()
-    drawn = draw(corpus, queries, config.sample, config.seed)
-    quantizer = fit_draw(drawn, config, metric)
+    drawn = draw(corpus, queries, config.sample, config.seed, pairs)
+    work = path.with_name(path.name + ".training")
+    quantizer = fit_draw(drawn, config, metric, work)
     seconds = time.perf_counter() - start
     index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings)
+    if config.train is not None:
+        from faiss_qama.training.checkpoint import discard
+
+        discard(work)
     if len(drawn.report) == 0:
         return Outcome(index, path, corpus, seconds, "nothing", [])
 
     itself = np.stack([np.arange(len(drawn.report)), drawn.report_rows], axis=1)
-    dataset = Dataset(corpus, drawn.report, exclude=itself if queries is None else None)
+    dataset = Dataset(
+        corpus,
+        drawn.report,
+        qrels=drawn.report_qrels if len(drawn.report_qrels) else None,
+        exclude=itself if drawn.train_queries is None else None,
+    )
     truth = exact(dataset, K, metric)
     stages = {"codes only": index if rescore == "codes" else index.with_rescore("codes")}
     if rescore == "none":
@@ -101,5 +118,5 @@ def fit_index(
     results = {name: evaluate(stage, dataset, truth) for name, stage in reversed(stages.items())}
     measured = [truth.measured]
     measured += [Measured(name, stage.bytes_per_vector, [results[name]]) for name, stage in stages.items()]
-    what = f"{len(drawn.report)} held-out {'documents' if queries is None else 'queries'}"
+    what = f"{len(drawn.report)} held-out {'documents' if drawn.train_queries is None else 'queries'}"
     return Outcome(index, path, corpus, seconds, what, measured)

@@ -10,6 +10,6 @@ from tqdm import tqdm
 T = TypeVar("T")
 
 
-def progress(items: Iterable[T], what: str, total: int | None = None) -> Iterable[T]:
+def progress(items: Iterable[T], what: str, total: int | None = None) -> tqdm[T]:
     """Yield ``items``, drawing a bar on standard error if that is a terminal."""
     return tqdm(items, desc=what, total=total, delay=2, leave=False, disable=None)

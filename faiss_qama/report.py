@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -61,6 +61,31 @@ def quantizer_text(quantizer: Quantizer) -> str:
         transform += f" inside slices {'/'.join(map(str, config['slices']))}"
     thresholds = config["thresholds"]
     return f"{quantizer.layout}, {transform}, {_THRESHOLDS.get(thresholds, thresholds + ' thresholds')}"
+
+
+def training_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return what a training was worth on the held-out queries, which quantizer was kept, and its curves."""
+    log = record["log"]
+    values = [
+        f"{what} {record['trained'][stage]:.3f} (closed form {record['closed form'][stage]:.3f})"
+        for stage, what in (("adc", record["measure"]), ("hamming", "Hamming"))
+    ]
+    kept = f"kept the trained quantizer, {100 * record['gain']:.1f} % better"
+    if record["kept"] != "trained":
+        kept = "no better, so kept the closed form"
+    losses, gains = [sum(line["losses"].values()) for line in log], [100 * line["gain"] for line in log]
+    curves = f"loss {sparkline(losses)} {losses[0]:.3g} to {losses[-1]:.3g}, "
+    curves += f"held-out gain {sparkline(gains)} {max(gains):+.1f} %"
+    return [
+        ("training", f"{len(log)} epochs in {record['seconds']:.0f} s; held out: {', '.join(values)}: {kept}"),
+        ("", curves),
+    ]
+
+
+def sparkline(values: Sequence[float]) -> str:
+    """Return a character a value, from the lowest to the highest."""
+    low, high = min(values), max(values)
+    return "".join("▁▂▃▄▅▆▇█"[int(7.999 * (v - low) / (high - low or 1))] for v in values)
 
 
 def facts(rows: Iterable[tuple[str, Any]]) -> str:

@@ -10,9 +10,9 @@ from conftest import D, fit_quietly, make_vectors
 
 from faiss_qama import codes
 from faiss_qama.training import FitConfig, fit, rotation, thresholds
+from faiss_qama.training.closed_form import merge_pairs
 from faiss_qama.training.config import layout_for
 from faiss_qama.training.data import HELD_OUT, draw
-from faiss_qama.training.fit import merge_pairs
 from faiss_qama.vectors import Corpus
 
 NORMAL = np.random.default_rng(0).standard_normal((200_000, 2)).astype(np.float32) * [2, 0.5] + [1, -3]

@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import yaml
 
 from faiss_qama.layout import CodeLayout, Segment
+from faiss_qama.training.train_config import TrainConfig, make
 from faiss_qama.vectors import PathLike
 
 # Layouts by name, for any dimension.
@@ -19,6 +21,7 @@ LAYOUTS: dict[str, Callable[[int], str]] = {
     "hybrid": lambda d: ",".join(f"{bits}x{max(2, d // 8 * 2)}" for bits in ("2", "1.5", "1", "0.5")),
     "half-bit": lambda d: f"0.5x{d // 2 * 2}",
 }
+NESTED = (8, 4, 3, 2)  # QAMA's slices are these parts of the dimension, and all of it
 PROJECTIONS = ("pca", "none")
 ROTATIONS = ("itq", "random", "none")
 THRESHOLDS = ("lloyd", "normal", "uniform", "quantile", "log", "zero", "mean", "median")
@@ -27,7 +30,7 @@ DECODERS = ("transpose", "least-squares")
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Settings of a fit, in closed form.
+    """Settings of a fit.
 
     Parameters
     ----------
@@ -38,8 +41,9 @@ class FitConfig:
     center : subtract the corpus' mean first
     projection : ``pca`` orders components by variance; ``none`` keeps the order of the embedding (Matryoshka models)
     rotation : inside the kept components: ``itq`` (to where quantization loses least), ``random``, ``none``
-    slices : component counts, ascending; rotations stay between them, so that each prefix is a whole smaller embedding.
-        The borders of a hybrid layout's segments always count among them.
+    slices : component counts, ascending, or ``nested`` for an eighth, a quarter, a third and half of the components;
+        rotations stay between them, so that each prefix is a whole smaller embedding, and a training minds each.
+        No rotation crosses the borders of a hybrid layout's segments either.
     thresholds : ``lloyd``, ``normal``, ``uniform``, ``quantile``, ``log``; for single cuts also
         ``zero``, ``mean``, ``median``
     decoder : ``transpose`` of the rotation, or a free linear map by ``least-squares``
@@ -50,6 +54,7 @@ class FitConfig:
         where the inner product on documents of various lengths asks for far more, as is measured, that is taken.
     sample : vectors that are read to fit on
     seed : of every random choice
+    train : settings of a training that starts from the closed form (extra ``train``), or None for the closed form
     """
 
     layout: str | None = None
@@ -57,16 +62,20 @@ class FitConfig:
     center: bool = True
     projection: str = "pca"
     rotation: str = "itq"
-    slices: tuple[int, ...] = ()
+    slices: tuple[int, ...] | str = ()
     thresholds: str = "lloyd"
     decoder: str = "transpose"
     query_center: float = 0.75
     query_gain: float | None = None
     sample: int = 100_000  # 150 MB of 384-d floats
     seed: int = 0
+    train: TrainConfig | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "slices", tuple(self.slices))
+        if self.slices != "nested":
+            object.__setattr__(self, "slices", tuple(self.slices))
+        if self.train is not None and not isinstance(self.train, TrainConfig):
+            object.__setattr__(self, "train", make(TrainConfig, self.train, "train"))
         _check_types(self)
         if self.layout is not None and self.layout not in LAYOUTS:
             CodeLayout.parse(self.layout)
@@ -89,7 +98,8 @@ class FitConfig:
         ):
             if not good:
                 raise ValueError(f"{name} must be {possible}; got {getattr(self, name)}")
-        if any(s < 1 for s in self.slices) or any(a >= b for a, b in pairwise(self.slices)):
+        listed = () if isinstance(self.slices, str) else self.slices
+        if any(s < 1 for s in listed) or any(a >= b for a, b in pairwise(listed)):
             raise ValueError(f"slices must be ascending and at least 1; got {self.slices}")
 
     @classmethod
@@ -115,7 +125,7 @@ class FitConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON and YAML can hold them."""
-        return asdict(self) | {"slices": list(self.slices)}
+        return asdict(self) | {"slices": self.slices if isinstance(self.slices, str) else list(self.slices)}
 
     def layout_in(self, d: int) -> CodeLayout:
         """Return the layout for vectors of dimension ``d``.
@@ -130,11 +140,23 @@ class FitConfig:
             layout = CodeLayout.parse(LAYOUTS[self.layout](d) if self.layout in LAYOUTS else self.layout)
         if layout.components > d:
             raise ValueError(f"layout {layout} has {layout.components} components; the vectors have {d}")
-        for end in self.slices:
+        for end in self.slices_in(layout):
             if end > layout.components:
                 raise ValueError(f"slices end at {end}; layout {layout} has {layout.components} components")
             layout.truncate(end)  # raises where that would split a pair
         return layout
+
+    def slices_in(self, layout: CodeLayout) -> list[int]:
+        """Return the component counts of the slices of ``layout``."""
+        if not isinstance(self.slices, str):
+            return list(self.slices)
+        pairs = any(segment.group == 2 for segment in layout.segments)
+        ends = [layout.components // part for part in NESTED]
+        return sorted({end - end % 2 if pairs else end for end in ends} - {0})
+
+    def ends_in(self, layout: CodeLayout) -> list[int]:
+        """Return the component counts that no rotation crosses; the last is all of them."""
+        return sorted({*self.slices_in(layout), *np.cumsum([s.components for s in layout.segments]).tolist()})
 
 
 def layout_for(size: int, d: int) -> CodeLayout:
@@ -167,7 +189,8 @@ def _check_types(config: FitConfig) -> None:
         "seed": (int,),
     }
     values = {name: (getattr(config, name), types) for name, types in wanted.items()}
-    values |= {f"slices[{i}]": (s, (int,)) for i, s in enumerate(config.slices)}
+    listed = () if isinstance(config.slices, str) else config.slices
+    values |= {f"slices[{i}]": (s, (int,)) for i, s in enumerate(listed)}
     for name, (value, types) in values.items():
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise TypeError(f"{name} must be {' or '.join(t.__name__ for t in types)}; got {value!r}")

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.codes import Floats
 from faiss_qama.quantizer import lengths
+from faiss_qama.training.pairs import Pairs
 from faiss_qama.vectors import Corpus
 
 HELD_OUT = 300  # queries to calibrate on, or to report on: recall@10 to about .01
+HELD_OUT_PAIRS = 1000  # labelled ones, which also tell which quantizer ranks better: a smaller difference
 MIN_QUERIES = 20
 # Queries lie farther from their neighbours than documents do. Where documents stand in for queries, noise of this many
 # times their own distance from the centre moves them away; recall= then holds on the test queries of docs/results.
 NOISE = 1.25
+NO_QRELS = np.empty((0, 3), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +35,9 @@ class Draw:
     calibration : (nc, d) float32 queries to calibrate on; none if there are fewer than ``MIN_QUERIES``
     report : (nr, d) float32 queries to report on
     report_rows : (nr,) the row of the corpus that each of those is, so no hit of its own; -1 for real queries
+    train_qrels, calibration_qrels : (m, 3) int64, rows among the queries of that name, rows of ``train``, grades;
+        none without pairs
+    report_qrels : the same with rows of the corpus
     """
 
     train: Floats
@@ -39,38 +45,81 @@ class Draw:
     calibration: Floats
     report: Floats
     report_rows: NDArray[np.int64]
+    train_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
+    calibration_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
+    report_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
 
 
-def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int) -> Draw:
+def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int, pairs: Pairs | None = None) -> Draw:
     """Draw at most ``sample`` vectors to fit on, and what is held out of that.
+
+    With ``pairs`` their queries are what is held out, and ``queries`` are for training alone; the documents of the
+    pairs are drawn besides the sample.
 
     Raises ValueError for a corpus of one vector, and for fewer than ``MIN_QUERIES`` queries.
     """
     if len(corpus) < 2:
         raise ValueError("fitting needs at least 2 vectors; got 1")
     rng = np.random.default_rng(seed)
+    if pairs is not None:
+        return _draw_pairs(corpus, queries, sample, rng, pairs)
     if queries is None:
         held = min(HELD_OUT, len(corpus) // 10)
         rows = rng.choice(len(corpus), min(len(corpus), sample + held), replace=False)
         report = corpus.take(rows[:held])
         train = corpus.take(np.sort(rows[held:]))
-        calibration = _harder(report, train.mean(axis=0), rng) if held >= MIN_QUERIES else report[:0]
+        calibration = harder(report, train.mean(axis=0), NOISE, rng) if held >= MIN_QUERIES else report[:0]
         return Draw(train, None, calibration, report, rows[:held])
     if len(queries) < MIN_QUERIES:
         raise ValueError(f"queries: at least {MIN_QUERIES} are needed; got {len(queries)}")
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
     order = rng.choice(len(queries), min(len(queries), sample), replace=False)
-    held = min(HELD_OUT, len(order) // 3)
-    calibration, report, train = (queries.take(part) for part in np.split(order, [held, 2 * held]))
+    held, parts = _split(order, HELD_OUT)
+    calibration, report, train = (queries.take(part) for part in parts)
     if held < MIN_QUERIES:
         calibration = calibration[:0]
     return Draw(corpus.take(np.sort(rows)), train, calibration, report, np.full(held, -1))
 
 
-def _harder(x: Floats, center: Floats, rng: np.random.Generator) -> Floats:
-    """Return documents ``x`` (n, d) turned into queries: noise moves them away, but no farther from the centre."""
+def _draw_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.random.Generator, pairs: Pairs) -> Draw:
+    asked = np.unique(pairs.qrels[:, 0])
+    if len(asked) < MIN_QUERIES:
+        raise ValueError(f"pairs: at least {MIN_QUERIES} queries with a relevant document are needed; got {len(asked)}")
+    asked = rng.permutation(asked)[:sample]
+    held, parts = _split(asked, min(HELD_OUT_PAIRS, max(len(asked) // 6, MIN_QUERIES)))
+    calibration, report, train = (pairs.queries.take(part) for part in parts)
+    qrels = [_of(pairs.qrels, part) for part in parts]
+    rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
+    rows = np.unique(np.concatenate([rows, qrels[0][:, 1], qrels[2][:, 1]]))
+    for i in (0, 2):  # rows of the corpus become rows of what is drawn
+        qrels[i][:, 1] = np.searchsorted(rows, qrels[i][:, 1])
+    if queries is not None:
+        train = np.concatenate([train, queries.take(rng.permutation(len(queries))[:sample])])
+    if held < MIN_QUERIES:
+        calibration, qrels[0] = calibration[:0], NO_QRELS
+    return Draw(corpus.take(rows), train, calibration, report, np.full(held, -1), qrels[2], qrels[0], qrels[1])
+
+
+def _split(order: NDArray[np.int64], most: int) -> tuple[int, list[NDArray[np.int64]]]:
+    """Return how many queries are held out to calibrate, and to report, at most ``most``; those two, and the rest."""
+    held = min(most, len(order) // 3)
+    return held, np.split(order, [held, 2 * held])
+
+
+def _of(qrels: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows of ``qrels`` about ``queries``, which are numbered by their places."""
+    order = np.argsort(queries)
+    place = np.minimum(np.searchsorted(queries, qrels[:, 0], sorter=order), len(queries) - 1)
+    there = queries[order[place]] == qrels[:, 0]
+    out = qrels[there].copy()
+    out[:, 0] = order[place[there]]
+    return out
+
+
+def harder(x: Floats, center: Floats, noise: float, rng: np.random.Generator) -> Floats:
+    """Return documents ``x`` (n, d) turned into queries: ``noise`` moves them away, but no farther from the centre."""
     x = x - center
-    noise = rng.standard_normal(x.shape).astype(np.float32)
-    noise *= NOISE * lengths(x)[:, None].astype(np.float32) / np.sqrt(np.float32(x.shape[1]))
-    harder: Floats = center + (x + noise) / np.sqrt(np.float32(1 + NOISE**2))
-    return harder
+    moved = rng.standard_normal(x.shape).astype(np.float32)
+    moved *= noise * lengths(x)[:, None].astype(np.float32) / np.sqrt(np.float32(x.shape[1]))
+    out: Floats = center + (x + moved) / np.sqrt(np.float32(1 + noise**2))
+    return out

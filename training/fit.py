@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import faiss
-import numpy as np
 
-from faiss_qama import codes
-from faiss_qama.codes import Floats
-from faiss_qama.decoder import Decoder
-from faiss_qama.layout import CodeLayout
-from faiss_qama.quantizer import METRICS, Quantizer, lengths, rescaled
-from faiss_qama.training import rotation, thresholds
-from faiss_qama.training.calibrate import best, calibrate
+from faiss_qama.quantizer import Quantizer
+from faiss_qama.training.calibrate import calibrate
+from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.data import Draw, draw
-from faiss_qama.transform import Linear
-from faiss_qama.vectors import Corpus, Source
-
-# How far real queries spread, documents being 1: a level at the edge tells near from far more often (docs/results).
-QUERY_GAIN = 1.25
-# The L1 distance to a query whose levels lie at the edges is an inner product with its signs. So where lengths of
-# documents differ, which is where inner product and L2 distance rank differently, far out and not centred is best.
-LINEAR_GAINS = (2.0, 4.0, 16.0)
+from faiss_qama.training.pairs import Qrels, read_pairs
+from faiss_qama.vectors import Corpus, PathLike, Source
 
 
 def fit(
@@ -33,20 +23,29 @@ def fit(
     config: FitConfig | None = None,
     metric: int = faiss.METRIC_INNER_PRODUCT,
     queries: Source | Corpus | None = None,
+    pairs: tuple[Source | Corpus, Qrels] | None = None,
+    checkpoint: PathLike | None = None,
 ) -> Quantizer:
-    """Fit a quantizer to a corpus, in closed form.
+    """Fit a quantizer to a corpus, in closed form, or trained where ``config.train`` says so.
 
     Parameters
     ----------
     corpus : (n, d) vectors of any float type: an array, a memory map, the path of a .npy file, or a list of such paths
+        (several corpora, or shards of one)
     config : settings; the default is 2 bits for half of the components, PCA, ITQ and Lloyd-Max
     metric : ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``
     queries : unlabelled (nq, d) queries, at least 20: they give the query side its own centre, and calibrate
+    pairs : (nq, d) queries, and which documents are relevant to them: the path of a tab-separated file, or rows
+        (query row, corpus row, grade); at least 20 queries with a relevant document
+    checkpoint : a folder for the checkpoint and the log of a training, from which it goes on if it was interrupted
 
     Raises
     ------
     TypeError, ValueError
-        for vectors that are no finite (n, d) floats, and for a layout that the dimension cannot hold
+        for vectors that are no finite (n, d) floats, for a layout that the dimension cannot hold, and for pairs that
+        do not exist
+    ImportError
+        if a training is asked for and torch is missing
     """
     config = config or FitConfig()
     source = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
@@ -55,133 +54,42 @@ def fit(
     if queries is not None and queries.shape[1] != source.shape[1]:
         raise ValueError(f"queries: dimension {queries.shape[1]}, but {source.shape[1]} is needed")
     config.layout_in(source.shape[1])  # refused before anything is read
-    return fit_draw(draw(source, queries, config.sample, config.seed), config, metric)
+    checked = None if pairs is None else read_pairs(*pairs, source)
+    drawn = draw(source, queries, config.sample, config.seed, checked)
+    return fit_draw(drawn, config, metric, None if checkpoint is None else Path(checkpoint))
 
 
-def fit_draw(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
+def fit_draw(drawn: Draw, config: FitConfig, metric: int, checkpoint: Path | None = None) -> Quantizer:
     """Fit a quantizer to what was drawn from a corpus."""
-    if metric not in METRICS.values():
-        raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {metric}")
-    x = drawn.train
-    layout = config.layout_in(x.shape[1])
-    if len(x) < 4 * layout.components:
-        warnings.warn(
-            f"fitted on {len(x)} vectors; {layout.components} components want {4 * layout.components} or more",
-            stacklevel=3,
+    quantizer = closed_form(drawn, config, metric)
+    if config.train is not None:
+        quantizer = _trained(quantizer, drawn, config, checkpoint)
+    ends = config.ends_in(quantizer.layout) if quantizer.layout == config.layout_in(quantizer.d) else []
+    return calibrate(quantizer, drawn, ends[:-1])
+
+
+def _trained(start: Quantizer, drawn: Draw, config: FitConfig, checkpoint: Path | None) -> Quantizer:
+    """Return ``start`` after training, or as it is where that is better on the held-out queries."""
+    assert config.train is not None
+    if not len(drawn.calibration):
+        raise ValueError(
+            "training needs queries to judge it by: at least 60 queries, or without queries 200 documents; "
+            f"got {len(drawn.train)} documents"
         )
-    norms = lengths(x)
-    if norms.max() > 1e18 or 0 < norms.max() < 1e-18:
-        raise ValueError(f"the longest vector has length {norms.max():.3g}; 1e-18 to 1e18 is possible: rescale them")
-    rng = np.random.default_rng(config.seed)
-
-    # Centre, project, rotate: one matrix.
-    center = x.mean(axis=0, dtype=np.float64).astype(np.float32) if config.center else np.zeros_like(x[0])
-    centred = x - center
-    if config.projection == "pca":
-        matrix = rotation.pca(centred, layout.components)
-    else:
-        matrix = np.eye(layout.components, x.shape[1], dtype=np.float32)
-    matrix = merge_pairs(_rotate(matrix, centred, layout, config, rng), layout)
-    transform = Linear(matrix, -matrix @ center)
-
-    # Cut into levels.
-    z = centred @ matrix.T
-    cuts = np.full((layout.columns, layout.max_levels - 1), np.inf, dtype=np.float32)
-    for segment, columns, _ in layout.slices():
-        cuts[columns, : segment.levels - 1] = thresholds.RULES[config.thresholds](z[:, columns], segment.levels)
-
-    # Back to floats. Whether lengths are 1 is judged below with float16's rounding allowed for, zero vectors aside.
-    decoder = fit_decoder(x, z, codes.encode(z, cuts, layout), center, matrix, layout, config.decoder)
-    scale = float(np.sqrt(np.mean(norms**2))) or 1.0
-
-    # Queries spread around a centre of their own, which is moved to the documents' mean.
-    middle = own = x.mean(axis=0)
-    if drawn.train_queries is not None:
-        q = rescaled(drawn.train_queries, scale) if metric == faiss.METRIC_INNER_PRODUCT else drawn.train_queries
-        own = middle + config.query_center * (q.mean(axis=0) - middle)
-
-    quantizer = Quantizer(
-        transform=transform,
-        layout=layout,
-        thresholds=cuts,
-        decoder=decoder,
-        metric=metric,
-        unit=bool(norms.any() and np.abs(norms[norms > 0] - 1).max() < 2e-3),
-        scale=scale,
-        query_transform=transform,
-        config=config.to_dict() | {"fitted_on": len(x), "real_queries": drawn.train_queries is not None},
-    )
-
-    def with_query_side(own: Floats, gain: float) -> Quantizer:
-        shift = matrix @ (middle - center) - gain * (matrix @ (own - center))
-        settings = dict(quantizer.config) | {"query_gain": gain}
-        return replace(quantizer, query_transform=transform.then(gain, shift.astype(np.float32)), config=settings)
-
-    gain = config.query_gain or (1.0 if drawn.train_queries is None else QUERY_GAIN)
-    sides = [with_query_side(own, gain)]
-    if metric == faiss.METRIC_INNER_PRODUCT and not quantizer.unit and config.query_gain is None:
-        sides += [with_query_side(np.zeros_like(own), gain) for gain in LINEAR_GAINS]
-    return calibrate(
-        best(sides, drawn), drawn, [end for end in _borders(layout, config) if 0 < end < layout.components]
-    )
-
-
-def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:
-    """Turn a row a component, (components, d), into a row a column: the linear half bit sums its pairs."""
-    parts, row = [], 0
-    for segment in layout.segments:
-        rows = matrix[row : row + segment.components]
-        parts.append((rows[0::2] + rows[1::2]) / np.float32(np.sqrt(2)) if segment.bits == "0.5" else rows)
-        row += segment.components
-    return np.concatenate(parts)
-
-
-def fit_decoder(
-    x: Floats, z: Floats, code: codes.Codes, center: Floats, matrix: Floats, layout: CodeLayout, kind: str
-) -> Decoder:
-    """Return the decoder of ``code``: the mean of each level, then the rotation's transpose or a fitted map.
-
-    With orthogonal rows the transpose and the means are the least-squares solution for a map that is fixed. Fitting the
-    map as well lowers the squared error and the recall, because it shrinks what is uncertain (docs/results).
-    """
-    levels = np.repeat(codes.levels(code, layout), _columns_per_unit(layout), axis=1)
-    means = z.mean(axis=0)
-    values = np.tile(means[:, None], (1, layout.max_levels))  # a level that nobody has stays at the mean
-    for level in range(layout.max_levels):
-        there = levels == level
-        count = there.sum(axis=0)
-        sums = np.where(there, z, 0).sum(axis=0, dtype=np.float64)
-        values[:, level] = np.where(count > 0, sums / np.maximum(count, 1), values[:, level])
-    if kind == "transpose":
-        return Decoder(values.astype(np.float32), matrix, center)
-    design = np.take_along_axis(values.T, levels.astype(np.intp), axis=0) - means
-    offset = x.mean(axis=0)
-    free, *_ = np.linalg.lstsq(design, x - offset, rcond=None)
-    return Decoder((values - means[:, None]).astype(np.float32), free.astype(np.float32), offset)
-
-
-def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConfig, rng: np.random.Generator) -> Floats:
-    """Rotate the rows of ``matrix`` inside each slice."""
-    if config.rotation == "none":
-        return matrix
-    ends = np.cumsum([s.components for s in layout.segments])
-    borders = _borders(layout, config)
-    rows = []
-    for start, end in zip(borders, borders[1:], strict=False):
-        part = matrix[start:end]
-        levels = layout.segments[int(np.searchsorted(ends, start, side="right"))].levels
-        if config.rotation == "itq":
-            centroids = np.array(thresholds.NORMAL_CENTROIDS[levels], dtype=np.float32)
-            rows.append(rotation.itq(centred @ part.T, centroids, rng) @ part)
-        else:
-            rows.append(rotation.random_rotation(end - start, rng) @ part)
-    return np.concatenate(rows)
-
-
-def _borders(layout: CodeLayout, config: FitConfig) -> list[int]:
-    """Return the component counts that no rotation crosses, from 0 to all."""
-    return sorted({0, *config.slices, *np.cumsum([s.components for s in layout.segments]).tolist()})
-
-
-def _columns_per_unit(layout: CodeLayout) -> list[int]:
-    return [s.columns // s.units for s in layout.segments for _ in range(s.units)]
+    try:
+        from faiss_qama.training.train import train
+    except ImportError as error:
+        raise ImportError(f"training needs torch: pip install 'faiss-qama[train]' ({error})") from None
+    ends = sorted({*config.slices_in(start.layout), start.layout.components})
+    training = train(start, drawn, config.train, ends, config.seed, checkpoint)
+    kept = training.quantizer if training.gain > 0 else start
+    record: dict[str, Any] = {
+        "kept": "trained" if training.gain > 0 else "closed form",
+        "measure": training.measure,
+        "closed form": training.closed_form,
+        "trained": training.trained,
+        "gain": training.gain,
+        "seconds": sum(line["seconds"] for line in training.log),
+        "log": training.log,
+    }
+    return replace(kept, config=dict(kept.config) | {"training": record})

@@ -1,0 +1,72 @@
+"""The networks in front of the cuts, in torch. Every one starts as exactly the closed form's linear map.
+
+Kinds:
+
+- ``linear``: that map, trained.
+- ``residual``: that map, trained, plus a feed-forward network that starts at 0.
+- ``feedforward``: QAMA's W2 gelu(W1 x) (methodology, "Matryoshka adapter"), any width.
+- ``bottleneck``: the same through a hidden layer of two units a column, to binary outputs.
+
+The last two start as the closed form because gelu(a) - gelu(-a) = a: hidden rows come in pairs m and -m.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu, linear
+
+from faiss_qama.transform import FeedForward, Linear, Transform
+
+
+class Adapter(nn.Module):
+    """z = skip(x) + out @ gelu(hidden(x)); without a hidden layer, skip(x) alone.
+
+    Parameters
+    ----------
+    start : the closed form's map
+    kind : of ``ADAPTERS``
+    width : hidden units; at least two a column for ``feedforward``
+    """
+
+    def __init__(self, start: Linear, kind: str, width: int = 0) -> None:
+        super().__init__()
+        columns, d = start.shape
+        matrix, bias = torch.from_numpy(start.matrix.copy()), torch.from_numpy(start.bias.copy())
+        through = kind in ("feedforward", "bottleneck")  # nothing goes past the hidden layer
+        self.bias = nn.Parameter(bias)
+        self.matrix = nn.Parameter(torch.zeros_like(matrix) if through else matrix, requires_grad=not through)
+        self.hidden: nn.Linear | None = None
+        if kind == "linear":
+            return
+        width = 2 * columns if kind == "bottleneck" else width
+        if through and width < 2 * columns:
+            raise ValueError(f"a {kind} network of {columns} columns needs {2 * columns} hidden units; got {width}")
+        self.hidden = nn.Linear(d, width)
+        self.out = nn.Parameter(torch.zeros(columns, width))
+        with torch.no_grad():
+            self.hidden.bias.zero_()
+            if through:
+                self.hidden.weight[: 2 * columns] = torch.cat([matrix, -matrix])
+                self.out[:, : 2 * columns] = torch.cat([torch.eye(columns), -torch.eye(columns)], dim=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, d) to (n, columns)."""
+        z = linear(x, self.matrix, self.bias)
+        if self.hidden is not None:
+            z = z + linear(gelu(self.hidden(x), approximate="tanh"), self.out)
+        return z
+
+    def frozen(self) -> Transform:
+        """Return the same map in numpy."""
+        skip = Linear(to_numpy(self.matrix), to_numpy(self.bias))
+        if self.hidden is None:
+            return skip
+        hidden = Linear(to_numpy(self.hidden.weight), to_numpy(self.hidden.bias))
+        return FeedForward(skip, hidden, to_numpy(self.out))
+
+
+def to_numpy(tensor: Tensor) -> np.ndarray:
+    """Return a float32 copy of ``tensor``."""
+    return np.array(tensor.detach().float().cpu(), dtype=np.float32)

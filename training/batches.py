@@ -1,0 +1,108 @@
+"""What a training step looks at: questions, and documents among which are the hard ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.codes import Floats
+from faiss_qama.progress import progress
+from faiss_qama.training.data import Draw, harder
+from faiss_qama.training.train_config import TrainConfig
+
+MINED = 20_000  # documents that stand in for queries, at most: what finding their neighbours costs is seconds
+NEIGHBOURS = 20  # hard documents are drawn from so many nearest ones
+BLOCK = 1024
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """A step's queries and documents.
+
+    Parameters
+    ----------
+    queries : (nq, d) float32
+    documents : (n, d) float32
+    grades : (nq, n) float32, 0 where a document is not known to be relevant
+    itself : (nq, n) bool, true where a document stands in for the query
+    """
+
+    queries: Floats
+    documents: Floats
+    grades: Floats
+    itself: NDArray[np.bool_]
+
+
+class Batches:
+    """Batches drawn from a corpus and its queries; step i of a seed is always the same.
+
+    A batch has questions (real queries and documents in their place), and for each of them one relevant document, if
+    one is known, and some of its nearest ones by the floats; then random documents.
+    """
+
+    def __init__(self, drawn: Draw, config: TrainConfig, metric: int, seed: int) -> None:
+        self._x, self._config, self._seed = drawn.train, config, seed
+        rng = np.random.default_rng(seed)
+        real = drawn.train[:0] if drawn.train_queries is None else drawn.train_queries
+        self._share = 1.0 if not len(real) else config.documents_as_queries
+        rows = rng.choice(len(self._x), min(MINED, len(self._x)), replace=False) if self._share else np.empty(0, int)
+        stand_ins = self._x[rows]
+        if config.noise:
+            stand_ins = harder(stand_ins, self._x.mean(axis=0), config.noise, rng)
+        self._real = len(real)
+        self._questions = np.concatenate([real, stand_ins])
+        self._rows = np.concatenate([np.full(len(real), -1), rows])
+        self._near = _nearest(self._questions, self._rows, self._x, metric)
+        order = np.argsort(drawn.train_qrels[:, 0], kind="stable")
+        self._qrels = drawn.train_qrels[order]
+        self._first = np.searchsorted(self._qrels[:, 0], np.arange(len(self._questions) + 1))
+
+    def __getitem__(self, step: int) -> Batch:
+        rng, config = np.random.default_rng([self._seed, step]), self._config
+        stand_ins = round(config.batch * self._share)
+        asked = np.concatenate(
+            [
+                rng.integers(0, max(1, self._real), config.batch - stand_ins),
+                rng.integers(self._real, max(self._real + 1, len(self._questions)), stand_ins),
+            ]
+        )
+        first, count = self._first[asked], self._first[asked + 1] - self._first[asked]
+        labelled = np.flatnonzero(count)
+        relevant = self._qrels[first[labelled] + rng.integers(0, count[labelled]), 1]
+        width = self._near.shape[1]
+        hard = np.take_along_axis(
+            self._near[asked], rng.integers(0, width, (len(asked), config.hard if width else 0)), axis=1
+        )
+        documents = np.unique(np.concatenate([relevant, hard.ravel(), rng.integers(0, len(self._x), config.random)]))
+        return Batch(
+            self._questions[asked],
+            self._x[documents],
+            self._grades(first, count, documents),
+            self._rows[asked][:, None] == documents,
+        )
+
+    def _grades(self, first: NDArray[np.int64], count: NDArray[np.int64], documents: NDArray[np.int64]) -> Floats:
+        grades = np.zeros((len(first), len(documents)), dtype=np.float32)
+        asked = np.repeat(np.arange(len(first)), count)
+        pair = np.repeat(first - np.concatenate([[0], np.cumsum(count)[:-1]]), count) + np.arange(count.sum())
+        wanted, grade = self._qrels[pair, 1], self._qrels[pair, 2]
+        place = np.minimum(np.searchsorted(documents, wanted), len(documents) - 1)
+        there = documents[place] == wanted
+        grades[asked[there], place[there]] = grade[there]
+        return grades
+
+
+def _nearest(questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int) -> NDArray[np.int64]:
+    """Return the nearest documents, (nq, NEIGHBOURS or fewer), of each question, itself left out."""
+    k = min(NEIGHBOURS + 1, len(x))
+    parts = []
+    for start in progress(range(0, len(questions), BLOCK), "neighbours"):
+        part = slice(start, start + BLOCK)
+        _, I = faiss.knn(questions[part], x, k, metric=metric)
+        own = I == rows[part, None]
+        own[~own.any(axis=1), -1] = True  # then the last goes
+        parts.append(I[~own].reshape(len(I), k - 1))
+    return np.concatenate(parts)

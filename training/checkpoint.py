@@ -1,0 +1,93 @@
+"""What a training keeps on disk: a log of its epochs, and a checkpoint from which it goes on if it was interrupted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from faiss_qama import files
+
+CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+
+
+class Journal:
+    """The log of a training, a dictionary an epoch, and where it is kept.
+
+    Parameters
+    ----------
+    folder : where to keep ``CHECKPOINT``, one safetensors file written atomically, and ``LOG``; None to keep nothing
+    settings, arrays : what tells this training from every other; the checkpoint of another one is not gone on from
+    """
+
+    def __init__(self, folder: Path | None, settings: dict[str, Any], arrays: list[np.ndarray]) -> None:
+        self.log: list[dict[str, Any]] = []
+        self._folder = folder
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        for array in arrays:
+            digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+        self._key = digest.hexdigest()
+
+    def resume(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor] | None:
+        """Bring ``model``, ``optimizer`` and the log to where they were; return the best state, or None at the start."""
+        if self._folder is None:
+            return None
+        self._folder.mkdir(exist_ok=True)
+        tensors, metadata = _read(self._folder / CHECKPOINT)
+        if metadata.get("training") != self._key:
+            self._write_log()
+            return None
+        model.load_state_dict(_under("model.", tensors))
+        state: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _under("optimizer.", tensors).items():
+            i, part = name.split(".", 1)
+            state.setdefault(int(i), {})[part] = tensor
+        optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+        self.log = json.loads(metadata["log"])
+        self._write_log()
+        return _under("best.", tensors)
+
+    def append(self, line: dict[str, Any], model: nn.Module, best: dict[str, Tensor], optimizer: Optimizer) -> None:
+        """Log an epoch and keep the state after it; ``best`` is the state that was the best so far."""
+        self.log.append(line)
+        if self._folder is None:
+            return
+        tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+        tensors |= {f"best.{name}": t for name, t in best.items()}
+        for i, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{i}.{name}": torch.as_tensor(t) for name, t in state.items()}
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+        metadata = {"training": self._key, "log": json.dumps(self.log)}
+        files.write_bytes(self._folder / CHECKPOINT, safetensors.torch.save(tensors, metadata))
+        self._write_log()
+
+    def _write_log(self) -> None:
+        assert self._folder is not None
+        files.write_text(self._folder / LOG, "".join(json.dumps(line) + "\n" for line in self.log))
+
+
+def discard(folder: Path) -> None:
+    """Remove the checkpoint of a training that is over; its log stays."""
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return tensors and metadata of a checkpoint; nothing if there is none, or a damaged one."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            names = file.keys()
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+    except (OSError, safetensors.SafetensorError):
+        return {}, {}
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

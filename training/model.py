@@ -1,0 +1,204 @@
+"""The quantizer as torch trains it: the same transform, cuts and decoder, with gradients."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import faiss
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from faiss_qama.codes import Floats
+from faiss_qama.decoder import Decoder
+from faiss_qama.quantizer import Quantizer
+from faiss_qama.training.adapter import Adapter, to_numpy
+from faiss_qama.training.pruning import Pruning
+from faiss_qama.training.relax import RELAXATIONS
+from faiss_qama.training.train_config import TrainConfig
+from faiss_qama.transform import Linear
+
+
+@dataclass(frozen=True, eq=False)
+class Coded:
+    """What cutting gave: columns (n, columns), distances from the cuts (n, columns, cuts), and bits (n, n_bits)."""
+
+    z: Tensor
+    u: Tensor
+    bits: Tensor
+
+
+class Model(nn.Module):
+    """A quantizer in training.
+
+    Parameters
+    ----------
+    start : the closed form, whose transforms are linear
+    x : (n, d) documents, for the spread of the columns
+    config : settings
+    ends : numbers of components of the slices, ascending; the last is all of them
+    """
+
+    def __init__(self, start: Quantizer, x: Floats, config: TrainConfig, ends: list[int]) -> None:
+        super().__init__()
+        assert isinstance(start.transform, Linear)
+        assert isinstance(start.query_transform, Linear)
+        self.start, self.config, layout = start, config, start.layout
+        prefixes = [layout.truncate(end) for end in ends]
+        self.column_ends, self.bit_ends = [p.columns for p in prefixes], [p.n_bits for p in prefixes]
+        weights = torch.tensor([float(p.components) ** config.slice_power for p in prefixes])
+        self.slice_weights = (weights / weights.sum()).tolist()
+
+        documents = config.adapter != "none"
+        kind = config.adapter if documents else "linear"
+        self.adapter = Adapter(start.transform, kind, round(config.expansion * start.d)).requires_grad_(documents)
+        if self.adapter.hidden is not None and kind != "residual":
+            self.adapter.matrix.requires_grad_(False)
+        self.gain = float(start.config.get("query_gain", 1.0))
+        shift = start.query_transform.bias - np.float32(self.gain) * start.transform.bias
+        self.register_buffer("shift", torch.from_numpy(shift))
+        self.query_adapter = Adapter(start.query_transform, "linear") if config.query_side else None
+        self.query_matrix = nn.Parameter(torch.eye(start.d)) if config.query_side else None
+
+        z = start.transform(x)
+        self.register_buffer("spread", torch.from_numpy(np.maximum(z.std(axis=0), 1e-9)))
+        cuts = torch.from_numpy(start.thresholds.copy())
+        self.register_buffer("used", cuts.isfinite())
+        self.thresholds = nn.Parameter(cuts.masked_fill(~self.used, 0.0), documents and config.thresholds == "learned")
+        shares = np.mean(z[:, :, None] < start.thresholds, axis=0, dtype=np.float32)
+        self.register_buffer("shares", torch.from_numpy(shares))
+
+        self.values = nn.Parameter(torch.from_numpy(start.decoder.values.copy()), documents)
+        self.matrix = nn.Parameter(torch.from_numpy(start.decoder.matrix.copy()), documents)
+        self.offset = nn.Parameter(torch.from_numpy(start.decoder.offset.copy()), documents)
+        # Hamming similarities are brought to the scale of the teacher's: a factor and a shift a slice.
+        self.hamming_scale = nn.Parameter(torch.zeros(len(ends), 2))
+        # What the bits' losses need: the share of documents that each is to be set in, and which bits are of one unit.
+        shares, units = [], []
+        for segment, _, _ in layout.slices():
+            shares += [1 - (cut + 1) / segment.levels for cut in range(segment.levels - 1)] * segment.units
+            units += np.repeat(np.arange(segment.units) + len(units), segment.levels - 1).tolist()
+        self.register_buffer("bit_shares", torch.tensor(shares))
+        self.register_buffer("same_unit", torch.tensor(units)[:, None] == torch.tensor(units))
+        self.pruning = None if config.pruning is None else Pruning(layout.columns, config.pruning)
+
+    def code_documents(self, x: Tensor, temperature: float) -> Coded:
+        """Cut documents (n, d)."""
+        return self._cut(self.adapter(x), temperature)
+
+    def code_queries(self, xq: Tensor, temperature: float) -> Coded:
+        """Cut queries (nq, d)."""
+        if self.start.metric == faiss.METRIC_INNER_PRODUCT:
+            xq = normalize(xq) * self.start.scale
+        if self.query_adapter is not None:
+            return self._cut(self.query_adapter(xq), temperature)
+        return self._cut(self.gain * self.adapter(xq) + self.shift, temperature)
+
+    def teacher(self, xq: Tensor, x: Tensor) -> Tensor:
+        """Return the scores (nq, n) of the floats: cosines, if all have length 1."""
+        if self.start.metric == faiss.METRIC_INNER_PRODUCT:
+            return normalize(xq) @ x.T / self.start.scale
+        return -torch.cdist(xq, x).square() / (2 * self.start.scale**2)
+
+    def float_scores(self, queries: Coded, documents: Coded) -> list[Tensor]:
+        """Return the cosines of the columns, a (nq, n) tensor a slice."""
+        return [normalize(queries.z[:, :end]) @ normalize(documents.z[:, :end]).T for end in self.column_ends]
+
+    def adc_scores(self, xq: Tensor, decoded: list[Tensor]) -> list[Tensor]:
+        """Return the scores of float queries against decoded documents, a (nq, n) tensor a slice."""
+        if self.start.metric == faiss.METRIC_INNER_PRODUCT:
+            xq = normalize(xq)
+        if self.query_matrix is not None:
+            xq = xq @ self.query_matrix.T
+        if self.start.metric == faiss.METRIC_INNER_PRODUCT:
+            return [xq @ x.T / (1.0 if self.start.unit else self.start.scale) for x in decoded]
+        return [-torch.cdist(xq, x).square() / (2 * self.start.scale**2) for x in decoded]
+
+    def hamming_scores(self, queries: Coded, documents: Coded) -> list[Tensor]:
+        """Return the Hamming similarities on the teacher's scale, a (nq, n) tensor a slice."""
+        a, b = 2 * queries.bits - 1, 2 * documents.bits - 1
+        scores = []
+        for end, (scale, shift) in zip(self.bit_ends, self.hamming_scale, strict=True):
+            scores.append(scale.exp() * (a[:, :end] @ b[:, :end].T / end) + shift)
+        return scores
+
+    @torch.no_grad()
+    def match_hamming(self, queries: Coded, documents: Coded, teacher: Tensor) -> None:
+        """Set the scale of the Hamming similarities to that of the ``teacher``, by least squares on a batch."""
+        self.hamming_scale.zero_()
+        seen = teacher.isfinite()
+        for row, scores in zip(self.hamming_scale, self.hamming_scores(queries, documents), strict=True):
+            s, t = scores[seen], teacher[seen]
+            slope = ((s - s.mean()) * (t - t.mean())).mean() / s.var().clamp(min=1e-12)
+            row[0] = slope.clamp(min=1e-3).log()
+            row[1] = t.mean() - row[0].exp() * s.mean()
+
+    def decode(self, bits: Tensor) -> list[Tensor]:
+        """Return the decoded documents, a (n, d) tensor a slice."""
+        # What each bit adds, and what the lowest levels add up to.
+        steps = self.values.diff(dim=1)[:, :, None] * self.matrix[:, None, :]
+        lowest = self.values[:, :1] * self.matrix
+        parts = []
+        for segment, columns, _ in self.start.layout.slices():
+            own = steps[columns, : segment.levels - 1].unflatten(0, (segment.units, -1)).sum(dim=1)
+            parts.append(own.flatten(0, 1))
+        per_bit = torch.cat(parts)
+        decoded, x, bit, column = [], self.offset, 0, 0
+        for bit_end, column_end in zip(self.bit_ends, self.column_ends, strict=True):
+            x = x + lowest[column:column_end].sum(dim=0) + bits[:, bit:bit_end] @ per_bit[bit:bit_end]
+            decoded.append(normalize(x) if self.start.unit else x)
+            bit, column = bit_end, column_end
+        return decoded
+
+    @torch.no_grad()
+    def follow(self, x: Tensor) -> None:
+        """After a step on documents ``x`` (n, d): update what follows the data rather than the gradient.
+
+        Moving thresholds go to where the share of columns below them is what it was at the start.
+        """
+        if self.pruning is not None:
+            self.pruning.observe()
+        if self.config.thresholds == "moving":
+            ordered = self.adapter(x).sort(dim=0).values
+            place = (self.shares * (len(x) - 1)).round().long()  # (columns, cuts)
+            own = ordered.T.gather(1, place)
+            self.thresholds.lerp_(torch.where(self.used, own, self.thresholds), 1 - self.config.momentum)
+
+    def frozen(self) -> Quantizer:
+        """Return the quantizer as it now is."""
+        transform, layout = self.adapter.frozen(), self.start.layout
+        if self.query_adapter is not None:
+            query_transform = self.query_adapter.frozen()
+        else:
+            query_transform = transform.then(self.gain, to_numpy(self.shift))
+        query_adapter = None
+        if self.query_matrix is not None:
+            query_adapter = Linear(to_numpy(self.query_matrix), np.zeros(self.start.d, np.float32))
+        quantizer = replace(
+            self.start,
+            transform=transform,
+            thresholds=to_numpy(self._cuts()),
+            decoder=Decoder(to_numpy(self.values), to_numpy(self.matrix), to_numpy(self.offset)),
+            query_transform=query_transform,
+            query_adapter=query_adapter,
+            layout=layout,
+        )
+        return quantizer if self.pruning is None else self.pruning.applied(quantizer)
+
+    def _cuts(self) -> Tensor:
+        return self.thresholds.masked_fill(~self.used, float("inf")).sort(dim=1).values
+
+    def _cut(self, z: Tensor, temperature: float) -> Coded:
+        cuts = self._cuts()
+        if self.pruning is not None:
+            z, cuts = self.pruning(z, cuts)
+        u = (z[:, :, None] - cuts) / self.spread[:, None]
+        relaxed = RELAXATIONS[self.config.quantizer](u, temperature)
+        parts = []
+        for segment, columns, _ in self.start.layout.slices():
+            bits = relaxed[:, columns, : segment.levels - 1]
+            if segment.bits == "0.5or":
+                bits = 1 - (1 - bits[:, 0::2]) * (1 - bits[:, 1::2])
+            parts.append(bits.flatten(1))
+        return Coded(z, u, torch.cat(parts, dim=1))

@@ -1,0 +1,59 @@
+"""Labelled pairs: queries, and which documents are relevant to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from faiss_qama.evaluation import read_rows
+from faiss_qama.vectors import Corpus, PathLike, Source
+
+Qrels: TypeAlias = ArrayLike | PathLike | Sequence[tuple[int, int, int]]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Queries with graded documents.
+
+    Parameters
+    ----------
+    queries : (nq, d)
+    qrels : (m, 3) int64 rows of query row, corpus row, grade; grades are above 0
+    """
+
+    queries: Corpus
+    qrels: NDArray[np.int64]
+
+
+def read_pairs(queries: Source | Corpus, qrels: Qrels, corpus: Corpus) -> Pairs:
+    """Return the relevant pairs among ``qrels``: a tab-separated file, or rows (query row, corpus row, grade).
+
+    Raises TypeError or ValueError for queries of another dimension, and for a wrong line or row, naming it.
+    """
+    if not isinstance(queries, Corpus):
+        queries = Corpus(queries, corpus.shape[1], "queries")
+    sizes = (len(queries), len(corpus))
+    if isinstance(qrels, str) or hasattr(qrels, "__fspath__"):
+        rows, name = read_rows(qrels, 3, sizes), str(qrels)
+    else:
+        rows, name = _checked(np.asarray(qrels), sizes), "qrels"
+    relevant = rows[rows[:, 2] > 0]
+    if not len(relevant):
+        raise ValueError(f"{name}: no relevant pair: none of {len(rows)} grades is above 0")
+    return Pairs(queries, relevant)
+
+
+def _checked(rows: NDArray[np.generic], sizes: tuple[int, int]) -> NDArray[np.int64]:
+    if rows.ndim != 2 or rows.shape[1] != 3:
+        raise ValueError(f"qrels: rows of (query row, corpus row, grade) are needed; got shape {rows.shape}")
+    if not np.issubdtype(rows.dtype, np.integer):
+        raise TypeError(f"qrels: whole numbers are needed; got {rows.dtype}")
+    for column, (size, what) in enumerate(zip(sizes, ("query", "corpus"), strict=True)):
+        bad = np.flatnonzero((rows[:, column] < 0) | (rows[:, column] >= size))
+        if len(bad):
+            raise ValueError(f"qrels: row {bad[0]}: {what} row {rows[bad[0], column]}, but there are {size}")
+    return rows.astype(np.int64)

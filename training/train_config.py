@@ -1,0 +1,171 @@
+"""TrainConfig: what a training can be told. Part of FitConfig, under ``train``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+SCORE_LOSSES = ("mse", "kl", "distillation", "rank", "contrastive")
+STAGES = ("float", "adc", "hamming")
+CODE_LOSSES = (
+    "information_bottleneck",
+    "orthogonality",
+    "variance",
+    "quantization",
+    "balance",
+    "decorrelation",
+    "reconstruction",
+)
+LOSSES = (*(f"{stage}.{loss}" for stage in STAGES for loss in SCORE_LOSSES), *CODE_LOSSES)
+ADAPTERS = ("none", "linear", "residual", "feedforward", "bottleneck")
+QUANTIZERS = ("straight-through", "sigmoid", "tanh", "stochastic")
+THRESHOLDS = ("learned", "moving", "fixed")
+
+Schedule: TypeAlias = tuple[float, float]  # at the start and at the end, linear between
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    """Settings of adaptive pruning, for layouts of 1 bit; see :mod:`faiss_qama.training.pruning`.
+
+    Parameters
+    ----------
+    base, decay : component i is pruned where its importance is below base (1 + epoch / epochs) exp(decay i)
+    start : share of the epochs after which that begins
+    gradient, magnitude : weights of the two in the importance
+    regularisation : weight of the loss on scales and thresholds
+    """
+
+    base: float = 0.1
+    decay: float = 0.01
+    start: float = 0.5
+    gradient: float = 0.5
+    magnitude: float = 0.5
+    regularisation: float = 0.001
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of a training, which starts at the closed form.
+
+    Weights, temperatures: a number, or [first, last] for one that moves linearly.
+
+    Parameters
+    ----------
+    adapter : of ``ADAPTERS``, in front of the cuts; with ``none`` documents keep the codes of the closed form
+    expansion : hidden units of ``residual`` and ``feedforward``, times d
+    query_side : whether queries get maps of their own, one to their codes and one for scoring decoded documents
+    losses : weights by name, of ``LOSSES``: ``float``, ``adc`` or ``hamming`` scores by a score loss, or a code loss
+    score_temperature : what the softmaxes of score losses divide by
+    slice_power : the weight of a slice is its number of components to this power
+    quantizer : of ``QUANTIZERS``: how gradients pass the cuts
+    temperature : width of soft cuts, in standard deviations of a column
+    thresholds : ``learned``; ``moving`` keeps the share of documents below each, by an average; or ``fixed``
+    momentum : of that average
+    batch : questions a step
+    hard : documents among the nearest of each question, a step
+    random : random documents a step
+    documents_as_queries : share of the questions that are documents, where there are real queries (without: all)
+    noise : how far documents that stand in for queries are moved, times their distance from the centre
+    learning_rate, weight_decay, warmup, clip : of AdamW, its linear warm-up in steps, and of the gradient's norm
+    epochs, epoch_steps : how long, at most; after each epoch comes a look at the held-out queries
+    patience : epochs without a better one after which training stops
+    pruning : adaptive pruning, or None
+    """
+
+    adapter: str = "linear"
+    expansion: float = 2.0
+    query_side: bool = True
+    losses: Mapping[str, Schedule] = field(default_factory=lambda: {"adc.contrastive": 1.0, "adc.distillation": 1.0})
+    score_temperature: Schedule = (0.05, 0.05)
+    slice_power: float = 0.5
+    quantizer: str = "straight-through"
+    temperature: Schedule = (0.25, 0.25)
+    thresholds: str = "learned"
+    momentum: float = 0.99
+    batch: int = 256
+    hard: int = 2
+    random: int = 512
+    documents_as_queries: float = 0.0
+    noise: float = 0.0
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.0
+    warmup: int = 50
+    clip: float = 1.0
+    epochs: int = 15
+    epoch_steps: int = 100
+    patience: int = 5
+    pruning: PruningConfig | None = None
+
+    def __post_init__(self) -> None:
+        losses = {name: _schedule(f"losses.{name}", weight) for name, weight in dict(self.losses).items()}
+        object.__setattr__(self, "losses", losses)
+        for name in ("score_temperature", "temperature"):
+            object.__setattr__(self, name, _schedule(name, getattr(self, name)))
+        if isinstance(self.pruning, Mapping):
+            object.__setattr__(self, "pruning", make(PruningConfig, self.pruning, "pruning"))
+        for name in losses:
+            if name not in LOSSES:
+                raise ValueError(f"unknown loss {name!r}; there are {', '.join(LOSSES)}")
+        for name, known in (("adapter", ADAPTERS), ("quantizer", QUANTIZERS), ("thresholds", THRESHOLDS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
+        if self.adapter == "none" and not self.query_side:
+            raise ValueError("adapter none without query_side leaves nothing to train")
+        if not any(max(weight) > 0 for weight in losses.values()):
+            raise ValueError("losses: at least one weight above 0 is needed")
+        for name in ("batch", "epochs", "epoch_steps", "patience"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
+        for name in ("hard", "random", "warmup", "noise", "weight_decay", "slice_power"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
+        for name, value in (
+            ("learning_rate", self.learning_rate),
+            ("clip", self.clip),
+            ("expansion", self.expansion),
+            ("temperature", min(self.temperature)),
+            ("score_temperature", min(self.score_temperature)),
+        ):
+            if not 0 < value < float("inf"):
+                raise ValueError(f"{name} must be above 0; got {value}")
+        for name in ("documents_as_queries", "momentum"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1; got {getattr(self, name)}")
+        if self.hard + self.random < 1:
+            raise ValueError("hard and random are both 0, so a step would have no documents")
+
+    @property
+    def steps(self) -> int:
+        """Steps at most."""
+        return self.epochs * self.epoch_steps
+
+
+def at(schedule: Schedule, done: float) -> float:
+    """Return what a schedule says when ``done``, from 0 to 1, of the training is over."""
+    return schedule[0] + (schedule[1] - schedule[0]) * done
+
+
+def make(kind: Any, settings: object, where: str) -> Any:
+    """Return ``kind(**settings)``; raises ValueError or TypeError naming the setting."""
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"{where}: a mapping of settings is needed; got {settings!r}")
+    known = {f.name: f for f in dataclasses.fields(kind)}
+    for key, value in settings.items():
+        if key not in known:
+            raise ValueError(f"{where}: unknown setting {key!r}; there are {', '.join(known)}")
+        wanted = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(str(known[key].type))
+        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
+            raise TypeError(f"{where}.{key} must be {known[key].type}; got {value!r}")
+    return kind(**settings)
+
+
+def _schedule(name: str, value: object) -> Schedule:
+    ends = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value, value]
+    if len(ends) != 2 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in ends):
+        raise TypeError(f"{name} must be a number, or [first, last]; got {value!r}")
+    if not all(0 <= v < float("inf") for v in ends):
+        raise ValueError(f"{name} must be at least 0; got {value!r}")
+    return float(ends[0]), float(ends[1])
