@@ -25,11 +25,12 @@ results: $(VENV)/dev.stamp
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo
 
+# torch first: asked for by name it is found as a CPU build where the index or a local folder has one.
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) torch
 	$(PIP) --editable '.[dev]'
 	touch $@
 
-# torch first: asked for by name it is found as a CPU build where the index or a local folder has one.
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) torch
 	$(PIP) --editable '.[demo]'

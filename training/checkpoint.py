@@ -37,7 +37,7 @@ class Journal:
         self._key = digest.hexdigest()
 
     def resume(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor] | None:
-        """Bring ``model``, ``optimizer`` and the log to where they were; return the best state, or None at the start."""
+        """Bring ``model``, ``optimizer`` and the log to where they were; return the best state, None at the start."""
         if self._folder is None:
             return None
         self._folder.mkdir(exist_ok=True)

@@ -111,7 +111,7 @@ def _of(qrels: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.int6
     order = np.argsort(queries)
     place = np.minimum(np.searchsorted(queries, qrels[:, 0], sorter=order), len(queries) - 1)
     there = queries[order[place]] == qrels[:, 0]
-    out = qrels[there].copy()
+    out: NDArray[np.int64] = qrels[there].copy()
     out[:, 0] = order[place[there]]
     return out
 

@@ -16,8 +16,8 @@ K = 10
 class HeldOut:
     """The held-out queries, against a sample of the documents.
 
-    With pairs what counts is nDCG@10, else recall@10 of the exact neighbours; by ``adc``, the float query against decoded
-    codes, and by ``hamming``.
+    With pairs what counts is nDCG@10, else recall@10 of the exact neighbours; by ``adc``, the float query against
+    decoded codes, and by ``hamming``.
     """
 
     def __init__(self, drawn: Draw, metric: int) -> None:

@@ -13,6 +13,8 @@ Code losses look at the columns or bits of documents.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, relu, sigmoid
@@ -29,15 +31,13 @@ def mse(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) -> 
 def kl(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) -> Tensor:
     """Symmetric Kullback-Leibler divergence of the softmaxes (QAMA, methodology)."""
     a, b = _log_softmax(scores, teacher, temperature), _log_softmax(teacher, teacher, temperature)
-    return (
-        kl_div(a, b, reduction="batchmean", log_target=True) + kl_div(b, a, reduction="batchmean", log_target=True)
-    ) / 2
+    return (_divergence(a, b) + _divergence(b, a)) / 2
 
 
 def distillation(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) -> Tensor:
     """Kullback-Leibler divergence from the teacher's softmax to ours (Hinton et al., arXiv 1503.02531, section 2)."""
     a, b = _log_softmax(scores, teacher, temperature), _log_softmax(teacher, teacher, temperature)
-    return kl_div(a, b, reduction="batchmean", log_target=True)
+    return _divergence(a, b)
 
 
 def rank(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) -> Tensor:
@@ -87,11 +87,11 @@ def orthogonality(z: Tensor, ends: list[int]) -> Tensor:
 
 
 def variance(z: Tensor, done: float) -> Tensor:
-    """Columns that do not vary are penalised by exp(-sigma), ever more (QAMA, methodology, "adaptive variance control").
+    """Columns that do not vary are penalised by exp(-sigma), ever more (QAMA, "adaptive variance control").
 
     ``done`` is the share of the training that is over.
     """
-    weight = max(0.2, (torch.e**done - 1) / (torch.e - 1))
+    weight = max(0.2, (math.exp(done) - 1) / (math.e - 1))
     return weight * torch.exp(-z.std(dim=0)).mean()
 
 
@@ -130,6 +130,10 @@ def entropy(soft: Tensor) -> Tensor:
     """Undecided bits: the entropy of soft bits in (0, 1), in nats."""
     soft = soft.clamp(1e-6, 1 - 1e-6)
     return -(soft * soft.log() + (1 - soft) * (1 - soft).log()).mean()
+
+
+def _divergence(a: Tensor, b: Tensor) -> Tensor:
+    return kl_div(a, b, reduction="batchmean", log_target=True)
 
 
 def _log_softmax(scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:

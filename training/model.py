@@ -40,6 +40,13 @@ class Model(nn.Module):
     ends : numbers of components of the slices, ascending; the last is all of them
     """
 
+    shift: Tensor
+    spread: Tensor
+    used: Tensor
+    below: Tensor
+    bit_shares: Tensor
+    same_unit: Tensor
+
     def __init__(self, start: Quantizer, x: Floats, config: TrainConfig, ends: list[int]) -> None:
         super().__init__()
         assert isinstance(start.transform, Linear)
@@ -66,8 +73,8 @@ class Model(nn.Module):
         cuts = torch.from_numpy(start.thresholds.copy())
         self.register_buffer("used", cuts.isfinite())
         self.thresholds = nn.Parameter(cuts.masked_fill(~self.used, 0.0), documents and config.thresholds == "learned")
-        shares = np.mean(z[:, :, None] < start.thresholds, axis=0, dtype=np.float32)
-        self.register_buffer("shares", torch.from_numpy(shares))
+        below = np.stack([np.mean(z < cut, axis=0, dtype=np.float32) for cut in start.thresholds.T], axis=1)
+        self.register_buffer("below", torch.from_numpy(below))
 
         self.values = nn.Parameter(torch.from_numpy(start.decoder.values.copy()), documents)
         self.matrix = nn.Parameter(torch.from_numpy(start.decoder.matrix.copy()), documents)
@@ -75,10 +82,11 @@ class Model(nn.Module):
         # Hamming similarities are brought to the scale of the teacher's: a factor and a shift a slice.
         self.hamming_scale = nn.Parameter(torch.zeros(len(ends), 2))
         # What the bits' losses need: the share of documents that each is to be set in, and which bits are of one unit.
-        shares, units = [], []
+        shares: list[float] = []
+        units: list[int] = []
         for segment, _, _ in layout.slices():
             shares += [1 - (cut + 1) / segment.levels for cut in range(segment.levels - 1)] * segment.units
-            units += np.repeat(np.arange(segment.units) + len(units), segment.levels - 1).tolist()
+            units += np.repeat(len(units) + np.arange(segment.units), segment.levels - 1).tolist()
         self.register_buffer("bit_shares", torch.tensor(shares))
         self.register_buffer("same_unit", torch.tensor(units)[:, None] == torch.tensor(units))
         self.pruning = None if config.pruning is None else Pruning(layout.columns, config.pruning)
@@ -144,7 +152,8 @@ class Model(nn.Module):
             own = steps[columns, : segment.levels - 1].unflatten(0, (segment.units, -1)).sum(dim=1)
             parts.append(own.flatten(0, 1))
         per_bit = torch.cat(parts)
-        decoded, x, bit, column = [], self.offset, 0, 0
+        decoded, bit, column = [], 0, 0
+        x: Tensor = self.offset
         for bit_end, column_end in zip(self.bit_ends, self.column_ends, strict=True):
             x = x + lowest[column:column_end].sum(dim=0) + bits[:, bit:bit_end] @ per_bit[bit:bit_end]
             decoded.append(normalize(x) if self.start.unit else x)
@@ -161,7 +170,7 @@ class Model(nn.Module):
             self.pruning.observe()
         if self.config.thresholds == "moving":
             ordered = self.adapter(x).sort(dim=0).values
-            place = (self.shares * (len(x) - 1)).round().long()  # (columns, cuts)
+            place = (self.below * (len(x) - 1)).round().long()  # (columns, cuts)
             own = ordered.T.gather(1, place)
             self.thresholds.lerp_(torch.where(self.used, own, self.thresholds), 1 - self.config.momentum)
 

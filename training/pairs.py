@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -37,7 +38,7 @@ def read_pairs(queries: Source | Corpus, qrels: Qrels, corpus: Corpus) -> Pairs:
     if not isinstance(queries, Corpus):
         queries = Corpus(queries, corpus.shape[1], "queries")
     sizes = (len(queries), len(corpus))
-    if isinstance(qrels, str) or hasattr(qrels, "__fspath__"):
+    if isinstance(qrels, str | os.PathLike):
         rows, name = read_rows(qrels, 3, sizes), str(qrels)
     else:
         rows, name = _checked(np.asarray(qrels), sizes), "qrels"
@@ -47,7 +48,7 @@ def read_pairs(queries: Source | Corpus, qrels: Qrels, corpus: Corpus) -> Pairs:
     return Pairs(queries, relevant)
 
 
-def _checked(rows: NDArray[np.generic], sizes: tuple[int, int]) -> NDArray[np.int64]:
+def _checked(rows: NDArray[Any], sizes: tuple[int, int]) -> NDArray[np.int64]:
     if rows.ndim != 2 or rows.shape[1] != 3:
         raise ValueError(f"qrels: rows of (query row, corpus row, grade) are needed; got shape {rows.shape}")
     if not np.issubdtype(rows.dtype, np.integer):

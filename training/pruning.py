@@ -1,9 +1,9 @@
 """Improved binary quantization with adaptive pruning: scales and thresholds a component, and components that go.
 
-A bit is sigmoid((z s m - t') / temperature), s a learned scale, m 1 or, once it is pruned, 0. The threshold t is adjusted by
-the curvature of the loss there, t' = t sqrt(h + eps), h being a moving average of the squared gradient (the diagonal
-of the Gauss-Newton Hessian) in units of its mean. A component's importance is a moving average of its gradient and its
-magnitude; the later a component, the more of it it needs to stay.
+A bit is sigmoid((z s m - t') / temperature), s a learned scale, m 1 or, once it is pruned, 0. The threshold t is
+adjusted by the curvature of the loss there, t' = t sqrt(h + eps), h being a moving average of the squared gradient (the
+diagonal of the Gauss-Newton Hessian) in units of its mean. A component's importance is a moving average of its gradient
+and its magnitude; the later a component, the more of it it needs to stay.
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ FEWEST = 8  # components that always stay: a byte
 
 class Pruning(nn.Module):
     """Scales, mask and importance of ``columns`` components."""
+
+    mask: Tensor
+    curvature: Tensor
+    importance: Tensor
 
     def __init__(self, columns: int, config: PruningConfig) -> None:
         super().__init__()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def batch_losses(model: Model, batch: Batch, done: float, epoch: int, device: to
             parts[f"{stage}.{loss}"] = weights[f"{stage}.{loss}"] * torch.as_tensor(value)
 
     z = documents.z / model.spread
-    code_losses = {
+    code_losses: dict[str, Callable[[], Tensor]] = {
         "information_bottleneck": lambda: losses.information_bottleneck(z),
         "orthogonality": lambda: losses.orthogonality(z, model.column_ends),
         "variance": lambda: losses.variance(z, done),
@@ -173,9 +174,9 @@ def batch_losses(model: Model, batch: Batch, done: float, epoch: int, device: to
         "decorrelation": lambda: losses.decorrelation(documents.bits, model.same_unit),
         "reconstruction": lambda: losses.reconstruction(decoded[-1], x),
     }
-    for name, function in code_losses.items():
+    for name, code_loss in code_losses.items():
         if weights.get(name, 0.0) > 0:
-            parts[name] = weights[name] * function()
+            parts[name] = weights[name] * code_loss()
     if model.pruning is not None:
         parts["entropy"] = min(0.1, 0.01 * epoch) * losses.entropy(torch.sigmoid(documents.u[..., 0] / temperature))
         parts["pruning"] = model.pruning.loss(model.thresholds / model.spread[:, None])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -23,7 +23,10 @@ ADAPTERS = ("none", "linear", "residual", "feedforward", "bottleneck")
 QUANTIZERS = ("straight-through", "sigmoid", "tanh", "stochastic")
 THRESHOLDS = ("learned", "moving", "fixed")
 
+SMALLEST = 1e-8  # of what must be above 0
+
 Schedule: TypeAlias = tuple[float, float]  # at the start and at the end, linear between
+DEFAULT_LOSSES: dict[str, Schedule] = {"adc.contrastive": (1.0, 1.0), "adc.distillation": (1.0, 1.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +81,7 @@ class TrainConfig:
     adapter: str = "linear"
     expansion: float = 2.0
     query_side: bool = True
-    losses: Mapping[str, Schedule] = field(default_factory=lambda: {"adc.contrastive": 1.0, "adc.distillation": 1.0})
+    losses: Mapping[str, Schedule] = field(default_factory=lambda: DEFAULT_LOSSES)
     score_temperature: Schedule = (0.05, 0.05)
     slice_power: float = 0.5
     quantizer: str = "straight-through"
@@ -106,36 +109,39 @@ class TrainConfig:
             object.__setattr__(self, name, _schedule(name, getattr(self, name)))
         if isinstance(self.pruning, Mapping):
             object.__setattr__(self, "pruning", make(PruningConfig, self.pruning, "pruning"))
-        for name in losses:
-            if name not in LOSSES:
-                raise ValueError(f"unknown loss {name!r}; there are {', '.join(LOSSES)}")
-        for name, known in (("adapter", ADAPTERS), ("quantizer", QUANTIZERS), ("thresholds", THRESHOLDS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
+        self._check_names()
+        self._check_ranges()
         if self.adapter == "none" and not self.query_side:
             raise ValueError("adapter none without query_side leaves nothing to train")
         if not any(max(weight) > 0 for weight in losses.values()):
             raise ValueError("losses: at least one weight above 0 is needed")
-        for name in ("batch", "epochs", "epoch_steps", "patience"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1; got {getattr(self, name)}")
-        for name in ("hard", "random", "warmup", "noise", "weight_decay", "slice_power"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be at least 0; got {getattr(self, name)}")
-        for name, value in (
-            ("learning_rate", self.learning_rate),
-            ("clip", self.clip),
-            ("expansion", self.expansion),
-            ("temperature", min(self.temperature)),
-            ("score_temperature", min(self.score_temperature)),
-        ):
-            if not 0 < value < float("inf"):
-                raise ValueError(f"{name} must be above 0; got {value}")
-        for name in ("documents_as_queries", "momentum"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} must be from 0 to 1; got {getattr(self, name)}")
         if self.hard + self.random < 1:
             raise ValueError("hard and random are both 0, so a step would have no documents")
+
+    def _check_names(self) -> None:
+        for name, known, values in (
+            ("loss", LOSSES, list(self.losses)),
+            ("adapter", ADAPTERS, [self.adapter]),
+            ("quantizer", QUANTIZERS, [self.quantizer]),
+            ("thresholds", THRESHOLDS, [self.thresholds]),
+        ):
+            for value in values:
+                if value not in known:
+                    raise ValueError(f"unknown {name} {value!r}; there are {', '.join(known)}")
+
+    def _check_ranges(self) -> None:
+        infinite = float("inf")
+        for names, least, most in (
+            (("batch", "epochs", "epoch_steps", "patience"), 1, infinite),
+            (("hard", "random", "warmup", "noise", "weight_decay", "slice_power"), 0, infinite),
+            (("learning_rate", "clip", "expansion", "temperature", "score_temperature"), SMALLEST, infinite),
+            (("documents_as_queries", "momentum"), 0, 1),
+        ):
+            for name in names:
+                value: Any = getattr(self, name)
+                low = min(value) if isinstance(value, tuple) else value
+                if not least <= low <= most or low == infinite:
+                    raise ValueError(f"{name} must be from {least} to {most}, and finite; got {value}")
 
     @property
     def steps(self) -> int:
@@ -162,8 +168,8 @@ def make(kind: Any, settings: object, where: str) -> Any:
     return kind(**settings)
 
 
-def _schedule(name: str, value: object) -> Schedule:
-    ends = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value, value]
+def _schedule(name: str, value: Any) -> Schedule:
+    ends = [value, value] if isinstance(value, int | float | str) else list(value)
     if len(ends) != 2 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in ends):
         raise TypeError(f"{name} must be a number, or [first, last]; got {value!r}")
     if not all(0 <= v < float("inf") for v in ends):
