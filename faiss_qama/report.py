@@ -65,10 +65,10 @@ def quantizer_text(quantizer: Quantizer) -> str:
 
 def training_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return what a training was worth on the held-out queries, which quantizer was kept, and its curves."""
-    log = record["log"]
+    log, measure = record["log"], record["measure"]
     values = [
-        f"{what} {record['trained'][stage]:.3f} (closed form {record['closed form'][stage]:.3f})"
-        for stage, what in (("adc", record["measure"]), ("hamming", "Hamming"))
+        f"{what} {record['trained'][stage][measure]:.3f} (closed form {record['closed form'][stage][measure]:.3f})"
+        for stage, what in (("adc", measure), ("hamming", "Hamming"))
     ]
     kept = f"kept the trained quantizer, {100 * record['gain']:.1f} % better"
     if record["kept"] != "trained":

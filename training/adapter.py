@@ -12,11 +12,11 @@ The last two start as the closed form because gelu(a) - gelu(-a) = a: hidden row
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
+from faiss_qama.codes import Floats
 from faiss_qama.transform import FeedForward, Linear, Transform
 
 
@@ -67,6 +67,7 @@ class Adapter(nn.Module):
         return FeedForward(skip, hidden, to_numpy(self.out))
 
 
-def to_numpy(tensor: Tensor) -> np.ndarray:
+def to_numpy(tensor: Tensor) -> Floats:
     """Return a float32 copy of ``tensor``."""
-    return np.array(tensor.detach().float().cpu(), dtype=np.float32)
+    array: Floats = tensor.detach().float().cpu().numpy().copy()
+    return array

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,8 @@ class Journal:
             digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
         self._key = digest.hexdigest()
 
-    def resume(self, model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor] | None:
-        """Bring ``model``, ``optimizer`` and the log to where they were; return the best state, None at the start."""
+    def resume(self, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Tensor] | None:
+        """Bring ``modules``, ``optimizer`` and the log to where they were; return the best state, None at the start."""
         if self._folder is None:
             return None
         self._folder.mkdir(exist_ok=True)
@@ -45,7 +46,8 @@ class Journal:
         if metadata.get("training") != self._key:
             self._write_log()
             return None
-        model.load_state_dict(_under("model.", tensors))
+        for name, module in modules.items():
+            module.load_state_dict(_under(f"{name}.", tensors))
         state: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _under("optimizer.", tensors).items():
             i, part = name.split(".", 1)
@@ -55,13 +57,16 @@ class Journal:
         self._write_log()
         return _under("best.", tensors)
 
-    def append(self, line: dict[str, Any], model: nn.Module, best: dict[str, Tensor], optimizer: Optimizer) -> None:
+    def append(
+        self, line: dict[str, Any], modules: Mapping[str, nn.Module], best: dict[str, Tensor], optimizer: Optimizer
+    ) -> None:
         """Log an epoch and keep the state after it; ``best`` is the state that was the best so far."""
         self.log.append(line)
         if self._folder is None:
             return
-        tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
-        tensors |= {f"best.{name}": t for name, t in best.items()}
+        tensors = {f"best.{name}": t for name, t in best.items()}
+        for name, module in modules.items():
+            tensors |= {f"{name}.{part}": t for part, t in module.state_dict().items()}
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": torch.as_tensor(t) for name, t in state.items()}
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeAlias
+
 import faiss
 import numpy as np
 
 from faiss_qama.evaluation import TIE, ndcg
+from faiss_qama.labels import Ids
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.training.data import Draw
 
@@ -13,11 +16,14 @@ SAMPLE = 20_000
 K = 10
 
 
+Quality: TypeAlias = dict[str, dict[str, float]]  # by stage, then by measure
+
+
 class HeldOut:
     """The held-out queries, against a sample of the documents.
 
-    With pairs what counts is nDCG@10, else recall@10 of the exact neighbours; by ``adc``, the float query against
-    decoded codes, and by ``hamming``.
+    What counts is nDCG@10 where there are pairs, else recall@10 of the exact neighbours; by ``adc``, the float query
+    against decoded codes, and by ``hamming``.
     """
 
     def __init__(self, drawn: Draw, metric: int) -> None:
@@ -35,11 +41,11 @@ class HeldOut:
 
     @property
     def measure(self) -> str:
-        """What :meth:`quality` measures."""
+        """What counts."""
         return f"recall@{K}" if self.qrels is None else f"nDCG@{K}"
 
-    def quality(self, quantizer: Quantizer) -> dict[str, float]:
-        """Return nDCG@10 or recall@10 by stage, ``adc`` and ``hamming``."""
+    def quality(self, quantizer: Quantizer) -> Quality:
+        """Return nDCG@10, if there are pairs, and recall@10 by stage."""
         code, k = quantizer.encode(self.x), min(K, len(self.x))
         _, by_adc = faiss.knn(quantizer.adapt_queries(self.queries), quantizer.decode(code), k, metric=self.metric)
         binary = faiss.IndexBinaryFlat(8 * quantizer.code_size)
@@ -47,12 +53,18 @@ class HeldOut:
         _, by_hamming = binary.search(quantizer.encode_queries(self.queries), k)
         return {"adc": self._quality(by_adc), "hamming": self._quality(by_hamming)}
 
-    def _quality(self, found: np.ndarray) -> float:
-        if self.qrels is not None:
-            return ndcg(found, self.qrels, K) or 0.0
+    def gain(self, quality: Quality, reference: Quality) -> float:
+        """Return how much better ``quality`` is than ``reference`` in what counts: the mean of the stages' shares."""
+        ratios = [quality[stage][self.measure] / max(reference[stage][self.measure], 1e-9) for stage in reference]
+        return float(np.mean(ratios)) - 1
+
+    def _quality(self, found: Ids) -> dict[str, float]:
         x = self.x[found]
         if self.metric == faiss.METRIC_INNER_PRODUCT:
             scores, bound = np.einsum("qkd,qd->qk", x, self.queries), self._bound
         else:
             scores, bound = -np.square(x - self.queries[:, None]).sum(axis=2), -self._bound
-        return float(np.mean(scores >= bound - TIE * np.abs(bound) - 1e-6 * np.abs(scores).max()))
+        measured = {f"recall@{K}": float(np.mean(scores >= bound - TIE * (np.abs(bound) + np.abs(scores).max())))}
+        if self.qrels is not None:
+            measured[f"nDCG@{K}"] = ndcg(found, self.qrels, K) or 0.0
+        return measured

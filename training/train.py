@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
@@ -19,9 +20,11 @@ from faiss_qama.training import losses
 from faiss_qama.training.batches import Batch, Batches
 from faiss_qama.training.checkpoint import Journal
 from faiss_qama.training.data import Draw
-from faiss_qama.training.held_out import HeldOut
+from faiss_qama.training.held_out import HeldOut, Quality
 from faiss_qama.training.model import Model
 from faiss_qama.training.train_config import SCORE_LOSSES, STAGES, TrainConfig, at
+
+AVERAGING = 0.99  # what is kept is a moving average of the parameters: steps are noisy, because cuts are
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,26 +34,18 @@ class Training:
     Parameters
     ----------
     quantizer : the best of the epochs on the held-out queries
-    measure : what was measured there
-    closed_form, trained : that, by stage, of where it began and of ``quantizer``
+    measure : what counts there
+    closed_form, trained : what was measured there, of where it began and of ``quantizer``
+    gain : how much better ``trained`` is in what counts, as a share
     log : what was logged, an epoch each
     """
 
     quantizer: Quantizer
     measure: str
-    closed_form: dict[str, float]
-    trained: dict[str, float]
+    closed_form: Quality
+    trained: Quality
+    gain: float
     log: list[dict[str, Any]]
-
-    @property
-    def gain(self) -> float:
-        """How much better ``trained`` is: the mean of the stages' ratios, less 1."""
-        return gain(self.trained, self.closed_form)
-
-
-def gain(quality: dict[str, float], reference: dict[str, float]) -> float:
-    """Return the mean over stages of how much better ``quality`` is than ``reference``, as a share."""
-    return float(np.mean([quality[stage] / max(reference[stage], 1e-9) for stage in reference])) - 1
 
 
 def train(
@@ -79,10 +74,11 @@ def train(
     arrays, settings = start.to_state()
     settings |= {"train": asdict(config), "ends": ends, "seed": seed}
     journal = Journal(folder, settings, [drawn.train, drawn.train_qrels, *arrays.values()])
-    best = journal.resume(model, optimizer)
-    if best is None:
-        model.match_hamming(*_coded(model, batches[0], device))
-        best = _copy(model)
+    model.match_hamming(*_coded(model, batches[0], device))
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
+    current: Model = averaged.module
+    modules: dict[str, nn.Module] = {"model": model, "averaged": averaged}
+    best = journal.resume(modules, optimizer) or _copy(model)
 
     closed_form = held_out.quality(start)
     for epoch in range(len(journal.log), config.epochs):
@@ -112,30 +108,33 @@ def train(
 
             # What follows the data rather than the gradient.
             model.follow(torch.from_numpy(batch.documents).to(device))
+            averaged.update_parameters(model)
             sums.update({name: float(part.detach()) / config.epoch_steps for name, part in parts.items()})
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{float(loss.detach()):.4f}")
 
         # After an epoch: prune, look at the held-out queries, log, keep.
         statistics = {} if model.pruning is None else model.pruning.prune((epoch + 1) / config.epochs)
-        quality = held_out.quality(model.frozen())
+        quality = held_out.quality(current.frozen())
         line = {
             "epoch": epoch + 1,
             "losses": dict(sums),
             "held_out": quality,
-            "gain": gain(quality, closed_form),
+            "gain": held_out.gain(quality, closed_form),
             "temperature": at(config.temperature, done),
             "learning_rate": optimizer.param_groups[0]["lr"],
             "seconds": time.perf_counter() - started,
             **statistics,
         }
         if line["gain"] > max([0.0, *(earlier["gain"] for earlier in journal.log)]):
-            best = _copy(model)
-        journal.append(line, model, best, optimizer)
+            best = _copy(current)
+        journal.append(line, modules, best, optimizer)
 
     model.load_state_dict(best)
     quantizer = model.frozen()
-    return Training(quantizer, held_out.measure, closed_form, held_out.quality(quantizer), journal.log)
+    quality = held_out.quality(quantizer)
+    gain = held_out.gain(quality, closed_form)
+    return Training(quantizer, held_out.measure, closed_form, quality, gain, journal.log)
 
 
 def batch_losses(model: Model, batch: Batch, done: float, epoch: int, device: torch.device) -> dict[str, Tensor]:

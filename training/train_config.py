@@ -85,7 +85,7 @@ class TrainConfig:
     score_temperature: Schedule = (0.05, 0.05)
     slice_power: float = 0.5
     quantizer: str = "straight-through"
-    temperature: Schedule = (0.25, 0.25)
+    temperature: Schedule = (1.0, 1.0)
     thresholds: str = "learned"
     momentum: float = 0.99
     batch: int = 256
@@ -138,8 +138,8 @@ class TrainConfig:
             (("documents_as_queries", "momentum"), 0, 1),
         ):
             for name in names:
-                value: Any = getattr(self, name)
-                low = min(value) if isinstance(value, tuple) else value
+                value = getattr(self, name)
+                low = float(min(value) if isinstance(value, tuple) else value)
                 if not least <= low <= most or low == infinite:
                     raise ValueError(f"{name} must be from {least} to {most}, and finite; got {value}")
 

@@ -1,0 +1,368 @@
+"""Training: what torch computes is what numpy computes, and what is kept is never worse than the closed form."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import faiss
+import numpy as np
+import pytest
+import torch
+from conftest import LAYOUTS, fit_quietly, make_vectors
+
+from faiss_qama import QamaIndex, codes
+from faiss_qama.training import FitConfig, TrainConfig, fit
+from faiss_qama.training import train as loop
+from faiss_qama.training.batches import NEIGHBOURS, Batches
+from faiss_qama.training.checkpoint import CHECKPOINT, LOG
+from faiss_qama.training.closed_form import closed_form
+from faiss_qama.training.data import draw
+from faiss_qama.training.held_out import HeldOut
+from faiss_qama.training.model import Model
+from faiss_qama.training.pairs import read_pairs
+from faiss_qama.training.relax import RELAXATIONS
+from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLDS
+from faiss_qama.transform import FeedForward
+from faiss_qama.vectors import Corpus
+
+CLOSE = 1e-5
+SHORT = {"epochs": 2, "epoch_steps": 10, "batch": 32, "random": 64, "warmup": 2, "expansion": 2.0}
+SCORES = {f"{stage}.{loss}": 1.0 for stage in ("adc", "hamming") for loss in ("distillation", "contrastive")}
+
+
+def make_pairs(n_queries=200, seed=3):
+    """Queries that are moved documents; the relevant ones lie beyond a fixed linear map, which training can learn."""
+    x = make_vectors(1003)
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(x), n_queries)
+    turn = np.linalg.qr(np.eye(x.shape[1]) + 0.25 * np.random.default_rng(5).standard_normal((x.shape[1],) * 2))[0]
+    xq = (x[rows] + 0.02 * rng.standard_normal((n_queries, x.shape[1]))) @ turn.T
+    return x, xq.astype(np.float32), np.stack([np.arange(n_queries), rows, np.full(n_queries, 2)], axis=1)
+
+
+def trained(config: FitConfig, metric=faiss.METRIC_INNER_PRODUCT, unit=True):
+    """A closed form and the model that trained from it, whether or not it became better."""
+    x, xq, qrels = make_pairs()
+    if not unit:
+        x, xq = x * np.linspace(0.5, 2, len(x), dtype=np.float32)[:, None], xq * np.float32(1.5)
+    drawn = draw(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
+    start = closed_form(drawn, config, metric)
+    ends = sorted({*config.slices_in(start.layout), start.layout.components})
+    model = Model(start, drawn.train, config.train, ends)
+    batches = Batches(drawn, config.train, metric, 0)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
+    for step in range(10):
+        loss = torch.stack(list(loop.batch_losses(model, batches[step], step / 10, 1, torch.device("cpu")).values()))
+        optimizer.zero_grad()
+        loss.sum().backward()
+        optimizer.step()
+        model.follow(torch.from_numpy(batches[step].documents))
+    return start, model, x, xq
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("query_side", [True, False])
+def test_numpy_forward_is_torchs(adapter, query_side):
+    if adapter == "none" and not query_side:
+        with pytest.raises(ValueError, match="nothing to train"):
+            TrainConfig(adapter=adapter, query_side=query_side)
+        return
+    layout = "1x18" if adapter == "bottleneck" else "2x18"
+    settings = TrainConfig(adapter=adapter, query_side=query_side, losses=SCORES, **SHORT)
+    start, model, x, xq = trained(FitConfig(layout=layout, train=settings))
+    quantizer = model.frozen()
+    with torch.no_grad():
+        z = model.adapter(torch.from_numpy(x))
+        documents, queries = (
+            model.code_documents(torch.from_numpy(x), 0.1),
+            model.code_queries(torch.from_numpy(xq), 0.1),
+        )
+        adc = model.adc_scores(torch.from_numpy(xq), model.decode(documents.bits))[-1]
+    np.testing.assert_allclose(quantizer.transform(x), z.numpy(), atol=CLOSE)
+    for coded, encoded in ((documents, quantizer.encode(x)), (queries, quantizer.encode_queries(xq))):
+        clear = (coded.u * model.spread[:, None]).abs().amin(dim=(1, 2)).numpy() > CLOSE
+        assert clear.sum() > 0.9 * len(clear)
+        np.testing.assert_array_equal(codes.unpack(encoded, quantizer.layout)[clear], coded.bits.numpy()[clear])
+    ours = (
+        quantizer.adapt_queries(xq / np.linalg.norm(xq, axis=1, keepdims=True))
+        @ quantizer.decode(quantizer.encode(x)).T
+    )
+    clear = (documents.u * model.spread[:, None]).abs().amin(dim=(1, 2)).numpy() > CLOSE
+    np.testing.assert_allclose(ours[:, clear], adc.numpy()[:, clear], atol=1e-4)
+    changed = (quantizer.encode(x) != start.encode(x)).any()
+    assert changed == (adapter != "none")
+    assert isinstance(quantizer.transform, FeedForward) == (adapter in ("residual", "feedforward", "bottleneck"))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
+@pytest.mark.parametrize("adapter", ["linear", "residual", "feedforward"])
+def test_every_adapter_starts_as_the_closed_form(layout, metric, adapter):
+    config = FitConfig(layout=layout, train=TrainConfig(adapter=adapter, losses=SCORES, **SHORT))
+    x = make_vectors(1003, unit=metric == faiss.METRIC_INNER_PRODUCT)
+    drawn = draw(Corpus(x), None, 10_000, 0)
+    start = closed_form(drawn, config, metric)
+    model = Model(start, drawn.train, config.train, [start.layout.components])
+    quantizer = model.frozen()
+    for a, b in ((quantizer.encode(x), start.encode(x)), (quantizer.encode_queries(x), start.encode_queries(x))):
+        assert (a == b).all(axis=1).mean() > 0.97  # but for values next to a cut
+    np.testing.assert_allclose(quantizer.decode(start.encode(x)), start.decode(start.encode(x)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scores_of_hard_bits_are_those_of_the_index(layout):
+    config = FitConfig(layout=layout, train=TrainConfig(losses=SCORES, **SHORT))
+    for metric, unit in [(faiss.METRIC_INNER_PRODUCT, True), (faiss.METRIC_L2, False)]:
+        _, model, x, xq = trained(config, metric, unit)
+        quantizer = model.frozen()
+        with torch.no_grad():
+            documents, queries = (
+                f(torch.from_numpy(v), 0.1) for f, v in ((model.code_documents, x), (model.code_queries, xq))
+            )
+            decoded = model.decode(documents.bits)[-1].numpy()
+            hamming = model.hamming_scores(queries, documents)[-1].numpy()
+        clear = (documents.u * model.spread[:, None]).abs().amin(dim=(1, 2)).numpy() > CLOSE
+        np.testing.assert_allclose(quantizer.decode(quantizer.encode(x[clear])), decoded[clear], rtol=1e-3, atol=1e-3)
+        distances = codes.hamming(quantizer.encode_queries(xq)[:, None], quantizer.encode(x)[None])
+        scale, shift = model.hamming_scale[-1].detach().numpy()
+        want = np.exp(scale) * (1 - 2 * distances / quantizer.layout.n_bits) + shift
+        assert np.mean(np.abs(hamming - want) < 1e-4) > 0.97
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_gradients_pass_the_cuts(quantizer):
+    """QAMA's published code multiplies by (x > t) there, whose gradient is 0; ours is not, and points the right way."""
+    u = torch.linspace(-0.5, 0.5, 11, requires_grad=True)
+    RELAXATIONS[quantizer](u, 0.2).sum().backward()
+    assert (u.grad > 0.05).all()
+    settings = TrainConfig(quantizer=quantizer, losses={"hamming.distillation": 1.0}, **SHORT)
+    _, model, *_ = trained(FitConfig(layout="2x18", train=settings))
+    for parameter in (model.adapter.matrix, model.thresholds, model.query_adapter.matrix):
+        assert parameter.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS)
+def test_soft_bits_harden_as_the_temperature_falls(quantizer):
+    u = torch.tensor([-1.0, -0.3, 0.3, 1.0])
+    bits = RELAXATIONS[quantizer](u, 1e-3)
+    np.testing.assert_allclose(bits, [0, 0, 1, 1], atol=1e-6)
+    if quantizer in ("sigmoid", "tanh"):
+        assert 0.2 < RELAXATIONS[quantizer](u, 1.0)[1] < 0.5
+    if quantizer == "straight-through":
+        np.testing.assert_allclose(RELAXATIONS[quantizer](u, 1.0), [0, 0, 1, 1], atol=1e-6)
+    if quantizer == "stochastic":
+        torch.manual_seed(0)
+        drawn = RELAXATIONS[quantizer](torch.full((20_000,), -0.3), 1.0)
+        assert set(drawn.unique().round(decimals=4).tolist()) <= {0.0, 1.0}
+        assert drawn.mean() == pytest.approx(1 / (1 + np.exp(0.3)), abs=0.02)
+
+
+@pytest.mark.parametrize("thresholds", THRESHOLDS)
+def test_thresholds_are_learned_or_follow_or_stay(thresholds):
+    settings = TrainConfig(thresholds=thresholds, momentum=0.5, losses=SCORES, **SHORT)
+    start, model, x, _ = trained(FitConfig(layout="2x18", train=settings))
+    moved = np.abs(model.frozen().thresholds - start.thresholds).max()
+    assert (moved > 1e-4) == (thresholds != "fixed")
+    if thresholds == "moving":
+        z = model.frozen().transform(x)
+        for cut in range(3):
+            share = (z < model.frozen().thresholds[:, cut]).mean(axis=0)
+            np.testing.assert_allclose(share, (start.transform(x) < start.thresholds[:, cut]).mean(axis=0), atol=0.1)
+
+
+def test_training_on_pairs_learns_what_floats_cannot_know():
+    x, xq, qrels = make_pairs(900)
+    settings = TrainConfig(losses={"adc.contrastive": 1.0}, epochs=4, epoch_steps=60, learning_rate=3e-3)
+    quantizer = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq[:600], qrels[:600]))
+    record = quantizer.config["training"]
+    assert record["kept"] == "trained"
+    assert record["measure"] == "nDCG@10"
+    index = QamaIndex(quantizer, "codes")
+    index.add(x)
+    _, found = index.search(xq[600:], 1, oversample=100)
+    _, by_floats = faiss.knn(xq[600:], x, 1, metric=faiss.METRIC_INNER_PRODUCT)
+    ours, theirs = ((f[:, 0] == qrels[600:, 1]).mean() for f in (found, by_floats))
+    assert ours > 1.5 * theirs
+    assert record["trained"]["adc"]["nDCG@10"] > record["closed form"]["adc"]["nDCG@10"]
+
+
+def test_a_training_that_does_harm_is_not_kept():
+    x, xq, qrels = make_pairs()
+    settings = TrainConfig(**SHORT | {"epochs": 1, "epoch_steps": 3}, learning_rate=1e3, clip=1e9)
+    quantizer = fit(x, config=FitConfig(layout="2x18", train=settings), queries=xq)
+    assert quantizer.config["training"]["kept"] == "closed form"
+    assert quantizer.config["training"]["gain"] <= 0
+    assert quantizer.encodes_like(fit(x, config=FitConfig(layout="2x18"), queries=xq))
+
+
+def test_same_seed_same_quantizer_and_another_seed_another():
+    x, xq, qrels = make_pairs()
+    a, b, c = (
+        fit(
+            x,
+            config=FitConfig(layout="2x18", seed=s, train=TrainConfig(quantizer="stochastic", **SHORT)),
+            pairs=(xq, qrels),
+        )
+        for s in (1, 1, 2)
+    )
+    for name, array in a.to_state()[0].items():
+        np.testing.assert_array_equal(array, b.to_state()[0][name])
+    assert (a.encode(x) != c.encode(x)).any()
+
+
+def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    x, xq, qrels = make_pairs()
+    settings = TrainConfig(quantizer="stochastic", losses=SCORES, **SHORT | {"epochs": 4})
+    config = FitConfig(layout="2x18", train=settings)
+    straight = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "straight")
+    measure, calls = HeldOut.quality, []
+
+    def interrupted(self, quantizer):
+        calls.append(1)
+        if len(calls) == 4:  # the closed form, two epochs, and in the third
+            raise KeyboardInterrupt
+        return measure(self, quantizer)
+
+    monkeypatch.setattr(HeldOut, "quality", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "stopped")
+    assert len((tmp_path / "stopped" / LOG).read_text().splitlines()) == 2
+    resumed = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "stopped")
+    assert len(calls) == 4 + 1 + 2 + 1  # the closed form, the epochs that were left, the best
+    for name, array in straight.to_state()[0].items():
+        np.testing.assert_array_equal(array, resumed.to_state()[0][name])
+    lines = [json.loads(line) for line in (tmp_path / "stopped" / LOG).read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2, 3, 4]
+    assert all(np.isfinite(list(line["losses"].values())).all() for line in lines)
+
+
+def test_another_or_a_damaged_checkpoint_is_not_gone_on_from(tmp_path):
+    x, xq, qrels = make_pairs()
+    config = FitConfig(layout="2x18", train=TrainConfig(**SHORT))
+    first = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+    other = dataclasses.replace(config, train=TrainConfig(**SHORT | {"learning_rate": 1e-2}))
+    again = fit(x, config=other, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+    assert again.config["training"]["log"] != first.config["training"]["log"]
+    whole = (tmp_path / "t" / CHECKPOINT).read_bytes()
+    (tmp_path / "t" / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
+    anew = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+    np.testing.assert_array_equal(anew.encode(x), first.encode(x))
+
+
+def test_early_stopping_keeps_the_best_epoch():
+    x, xq, qrels = make_pairs()
+    settings = TrainConfig(**SHORT | {"epochs": 30, "epoch_steps": 5}, patience=2, learning_rate=0.1)
+    record = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq, qrels)).config["training"]
+    gains = [line["gain"] for line in record["log"]]
+    assert len(gains) < 30
+    assert len(gains) - 1 - int(np.argmax(gains)) == 2
+    assert record["gain"] == pytest.approx(max(0, *gains))
+
+
+def test_batches_hold_relevant_hard_and_random_documents():
+    x, xq, qrels = make_pairs()
+    drawn = draw(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
+    config = TrainConfig(batch=40, hard=3, random=50, documents_as_queries=0.25)
+    batches = Batches(drawn, config, faiss.METRIC_INNER_PRODUCT, 0)
+    batch = batches[0]
+    assert batch.queries.shape == (40, x.shape[1])
+    assert (batch.grades[:30].sum(axis=1) == 2).all()
+    assert not batch.grades[30:].any()
+    assert not batch.itself[:30].any()
+    relevant = batch.documents[batch.grades[:30].argmax(axis=1)]
+    for query, document in zip(batch.queries[:30], relevant, strict=True):
+        own = np.flatnonzero((xq == query).all(axis=1))[0]
+        np.testing.assert_array_equal(x[qrels[own, 1]], document)
+    # At least three of each question's nearest are there, itself aside.
+    scores = batch.queries @ x.T
+    _, near = faiss.knn(batch.queries, x, NEIGHBOURS + 1, metric=faiss.METRIC_INNER_PRODUCT)
+    there = (x[near][:, :, None] == batch.documents).all(axis=3).any(axis=2).sum(axis=1)
+    assert (there >= 1).all()
+    assert there.mean() > 3
+    assert scores.shape == (40, len(x))
+    np.testing.assert_array_equal(
+        batches[7].documents, Batches(drawn, config, faiss.METRIC_INNER_PRODUCT, 0)[7].documents
+    )
+
+
+def test_documents_stand_in_for_queries_but_not_for_themselves():
+    x = make_vectors(1003)
+    drawn = draw(Corpus(x), None, 10_000, 0)
+    batch = Batches(drawn, TrainConfig(hard=5, random=500), faiss.METRIC_INNER_PRODUCT, 0)[0]
+    for query, own in zip(batch.queries, batch.itself, strict=True):
+        np.testing.assert_array_equal((batch.documents == query).all(axis=1), own)
+    assert batch.itself.any()
+    moved = Batches(drawn, TrainConfig(noise=1.0), faiss.METRIC_INNER_PRODUCT, 0)[0]
+    assert not (moved.queries[:, None] == x).all(axis=2).any()
+
+
+def test_slices_are_trained_and_calibrated():
+    x, xq, qrels = make_pairs()
+    settings = TrainConfig(losses={"hamming.distillation": 1.0, "orthogonality": 0.1}, **SHORT)
+    quantizer = fit(x, config=FitConfig(layout="2x18", slices="nested", train=settings), queries=xq)
+    assert sorted(quantizer.calibration.prefixes) == [2, 4, 6, 9]
+    index = QamaIndex(quantizer, "codes")
+    index.add(x)
+    assert index.search(xq, 3, prefix=9)[1].shape == (len(xq), 3)
+
+
+def test_the_search_of_a_trained_index_ranks_by_its_own_scores(tmp_path):
+    """Codes, adapter and decoder agree in search, after saving, and in the stock exports."""
+    settings = TrainConfig(adapter="residual", losses=SCORES, **SHORT)
+    _, model, x, xq = trained(FitConfig(layout="2x18", train=settings))
+    quantizer = model.frozen()
+    index = QamaIndex(quantizer, "codes")
+    index.add(x)
+    index.save(tmp_path / "i.qama")
+    scores = quantizer.adapt_queries(xq) @ quantizer.decode(quantizer.encode(x)).T
+    for one in (index, QamaIndex.load(tmp_path / "i.qama", mmap=True)):
+        D, I = one.search(xq, 5, oversample=500)
+        np.testing.assert_allclose(D, -np.sort(-scores, axis=1)[:, :5], atol=1e-5)
+        np.testing.assert_allclose(D, np.take_along_axis(scores, I, axis=1), atol=1e-5)
+    stock, ours = index.to_faiss("hamming"), index.with_rescore("none")
+    np.testing.assert_allclose(stock.search(xq, 5)[0], ours.search(xq, 5)[0], atol=1)  # but for values next to a cut
+    fast = index.to_faiss("fastscan").search(xq, 10)[1]
+    best = np.argsort(-scores, axis=1)[:, :5]
+    assert np.mean((best[:, :, None] == fast[:, None]).any(axis=2)) > 0.5  # 8-bit tables, not normalised
+
+
+def test_shared_query_network_is_refused_by_the_stock_export():
+    settings = TrainConfig(adapter="feedforward", query_side=False, losses=SCORES, **SHORT)
+    _, model, x, xq = trained(FitConfig(layout="2x18", train=settings))
+    index = QamaIndex(model.frozen(), "codes")
+    index.add(x)
+    with pytest.raises(ValueError, match="linear transform of queries"):
+        index.to_faiss("hamming")
+    assert index.to_faiss("binary").ntotal == len(x)
+
+
+def test_run_time_never_imports_torch(tmp_path):
+    settings = TrainConfig(adapter="feedforward", losses=SCORES, **SHORT)
+    _, model, x, xq = trained(FitConfig(layout="2x18", train=settings))
+    index = QamaIndex(model.frozen(), "codes")
+    index.add(x)
+    index.save(tmp_path / "i.qama")
+    np.save(tmp_path / "q.npy", xq)
+    program = (
+        "import sys, numpy as np\nfrom faiss_qama import QamaIndex\n"
+        "i = QamaIndex.load(sys.argv[1]); i.search(np.load(sys.argv[2]), 5); i.to_faiss('fastscan')\n"
+        "from faiss_qama.training import fit\nfit(np.load(sys.argv[2]))\n"
+        "print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", program, str(tmp_path / "i.qama"), str(tmp_path / "q.npy")]
+    assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == "False"
+
+
+def test_without_torch_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    monkeypatch.delitem(sys.modules, "faiss_qama.training.train")
+    with pytest.raises(ImportError, match=r"pip install 'faiss-qama\[train\]'"):
+        fit_quietly(make_vectors(400), layout="2x18", train=TrainConfig(**SHORT))
+
+
+def test_too_few_to_judge_by_is_refused():
+    with pytest.raises(ValueError, match="at least 60 queries, or without queries 200 documents; got 90"):
+        fit_quietly(make_vectors(100), layout="2x18", train=TrainConfig(**SHORT))
