@@ -41,8 +41,6 @@ class Adapter(nn.Module):
         if kind == "linear":
             return
         width = 2 * columns if kind == "bottleneck" else width
-        if through and width < 2 * columns:
-            raise ValueError(f"a {kind} network of {columns} columns needs {2 * columns} hidden units; got {width}")
         self.hidden = nn.Linear(d, width)
         self.out = nn.Parameter(torch.zeros(columns, width))
         with torch.no_grad():

@@ -14,7 +14,7 @@ from faiss_qama.training.data import Draw, harder
 from faiss_qama.training.train_config import TrainConfig
 
 MINED = 20_000  # documents that stand in for queries, at most: what finding their neighbours costs is seconds
-NEIGHBOURS = 20  # hard documents are drawn from so many nearest ones
+NEIGHBOURS = 50  # hard documents are drawn from so many nearest ones
 BLOCK = 1024
 
 

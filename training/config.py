@@ -144,6 +144,8 @@ class FitConfig:
             if end > layout.components:
                 raise ValueError(f"slices end at {end}; layout {layout} has {layout.components} components")
             layout.truncate(end)  # raises where that would split a pair
+        if self.train is not None:
+            self.train.check(layout, d)
         return layout
 
     def slices_in(self, layout: CodeLayout) -> list[int]:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import kl_div, log_softmax, relu, sigmoid
 
+NEAREST = 32  # documents of a query that correlation looks at
 OUT = -1e4  # the score of a pair that is not to be looked at
 
 
@@ -49,6 +50,19 @@ def rank(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) ->
     ours, theirs = scores.gather(1, order), teacher.gather(1, order)
     seen = theirs[:, 1:].isfinite()
     return sigmoid(10 * (ours[:, 1:] - ours[:, :-1]))[seen].mean()
+
+
+def correlation(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) -> Tensor:
+    """How far ours are from a line through the teacher's, over the ``NEAREST`` documents of a query: 1 - Pearson's r.
+
+    Recall is decided among these; a softmax looks at the one or two nearest documents, or at all the far ones. A factor
+    and a shift a query change no ranking, and none of them changes this.
+    """
+    theirs, top = teacher.topk(min(NEAREST, teacher.shape[1]), dim=1)
+    ours, seen = scores.gather(1, top), theirs.isfinite().to(scores.dtype)
+    ours, theirs = (_centred(s.masked_fill(seen == 0, 0), seen) for s in (ours, theirs))
+    scale = (ours.square().sum(dim=1) * theirs.square().sum(dim=1)).sqrt()
+    return 1 - ((ours * theirs).sum(dim=1) / (scale + 1e-12)).mean()
 
 
 def contrastive(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) -> Tensor:
@@ -136,8 +150,13 @@ def _divergence(a: Tensor, b: Tensor) -> Tensor:
     return kl_div(a, b, reduction="batchmean", log_target=True)
 
 
+def _centred(scores: Tensor, seen: Tensor) -> Tensor:
+    """Return ``scores`` less the mean of those that are ``seen``, the others 0."""
+    return (scores - (scores * seen).sum(dim=1, keepdim=True) / seen.sum(dim=1, keepdim=True)) * seen
+
+
 def _log_softmax(scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return log_softmax(scores.masked_fill(teacher.isinf(), OUT) / temperature, dim=1)
 
 
-SCORE_LOSSES = {f.__name__: f for f in (mse, kl, distillation, rank, contrastive)}
+SCORE_LOSSES = {f.__name__: f for f in (mse, kl, distillation, rank, correlation, contrastive)}

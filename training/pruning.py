@@ -78,7 +78,8 @@ class Pruning(nn.Module):
             place = torch.arange(len(a), device=a.device)
             base = self.config.base * (1 + done)
             stays = a >= base / torch.exp(-self.config.decay * place)
-            stays[a.topk(min(FEWEST, len(a))).indices] = True
+            if stays.sum() < FEWEST:
+                stays[a.topk(min(FEWEST, len(a))).indices] = True
             self.mask *= stays
         return {
             "active": int(self.mask.sum()),

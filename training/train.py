@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -76,7 +76,7 @@ def train(
     journal = Journal(folder, settings, [drawn.train, drawn.train_qrels, *arrays.values()])
     model.match_hamming(*_coded(model, batches[0], device))
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
-    current: Model = averaged.module
+    current = cast(Model, averaged.module)
     modules: dict[str, nn.Module] = {"model": model, "averaged": averaged}
     best = journal.resume(modules, optimizer) or _copy(model)
 

@@ -7,7 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-SCORE_LOSSES = ("mse", "kl", "distillation", "rank", "contrastive")
+from faiss_qama.layout import CodeLayout
+
+SCORE_LOSSES = ("mse", "kl", "distillation", "rank", "correlation", "contrastive")
 STAGES = ("float", "adc", "hamming")
 CODE_LOSSES = (
     "information_bottleneck",
@@ -118,6 +120,18 @@ class TrainConfig:
         if self.hard + self.random < 1:
             raise ValueError("hard and random are both 0, so a step would have no documents")
 
+    def check(self, layout: CodeLayout, d: int) -> None:
+        """Raise ValueError where ``layout`` of vectors of dimension ``d`` cannot be trained so."""
+        for what in ("pruning", "bottleneck"):
+            wanted = self.pruning is not None if what == "pruning" else self.adapter == what
+            if wanted and {segment.bits for segment in layout.segments} != {"1"}:
+                raise ValueError(f"{what} needs a layout of 1 bit; got {layout}")
+        if self.adapter == "feedforward" and self.expansion * d < 2 * layout.columns:
+            raise ValueError(
+                f"adapter feedforward needs two hidden units a column, {2 * layout.columns} for {layout}; "
+                f"expansion {self.expansion:g} of {d} dimensions gives {self.expansion * d:.0f}"
+            )
+
     def _check_names(self) -> None:
         for name, known, values in (
             ("loss", LOSSES, list(self.losses)),
@@ -169,7 +183,7 @@ def make(kind: Any, settings: object, where: str) -> Any:
 
 
 def _schedule(name: str, value: Any) -> Schedule:
-    ends = [value, value] if isinstance(value, int | float | str) else list(value)
+    ends: list[Any] = list(value) if isinstance(value, list | tuple) else [value, value]
     if len(ends) != 2 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in ends):
         raise TypeError(f"{name} must be a number, or [first, last]; got {value!r}")
     if not all(0 <= v < float("inf") for v in ends):
