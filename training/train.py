@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
@@ -75,7 +75,7 @@ def train(
     settings |= {"train": asdict(config), "ends": ends, "seed": seed}
     journal = Journal(folder, settings, [drawn.train, drawn.train_qrels, *arrays.values()])
     model.match_hamming(*_coded(model, batches[0], device))
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(AVERAGING))
+    averaged = AveragedModel(model, avg_fn=_average)
     current = cast(Model, averaged.module)
     modules: dict[str, nn.Module] = {"model": model, "averaged": averaged}
     best = journal.resume(modules, optimizer) or _copy(model)
@@ -194,6 +194,11 @@ def _coded(model: Model, batch: Batch, device: torch.device) -> tuple[Any, Any, 
     xq, x, _, teacher = _tensors(model, batch, device)
     temperature = model.config.temperature[0]
     return model.code_queries(xq, temperature), model.code_documents(x, temperature), teacher
+
+
+def _average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
+    """Return the moving average of a parameter after ``steps`` steps, which forgets fast at first."""
+    return current.lerp(averaged, min(AVERAGING, (1 + int(steps)) / (10 + int(steps))))
 
 
 def _copy(model: Model) -> dict[str, Tensor]:

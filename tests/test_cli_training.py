@@ -1,0 +1,89 @@
+"""Training from the command line: what it prints, what it leaves, and what an interruption leaves."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from test_cli import run
+from test_train import make_pairs
+
+from faiss_qama import QamaIndex
+
+CONFIG = "layout: 2x18\ntrain: {epochs: %d, epoch_steps: 20, batch: 64, random: 64, learning_rate: 0.003}\n"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("training")
+    x, xq, qrels = make_pairs(600)
+    np.save(path / "corpus.npy", x)
+    np.save(path / "queries.npy", xq)
+    rows = "".join(f"{q}\t{d}\t{g}\n" for q, d, g in qrels)
+    (path / "qrels.tsv").write_text("query\tdocument\tgrade\n" + rows)
+    (path / "bad.tsv").write_text("query\tdocument\tgrade\n0\t5\t1\n1\tfive\t1\n")
+    (path / "short.yaml").write_text(CONFIG % 4)
+    (path / "long.yaml").write_text(CONFIG % 4000 + "")
+    return path
+
+
+def test_fit_on_pairs_says_what_it_was_worth(folder):
+    done = run("fit", "corpus.npy", "--config", "short.yaml", "--pairs", "queries.npy", "qrels.tsv", cwd=folder)
+    lines = done.stdout.splitlines()
+    record = QamaIndex.load(folder / "corpus.qama").quantizer.config["training"]
+    assert record["kept"] == "trained"
+    after, before = (record[which]["adc"]["nDCG@10"] for which in ("trained", "closed form"))
+    assert after > 1.2 * before
+    assert f"nDCG@10 {after:.3f} (closed form {before:.3f})" in lines[2]
+    assert lines[2].startswith("training    4 epochs in ")
+    assert lines[2].endswith(f"kept the trained quantizer, {100 * record['gain']:.1f} % better")
+    assert lines[3].split()[0] == "loss"
+    assert lines[4].startswith("on 100 held-out queries")
+    assert "nDCG@10" in lines[4]
+    exact, codes = (float(line.split()[-3]) for line in lines[5:7])
+    assert codes > 1.2 * exact
+    left = sorted(f.name for f in (folder / "corpus.qama.training").iterdir())
+    assert left == ["log.jsonl"]
+    log = [json.loads(line) for line in (folder / "corpus.qama.training" / "log.jsonl").read_text().splitlines()]
+    assert log == record["log"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--pairs queries.npy bad.tsv", "bad.tsv: line 3: whole numbers are needed; got '1\\tfive\\t1'"),
+        ("--pairs queries.npy none.tsv", "none.tsv: No such file"),
+        ("--pairs corpus.npy queries.npy", "queries.npy: not UTF-8 text"),
+        ("--pairs queries.npy", "requires 2 arguments"),
+    ],
+)
+def test_wrong_pairs_are_one_line_before_anything_is_written(folder, arguments, message):
+    done = run("fit", "corpus.npy", "-o", "never.qama", *arguments.split(), cwd=folder, check=2)
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (folder / "never.qama").exists()
+    assert not (folder / "never.qama.training").exists()
+
+
+def test_interrupting_leaves_the_checkpoint_and_the_old_index(folder):
+    run("fit", "corpus.npy", "-o", "kept.qama", cwd=folder)
+    before = {f.name: f.read_bytes() for f in (folder / "kept.qama").iterdir()}
+    command = [sys.executable, "-m", "faiss_qama.cli", "fit", "corpus.npy", "-o", "kept.qama", "--config", "long.yaml"]
+    command += ["--pairs", "queries.npy", "qrels.tsv"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    log = folder / "kept.qama.training" / "log.jsonl"
+    deadline = time.monotonic() + 60
+    while not (log.exists() and log.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert (output, errors.strip()) == ("", "interrupted")
+    assert {f.name: f.read_bytes() for f in (folder / "kept.qama").iterdir()} == before
+    assert (folder / "kept.qama.training" / "checkpoint.safetensors").exists()
+    assert len(log.read_text().splitlines()) >= 1

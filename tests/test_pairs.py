@@ -1,0 +1,105 @@
+"""Pairs at the door: what is wrong with a file is said by its line, before anything is trained or written."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import make_vectors
+
+from faiss_qama.training.data import HELD_OUT_PAIRS, draw
+from faiss_qama.training.pairs import read_pairs
+from faiss_qama.vectors import Corpus
+
+N, NQ = 500, 150
+CORPUS = Corpus(make_vectors(N))
+QUERIES = make_vectors(NQ, seed=1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("query\tdocument\tgrade\n0\t1\t1\n150\t1\t1\n", "line 3: query row 150, but there are 150"),
+        ("0\t500\t1\n", "line 1: corpus row 500, but there are 500"),
+        ("0\t-1\t1\n", "line 1: corpus row -1, but there are 500"),
+        ("q\td\tg\n0\t1\n", "line 2: 3 tab-separated columns are needed; got 2"),
+        ("q\td\tg\n0\tone\t1\n", "line 2: whole numbers are needed; got '0\\\\tone\\\\t1'"),
+        ("q\td\tg\n0\t1\t0.5\n", "line 2: whole numbers are needed"),
+        ("q\td\tg\n0\t1\t0\n3\t4\t-1\n", "no relevant pair: none of 2 grades is above 0"),
+        ("q\td\tg\n", "no rows"),
+        ("", "no rows"),
+    ],
+)
+def test_wrong_files_are_refused_by_line(tmp_path, text, message):
+    path = tmp_path / "qrels.tsv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        read_pairs(QUERIES, path, CORPUS)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("rows", "error", "message"),
+    [
+        ([(0, 1, 1), (150, 1, 1)], ValueError, "row 1: query row 150, but there are 150"),
+        ([(0, 500, 1)], ValueError, "row 0: corpus row 500, but there are 500"),
+        ([(0, 1)], ValueError, r"\(query row, corpus row, grade\) are needed; got shape \(1, 2\)"),
+        ([(0, 1, 0.5)], TypeError, "whole numbers are needed; got float64"),
+        ([("a", "b", "c")], TypeError, "whole numbers are needed"),
+        ([(0, 1, 0)], ValueError, "no relevant pair: none of 1 grades"),
+    ],
+)
+def test_wrong_rows_are_refused(rows, error, message):
+    with pytest.raises(error, match=message):
+        read_pairs(QUERIES, rows, CORPUS)
+
+
+def test_queries_of_another_dimension_are_refused():
+    with pytest.raises(ValueError, match="dimension 10, but 36 is needed"):
+        read_pairs(QUERIES[:, :10], [(0, 1, 1)], CORPUS)
+
+
+def test_a_file_and_rows_are_the_same_pairs(tmp_path):
+    rows = [(0, 1, 2), (3, 4, 0), (5, 6, 1)]
+    (tmp_path / "q.tsv").write_text("query\tdocument\tgrade\n" + "".join(f"{a}\t{b}\t{c}\n" for a, b, c in rows))
+    np.save(tmp_path / "q.npy", QUERIES)
+    pairs = read_pairs(tmp_path / "q.npy", tmp_path / "q.tsv", CORPUS)
+    np.testing.assert_array_equal(pairs.qrels, [(0, 1, 2), (5, 6, 1)])
+    np.testing.assert_array_equal(pairs.qrels, read_pairs(QUERIES, rows, CORPUS).qrels)
+
+
+@pytest.mark.parametrize("sample", [10_000, 60])
+def test_pairs_are_drawn_apart_and_point_at_what_they_pointed_at(sample):
+    rng = np.random.default_rng(0)
+    qrels = np.stack(
+        [np.repeat(np.arange(NQ - 10), 3), rng.integers(0, N, 3 * NQ - 30), np.tile([1, 2, 3], NQ - 10)], 1
+    )
+    x = np.concatenate(list(CORPUS.chunks()))
+    drawn = draw(CORPUS, None, sample, 0, read_pairs(QUERIES, qrels, CORPUS))
+    known = {(QUERIES[q].tobytes(), x[d].tobytes(), g) for q, d, g in qrels.tolist()}
+    parts = [
+        (drawn.train_queries, drawn.train_qrels, drawn.train),
+        (drawn.calibration, drawn.calibration_qrels, drawn.train),
+        (drawn.report, drawn.report_qrels, x),
+    ]
+    found = set()
+    for queries, rows, documents in parts:
+        assert set(rows[:, 0]) == set(range(len(queries)))
+        found |= {(queries[q].tobytes(), documents[d].tobytes(), g) for q, d, g in rows.tolist()}
+    assert found <= known
+    asked = min(sample, NQ - 10)
+    held = min(HELD_OUT_PAIRS, max(20, asked // 6))
+    assert [len(queries) for queries, _, _ in parts] == [asked - 2 * held, held, held]
+    everything = np.concatenate([queries for queries, _, _ in parts])
+    assert len(np.unique(everything, axis=0)) == asked
+    if sample == 10_000:
+        assert found == known
+
+
+def test_unlabelled_queries_beside_pairs_are_for_training():
+    qrels = [(q, q, 1) for q in range(NQ)]
+    more = make_vectors(30, seed=9)
+    drawn = draw(CORPUS, Corpus(more), 10_000, 0, read_pairs(QUERIES, qrels, CORPUS))
+    assert len(drawn.train_queries) == NQ - 50 + 30
+    assert drawn.train_qrels[:, 0].max() < NQ - 50
+    with pytest.raises(ValueError, match="at least 20 queries with a relevant document are needed; got 19"):
+        draw(CORPUS, None, 10_000, 0, read_pairs(QUERIES, qrels[:19], CORPUS))
