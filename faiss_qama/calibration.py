@@ -29,7 +29,8 @@ class Calibration:
     ----------
     n : vectors in the corpus it was measured on
     floats : (len(KS), len(OVERSAMPLES)) float64, recall@k when a store of floats rescores the candidates
-    codes : the same when the codes themselves do; it levels off below 1
+    codes : the same when the codes themselves do; it levels off below 1, but for what was trained on pairs, where it is
+        recall of what an exhaustive search by the same scores finds
     prefixes : by number of components, the same for prefixes of the code
     """
 

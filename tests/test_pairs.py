@@ -88,11 +88,25 @@ def test_pairs_are_drawn_apart_and_point_at_what_they_pointed_at(sample):
     assert found <= known
     asked = min(sample, NQ - 10)
     held = min(HELD_OUT_PAIRS, max(20, asked // 6))
-    assert [len(queries) for queries, _, _ in parts] == [asked - 2 * held, held, held]
+    assert [len(queries) for queries, _, _ in parts[1:]] == [held, held]
+    assert asked - 2 * held - 5 <= len(drawn.train_queries) <= asked - 2 * held
     everything = np.concatenate([queries for queries, _, _ in parts])
-    assert len(np.unique(everything, axis=0)) == asked
+    assert len(np.unique(everything, axis=0)) == len(everything)
     if sample == 10_000:
         assert found == known
+
+
+def test_queries_that_share_documents_are_held_out_together():
+    """Chains of five queries, each sharing a document with the next."""
+    qrels = [(q, d, 1) for q in range(NQ) for d in (q, q + 1 if q % 5 < 4 else q)]
+    drawn = draw(CORPUS, None, 10_000, 0, read_pairs(QUERIES, qrels, CORPUS))
+    rows = [
+        {int(np.flatnonzero((QUERIES == query).all(axis=1))[0]) // 5 for query in part}
+        for part in (drawn.train_queries, np.concatenate([drawn.calibration, drawn.report]))
+    ]
+    assert not rows[0] & rows[1]
+    assert len(drawn.train_queries) >= NQ - 50 - 4
+    assert len(drawn.calibration) == len(drawn.report) == 25
 
 
 def test_unlabelled_queries_beside_pairs_are_for_training():

@@ -56,6 +56,8 @@ def _measure(quantizer: Quantizer, drawn: Draw) -> Calibration:
     code = quantizer.encode(x)
     query_code = quantizer.encode_queries(xq)
     decoded = quantizer.decode(code)
+    # What was trained on pairs is not to find the floats' neighbours again: its own best hits are what is looked for.
+    own = quantizer.config.get("training", {}).get("kept") == "trained" and len(drawn.calibration_qrels) > 0
     sign = 1 if quantizer.metric == faiss.METRIC_INNER_PRODUCT else -1
 
     floats = np.zeros((len(KS), len(OVERSAMPLES)))
@@ -76,6 +78,8 @@ def _measure(quantizer: Quantizer, drawn: Draw) -> Calibration:
         sizes = np.einsum("qd,qd->q", xq[block], xq[block]) * (sign < 0)  # what L2 distances were rounded at
         for scores in zip(exact, asymmetric, hamming, sizes, strict=True):
             floats_of_one, codes_of_one = _curves(*scores)
+            if own:
+                codes_of_one, _ = _curves(scores[1], *scores[1:])
             floats += floats_of_one
             codes += codes_of_one
     return Calibration(len(x), floats / len(xq), codes / len(xq))

@@ -86,7 +86,16 @@ def _draw_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ran
     if len(asked) < MIN_QUERIES:
         raise ValueError(f"pairs: at least {MIN_QUERIES} queries with a relevant document are needed; got {len(asked)}")
     asked = rng.permutation(asked)[:sample]
+    # Queries that share a relevant document, directly or through others, are held out together, so that what is learned
+    # by heart does not look like what is learned. Where nearly all of them hang together that cannot be.
+    cluster = _clusters(asked, _of(pairs.qrels, asked))
+    whole = np.bincount(cluster).max() <= len(asked) // 2
+    if whole:
+        order = np.argsort(rng.permutation(cluster.max() + 1)[cluster], kind="stable")
+        asked, cluster = asked[order], cluster[order]
     held, parts = _split(asked, min(HELD_OUT_PAIRS, max(len(asked) // 6, MIN_QUERIES)))
+    if whole:
+        parts[2] = parts[2][cluster[2 * held :] != cluster[2 * held - 1]]
     calibration, report, train = (pairs.queries.take(part) for part in parts)
     qrels = [_of(pairs.qrels, part) for part in parts]
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
@@ -98,6 +107,20 @@ def _draw_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ran
     if held < MIN_QUERIES:
         calibration, qrels[0] = calibration[:0], NO_QRELS
     return Draw(corpus.take(rows), train, calibration, report, np.full(held, -1), qrels[2], qrels[0], qrels[1])
+
+
+def _clusters(queries: NDArray[np.int64], qrels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number a query, the same for those that ``qrels`` connect through shared documents."""
+    own = np.arange(len(queries))
+    _, documents = np.unique(qrels[:, 1], return_inverse=True)
+    while True:  # the least number spreads along the pairs
+        least = np.full(documents.max() + 1, len(queries))
+        np.minimum.at(least, documents, own[qrels[:, 0]])
+        spread = own.copy()
+        np.minimum.at(spread, qrels[:, 0], least[documents])
+        if (spread == own).all():
+            return np.unique(own, return_inverse=True)[1]
+        own = spread
 
 
 def _split(order: NDArray[np.int64], most: int) -> tuple[int, list[NDArray[np.int64]]]:

@@ -12,7 +12,7 @@ from faiss_qama.labels import Ids
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.training.data import Draw
 
-SAMPLE = 20_000
+SAMPLE = 100_000  # fewer documents would forgive a quantizer that confuses them
 K = 10
 
 
