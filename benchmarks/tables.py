@@ -34,6 +34,9 @@ def render() -> dict[Path, str]:
         "stock": _stock_table(data),
         "bases": _bases_table(data),
         "scale": _scale_table(data),
+        "training": _training_table(data),
+        "prefixes": _prefixes_table(data),
+        "ablation": _ablation_table(data),
     }
     files = {}
     for path in (RESULTS / "README.md", ROOT / "README.md"):
@@ -47,6 +50,60 @@ def render() -> dict[Path, str]:
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:
     return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+
+
+def _grouped(rows: list[dict[str, Any]]) -> dict[tuple[str, str, str], list[dict[str, Any]]]:
+    """Return the seeds of each configuration, layout and source of queries."""
+    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["config"], row["asked"], row["given"]), []).append(row)
+    return groups
+
+
+def _mean(rows: list[dict[str, Any]], which: str, stage: str, measure: str) -> float:
+    return float(np.mean([row[which][stage][measure] for row in rows]))
+
+
+def _training_table(data: dict[str, Any]) -> str:
+    rows = []
+    for name in SETS:
+        for (config, layout, given), seeds in _grouped(data[f"training-{name}"]["rows"]).items():
+            row = [f"`{config}`", layout, given, name]
+            for stage in ("adc", "hamming"):
+                for measure, form in (("ndcg", ".1f"), ("recall", ".3f")):
+                    row.append(" to ".join(f"{_mean(seeds, w, stage, measure):{form}}" for w in ("closed", "trained")))
+            kept = sum(seed["kept"] == "trained" for seed in seeds)
+            rows.append([*row, f"{kept} of {len(seeds)}", f"{np.mean([seed['seconds'] for seed in seeds]):.0f}"])
+    rows.sort(key=lambda row: [r[:3] for r in rows].index(row[:3]))
+    header = ["preset", "layout", "given", "data", "codes: nDCG %", "recall@10", "Hamming: nDCG %", "recall@10"]
+    return _markdown([*header, "trained one kept", "seconds"], rows)
+
+
+def _prefixes_table(data: dict[str, Any]) -> str:
+    rows = []
+    for name in SETS:
+        for (config, layout, _), seeds in _grouped(data[f"training-{name}"]["rows"]).items():
+            if "prefix" not in seeds[0]:
+                continue
+            row = [f"`{config}`", f"{seeds[0]['prefix_components']} of {layout}", name]
+            for full, prefix in (("closed", "closed_prefix"), ("trained", "prefix")):
+                whole, part = (_mean(seeds, which, "hamming", "ndcg") for which in (full, prefix))
+                row += [f"{whole:.1f}", f"{part:.1f}", f"{100 * part / whole:.1f}"]
+            rows.append(row)
+    sides = ("closed form", "trained")
+    header = ["", "components", "data"] + [f"{side}: {what}" for side in sides for what in ("all", "prefix", "share %")]
+    return _markdown(header, rows)
+
+
+def _ablation_table(data: dict[str, Any]) -> str:
+    rows = []
+    for row in data["training-ablation"]["rows"]:
+        cells = []
+        for parts in row["components"].values():
+            cells += [f"{parts[s]['ndcg']:.1f} / {parts[s]['recall']:.3f}" for s in ("adc", "hamming")]
+        rows.append([row["adapter"], row["label"], *cells, "yes" if row["kept"] == "trained" else "no"])
+    header = ["adapter", "losses"] + [f"{end}, {stage}" for end in (192, 96, 48) for stage in ("codes", "Hamming")]
+    return _markdown([*header, "better"], rows)
 
 
 def _percent(row: dict[str, Any], exact: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Measure what training is worth: python benchmarks/training.py DATA. Writes docs/results/training*.json and the tables.
+"""Measure what training is worth: python benchmarks/training.py DATA writes docs/results/training*.json, and tables.
 
 Quantizers are trained on a data set's corpus, its train queries or its train pairs, and measured on its test queries by
 exhaustive scans: ``adc`` scores decoded codes with the float query, ``hamming`` compares codes.
@@ -125,19 +125,29 @@ def trainings(bench: Bench, seeds: int) -> list[dict[str, Any]]:
             closed, closed_seconds = bench.fit(preset(name, layout, seed, train=None), given)
             trained, seconds = bench.fit(config, given)
             record = trained.config["training"]
-            row: dict[str, Any] = {"config": name, "layout": str(trained.layout), "given": given, "seed": seed}
-            row |= {"seconds": seconds, "closed_seconds": closed_seconds, "kept": record["kept"], "gain": record["gain"]}
+            row: dict[str, Any] = {"config": name, "asked": str(closed.layout), "layout": str(trained.layout)}
+            row |= {"given": given, "seed": seed}
+            row |= {
+                "seconds": seconds,
+                "closed_seconds": closed_seconds,
+                "kept": record["kept"],
+                "gain": record["gain"],
+            }
             row |= {"closed": bench.measure(closed), "trained": bench.measure(trained)}
             if name == "matryoshka":
                 end = PREFIX[str(layout)]
-                row |= {"prefix": bench.measure(trained.truncate(end)), "closed_prefix": bench.measure(closed.truncate(end))}
+                row |= {"prefix_components": end}
+                row |= {
+                    "prefix": bench.measure(trained.truncate(end)),
+                    "closed_prefix": bench.measure(closed.truncate(end)),
+                }
             rows.append(row)
             click.echo(f"{bench.folder.name}: {row}")
     return rows
 
 
 def ablation(bench: Bench) -> list[dict[str, Any]]:
-    """Measure each of ``ABLATION`` at all, half and a quarter of the components, for linear and feed-forward adapters."""
+    """Measure each of ``ABLATION`` at all, half and a quarter of the components, linear and feed-forward."""
     rows = []
     for adapter in ("linear", "feedforward"):
         for label, losses in ABLATION:
@@ -150,9 +160,7 @@ def ablation(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
-def _ablated(
-    bench: Bench, label: str, adapter: str, losses: dict[str, float] | None, quantizer: str
-) -> dict[str, Any]:
+def _ablated(bench: Bench, label: str, adapter: str, losses: dict[str, float] | None, quantizer: str) -> dict[str, Any]:
     train = None
     if losses is not None:
         train = preset("distill", None, 0).train

@@ -15,7 +15,12 @@ from test_train import make_pairs
 
 from faiss_qama import QamaIndex
 
-CONFIG = "layout: 2x18\ntrain: {epochs: %d, epoch_steps: 20, batch: 64, random: 64, learning_rate: 0.003, losses: {adc.contrastive: 1, hamming.contrastive: 1}}\n"
+CONFIG = """
+layout: 2x18
+train:
+  {epochs: %d, epoch_steps: 20, batch: 64, random: 64, learning_rate: 0.003,
+   losses: {adc.contrastive: 1, hamming.contrastive: 1}}
+"""
 
 
 @pytest.fixture(scope="module")

@@ -121,8 +121,8 @@ def test_missing_shortened_and_foreign_files_are_named(small, corpus, tmp_path, 
 def test_another_version_is_refused_with_both_numbers(small, corpus, tmp_path):
     make(small, "none", corpus[:20]).save(tmp_path / "i.qama")
     manifest = tmp_path / "i.qama" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 3'))
-    with pytest.raises(ValueError, match="version 2; this release reads faiss-qama versions 1 to 2"):
+    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
+    with pytest.raises(ValueError, match="version 3; this release reads faiss-qama versions 1 to 2"):
         QamaIndex.load(tmp_path / "i.qama")
 
 
@@ -248,21 +248,22 @@ def test_a_foreign_manifest_is_seen_before_anything_is_written(small, corpus, tm
 def test_no_pickle_and_a_manifest_that_people_can_read(small, corpus, tmp_path):
     make(small, "fp16", corpus).save(tmp_path / "i.qama")
     manifest = json.loads((tmp_path / "i.qama" / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"], manifest["ntotal"]) == ("faiss-qama", 1, len(corpus))
+    assert (manifest["format"], manifest["version"], manifest["ntotal"]) == ("faiss-qama", 2, len(corpus))
     assert manifest["quantizer"]["layout"] == "2x18"
     stored = np.load(tmp_path / "i.qama" / manifest["files"]["store"]["name"], allow_pickle=False)
     np.testing.assert_array_equal(stored, corpus.astype(np.float16))
 
 
-def test_a_version_1_bundle_loads_for_ever(request, tmp_path):
-    """Written by the first release; its answers are stored with it."""
+@pytest.mark.parametrize(("version", "n"), [("v1", 200), ("v2", 1003)])
+def test_a_bundle_of_each_version_loads_for_ever(request, tmp_path, version, n):
+    """Written when the format was new; its answers are stored with it. The second has a trained network and adapter."""
     folder = request.config.rootpath / "tests" / "data"
-    shutil.copytree(folder / "v1.qama", tmp_path / "v1.qama")
-    index = QamaIndex.load(tmp_path / "v1.qama")
-    answers = np.load(folder / "v1-answers.npz")
+    shutil.copytree(folder / f"{version}.qama", tmp_path / "i.qama")
+    index = QamaIndex.load(tmp_path / "i.qama")
+    answers = np.load(folder / f"{version}-answers.npz")
     scores, ids = index.search(answers["queries"], 5, oversample=4)
     np.testing.assert_array_equal(ids, answers["I"])
     np.testing.assert_allclose(scores, answers["D"], rtol=1e-5)
     assert index.d == D
-    assert index.quantizer.calibration.n == 200
+    assert index.quantizer.calibration.n == n
     np.testing.assert_array_equal(index.quantizer.calibration.floats, answers["floats"])

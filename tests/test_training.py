@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
 import warnings
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -9,7 +11,7 @@ import yaml
 from conftest import D, fit_quietly, make_vectors
 
 from faiss_qama import codes
-from faiss_qama.training import FitConfig, fit, rotation, thresholds
+from faiss_qama.training import FitConfig, TrainConfig, fit, rotation, thresholds
 from faiss_qama.training.closed_form import merge_pairs
 from faiss_qama.training.config import layout_for
 from faiss_qama.training.data import HELD_OUT, draw
@@ -211,13 +213,29 @@ def test_config_survives_yaml(tmp_path):
     assert FitConfig.from_yaml(tmp_path / "c.yaml") == config
 
 
-@pytest.mark.parametrize("name", ["fast", "binary", "ternary", "hybrid", "matryoshka"])
+PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", PRESETS)
 def test_presets_fit(name, request):
+    """Each is read, fits, and, where it trains, goes through three steps of its own training."""
     config = FitConfig.from_yaml(request.config.rootpath / "configs" / f"{name}.yaml")
+    assert (config.train is None) == (name in ("fast", "hybrid"))
+    if config.train is not None:
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1, epoch_steps=3))
     x = make_vectors(800, 384)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fitted on")
-        assert fit(x, config=config).layout == config.layout_in(384)
+        quantizer = fit(x, config=config)
+    assert quantizer.layout == config.layout_in(384)
+    if config.train is not None:
+        losses = quantizer.config["training"]["log"][0]["losses"]
+        assert {loss for loss in losses if loss not in ("entropy", "pruning")} == set(config.train.losses)
+        assert np.isfinite(list(losses.values())).all()
+
+
+def test_the_preset_for_pairs_is_the_default(request):
+    assert FitConfig.from_yaml(request.config.rootpath / "configs" / "pairs.yaml").train == TrainConfig()
 
 
 @pytest.mark.parametrize(
@@ -239,6 +257,22 @@ def test_presets_fit(name, request):
         ("[" * 100_000, "not YAML"),
         ("query_center: 2", "from 0 to 1; got 2"),
         ("- 1", "mapping of settings"),
+        ("train: 5", "train: a mapping of settings is needed; got 5"),
+        ("train: {adaptor: linear}", "train: unknown setting 'adaptor'"),
+        ("train: {adapter: cubic}", "unknown adapter 'cubic'; there are none, linear"),
+        ("train: {quantizer: hard}", "unknown quantizer 'hard'"),
+        ("train: {losses: {adc.mae: 1}}", "unknown loss 'adc.mae'; there are float.mse"),
+        ("train: {losses: {adc.mse: 0}}", "at least one weight above 0"),
+        ("train: {losses: {adc.mse: [1, 2, 3]}}", r"losses.adc.mse must be a number, or \[first, last\]"),
+        ("train: {losses: {adc.mse: -1}}", "losses.adc.mse must be at least 0; got -1"),
+        ("train: {temperature: 0}", "temperature must be from 1e-08 to inf"),
+        ("train: {epochs: 0}", "epochs must be from 1"),
+        ("train: {epochs: 1.5}", "train.epochs must be int; got 1.5"),
+        ("train: {learning_rate: .inf}", "learning_rate must be from 1e-08 to inf, and finite; got inf"),
+        ("train: {documents_as_queries: 2}", "from 0 to 1, and finite; got 2"),
+        ("train: {hard: 0, random: 0}", "no documents"),
+        ("train: {pruning: {decoy: 1}}", "pruning: unknown setting 'decoy'"),
+        ("{layout: 2x8, slices: some}", "slices must be component counts, or 'nested'; got 'some'"),
         ("a: [", "not YAML"),
     ],
 )

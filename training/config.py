@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
 from typing import Any
@@ -18,6 +18,7 @@ from faiss_qama.vectors import PathLike
 LAYOUTS: dict[str, Callable[[int], str]] = {
     "binary": lambda d: f"1x{d}",
     "ternary": lambda d: f"1.5x{d}",
+    "2-bit": lambda d: f"2x{d}",
     "hybrid": lambda d: ",".join(f"{bits}x{max(2, d // 8 * 2)}" for bits in ("2", "1.5", "1", "0.5")),
     "half-bit": lambda d: f"0.5x{d // 2 * 2}",
 }
@@ -72,8 +73,8 @@ class FitConfig:
     train: TrainConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.slices != "nested":
-            object.__setattr__(self, "slices", tuple(self.slices))
+        listed = _listed(self.slices)
+        object.__setattr__(self, "slices", "nested" if self.slices == "nested" else listed)
         if self.train is not None and not isinstance(self.train, TrainConfig):
             object.__setattr__(self, "train", make(TrainConfig, self.train, "train"))
         _check_types(self)
@@ -98,7 +99,6 @@ class FitConfig:
         ):
             if not good:
                 raise ValueError(f"{name} must be {possible}; got {getattr(self, name)}")
-        listed = () if isinstance(self.slices, str) else self.slices
         if any(s < 1 for s in listed) or any(a >= b for a, b in pairwise(listed)):
             raise ValueError(f"slices must be ascending and at least 1; got {self.slices}")
 
@@ -175,6 +175,13 @@ def layout_for(size: int, d: int) -> CodeLayout:
     return CodeLayout((Segment("2", min(d, 8 * size // 3)),))
 
 
+def _listed(slices: Iterable[int] | str) -> tuple[int, ...]:
+    """Return the component counts that are given as numbers."""
+    if isinstance(slices, str) and slices != "nested":
+        raise ValueError(f"slices must be component counts, or 'nested'; got {slices!r}")
+    return () if isinstance(slices, str) else tuple(slices)
+
+
 def _check_types(config: FitConfig) -> None:
     """Raise TypeError for a value that YAML or a caller gave the wrong type."""
     wanted: dict[str, tuple[type, ...]] = {
@@ -191,8 +198,7 @@ def _check_types(config: FitConfig) -> None:
         "seed": (int,),
     }
     values = {name: (getattr(config, name), types) for name, types in wanted.items()}
-    listed = () if isinstance(config.slices, str) else config.slices
-    values |= {f"slices[{i}]": (s, (int,)) for i, s in enumerate(listed)}
+    values |= {f"slices[{i}]": (s, (int,)) for i, s in enumerate(_listed(config.slices))}
     for name, (value, types) in values.items():
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise TypeError(f"{name} must be {' or '.join(t.__name__ for t in types)}; got {value!r}")

@@ -28,7 +28,12 @@ THRESHOLDS = ("learned", "moving", "fixed")
 SMALLEST = 1e-8  # of what must be above 0
 
 Schedule: TypeAlias = tuple[float, float]  # at the start and at the end, linear between
-DEFAULT_LOSSES: dict[str, Schedule] = {"adc.contrastive": (1.0, 1.0), "adc.distillation": (1.0, 1.0)}
+DEFAULT_LOSSES = {
+    "adc.contrastive": (1.0, 1.0),
+    "adc.distillation": (1.0, 1.0),
+    "hamming.contrastive": (0.2, 0.2),
+    "hamming.distillation": (0.2, 0.2),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +100,7 @@ class TrainConfig:
     random: int = 512
     documents_as_queries: float = 0.0
     noise: float = 0.0
-    learning_rate: float = 1e-3
+    learning_rate: float = 5e-4
     weight_decay: float = 0.0
     warmup: int = 50
     clip: float = 1.0
