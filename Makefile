@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint demo results clean
+.PHONY: test lint demo results training clean
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
@@ -21,6 +21,10 @@ demo: $(VENV)/demo.stamp
 # make results DATA=folder: remake docs/results from the data set folders in DATA.
 results: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/results.py $(DATA)
+
+# make training DATA=folder: remake what docs/results says about training (an hour and a half on two cores).
+training: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/training.py $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo

@@ -36,7 +36,12 @@ def test_tables_come_from_the_result_files(request):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CHANGELOG.md", *(f"docs/{n}.md" for n in ("architecture", "choosing-bytes", "operations"))]
+    "page",
+    [
+        "README.md",
+        "CHANGELOG.md",
+        *(f"docs/{n}.md" for n in ("architecture", "choosing-bytes", "operations", "training")),
+    ],
 )
 def test_links_lead_somewhere(request, page):
     path = request.config.rootpath / page

@@ -299,6 +299,26 @@ def test_documents_stand_in_for_queries_but_not_for_themselves():
     assert not (moved.queries[:, None] == x).all(axis=2).any()
 
 
+def test_a_document_that_is_the_query_is_no_answer_unless_it_is_labelled():
+    """Collections of questions hold the questions that are asked: they are neither trained on nor counted."""
+    x = make_vectors(1003)
+    xq = x[:200] * np.float32(1.001)
+    qrels = [(q, q if q % 2 else q + 300, 1) for q in range(200)]
+    drawn = draw(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
+    batch = Batches(drawn, TrainConfig(batch=60, hard=5, random=900), faiss.METRIC_INNER_PRODUCT, 0)[0]
+    twins = np.square(batch.documents - batch.queries[:, None]).sum(axis=2) < 1e-4
+    assert twins.any(axis=1).mean() > 0.5
+    np.testing.assert_array_equal(batch.itself, twins & (batch.grades == 0))
+    assert (twins & (batch.grades > 0)).any()
+    held_out = HeldOut(drawn, faiss.METRIC_INNER_PRODUCT)
+    exact = fit_quietly(x, layout="2x36")
+    quality = held_out.quality(exact)["adc"]
+    own = drawn.calibration_qrels[:, 1] == np.argmax(drawn.calibration @ drawn.train.T, axis=1)
+    assert quality["nDCG@10"] >= own.mean()
+    unlabelled = dataclasses.replace(drawn, calibration_qrels=drawn.calibration_qrels[:0])
+    assert HeldOut(unlabelled, faiss.METRIC_INNER_PRODUCT).quality(exact)["adc"]["recall@10"] > 0.6
+
+
 def test_slices_are_trained_and_calibrated():
     x, xq, qrels = make_pairs()
     settings = TrainConfig(losses={"hamming.distillation": 1.0, "orthogonality": 0.1}, **SHORT)

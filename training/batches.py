@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from faiss_qama.codes import Floats
 from faiss_qama.progress import progress
-from faiss_qama.training.data import Draw, harder
+from faiss_qama.training.data import SAME, Draw, harder, same
 from faiss_qama.training.train_config import TrainConfig
 
 MINED = 20_000  # documents that stand in for queries, at most: what finding their neighbours costs is seconds
@@ -27,7 +27,7 @@ class Batch:
     queries : (nq, d) float32
     documents : (n, d) float32
     grades : (nq, n) float32, 0 where a document is not known to be relevant
-    itself : (nq, n) bool, true where a document stands in for the query
+    itself : (nq, n) bool, true where a document is the query, or stands in for it
     """
 
     queries: Floats
@@ -77,12 +77,11 @@ class Batches:
             self._near[asked], rng.integers(0, width, (len(asked), config.hard if width else 0)), axis=1
         )
         documents = np.unique(np.concatenate([relevant, hard.ravel(), rng.integers(0, len(self._x), config.random)]))
-        return Batch(
-            self._questions[asked],
-            self._x[documents],
-            self._grades(first, count, documents),
-            self._rows[asked][:, None] == documents,
-        )
+        queries, x, grades = self._questions[asked], self._x[documents], self._grades(first, count, documents)
+        itself = self._rows[asked][:, None] == documents
+        squares = np.square(queries).sum(axis=1)[:, None]
+        itself |= squares + np.square(x).sum(axis=1) - 2 * queries @ x.T <= SAME * squares
+        return Batch(queries, x, grades, itself & (grades == 0))
 
     def _grades(self, first: NDArray[np.int64], count: NDArray[np.int64], documents: NDArray[np.int64]) -> Floats:
         grades = np.zeros((len(first), len(documents)), dtype=np.float32)
@@ -96,13 +95,13 @@ class Batches:
 
 
 def _nearest(questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int) -> NDArray[np.int64]:
-    """Return the nearest documents, (nq, NEIGHBOURS or fewer), of each question, itself left out."""
+    """Return the nearest documents, (nq, NEIGHBOURS or fewer), of each question, but for one that is the question."""
     k = min(NEIGHBOURS + 1, len(x))
     parts = []
     for start in progress(range(0, len(questions), BLOCK), "neighbours"):
         part = slice(start, start + BLOCK)
         _, I = faiss.knn(questions[part], x, k, metric=metric)
-        own = I == rows[part, None]
-        own[~own.any(axis=1), -1] = True  # then the last goes
-        parts.append(I[~own].reshape(len(I), k - 1))
+        own = (I == rows[part, None]) | same(questions[part], x[I])
+        last = np.where(own.any(axis=1), own.argmax(axis=1), k - 1)  # where there is none the last goes
+        parts.append(I[np.arange(k) != last[:, None]].reshape(len(I), k - 1))
     return np.concatenate(parts)

@@ -18,6 +18,7 @@ MIN_QUERIES = 20
 # Queries lie farther from their neighbours than documents do. Where documents stand in for queries, noise of this many
 # times their own distance from the centre moves them away; recall= then holds on the test queries of docs/results.
 NOISE = 1.25
+SAME = 1e-3  # squared distance, as a share of the squared length, of what one text was embedded to twice
 NO_QRELS = np.empty((0, 3), dtype=np.int64)
 
 
@@ -137,6 +138,16 @@ def _of(qrels: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.int6
     out: NDArray[np.int64] = qrels[there].copy()
     out[:, 0] = order[place[there]]
     return out
+
+
+def same(queries: Floats, documents: Floats) -> NDArray[np.bool_]:
+    """Return whether each of ``documents``, (nq, k, d), is the query, (nq, d), itself: nearer than .03 of its length.
+
+    Collections of questions hold the questions that are asked of them. Unlabelled, they are no answers.
+    """
+    distances = np.square(documents - queries[:, None]).sum(axis=2)
+    near: NDArray[np.bool_] = distances <= SAME * np.square(queries).sum(axis=1)[:, None]
+    return near
 
 
 def harder(x: Floats, center: Floats, noise: float, rng: np.random.Generator) -> Floats:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from faiss_qama.evaluation import TIE, ndcg
 from faiss_qama.labels import Ids
 from faiss_qama.quantizer import Quantizer
-from faiss_qama.training.data import Draw
+from faiss_qama.training.data import Draw, same
 
 SAMPLE = 100_000  # fewer documents would forgive a quantizer that confuses them
 K = 10
@@ -33,10 +34,13 @@ class HeldOut:
         rows = np.unique(np.concatenate([rows, drawn.calibration_qrels[:, 1]]))
         self.x = drawn.train[rows]
         self.qrels = None
+        self._rows, self._relevant = np.arange(len(self.queries))[:, None], np.empty(0, np.int64)
         if len(drawn.calibration_qrels):
             self.qrels = drawn.calibration_qrels.copy()
             self.qrels[:, 1] = np.searchsorted(rows, self.qrels[:, 1])
-        D, _ = faiss.knn(self.queries, self.x, min(K, len(self.x)), metric=metric)
+            self._relevant = self.qrels[:, 0] * len(self.x) + self.qrels[:, 1]
+        D, I = faiss.knn(self.queries, self.x, min(K + 1, len(self.x)), metric=metric)
+        D, _ = self._without_itself(D, I)
         self._bound = D[:, -1:]
 
     @property
@@ -46,17 +50,25 @@ class HeldOut:
 
     def quality(self, quantizer: Quantizer) -> Quality:
         """Return nDCG@10, if there are pairs, and recall@10 by stage."""
-        code, k = quantizer.encode(self.x), min(K, len(self.x))
-        _, by_adc = faiss.knn(quantizer.adapt_queries(self.queries), quantizer.decode(code), k, metric=self.metric)
+        code, k = quantizer.encode(self.x), min(K + 1, len(self.x))
+        by_adc = faiss.knn(quantizer.adapt_queries(self.queries), quantizer.decode(code), k, metric=self.metric)
         binary = faiss.IndexBinaryFlat(8 * quantizer.code_size)
         binary.add(code)
-        _, by_hamming = binary.search(quantizer.encode_queries(self.queries), k)
-        return {"adc": self._quality(by_adc), "hamming": self._quality(by_hamming)}
+        by_hamming = binary.search(quantizer.encode_queries(self.queries), k)
+        found = {"adc": by_adc, "hamming": by_hamming}
+        return {stage: self._quality(self._without_itself(D, I)[1]) for stage, (D, I) in found.items()}
 
     def gain(self, quality: Quality, reference: Quality) -> float:
         """Return how much better ``quality`` is than ``reference`` in what counts: the mean of the stages' shares."""
         ratios = [quality[stage][self.measure] / max(reference[stage][self.measure], 1e-9) for stage in reference]
         return float(np.mean(ratios)) - 1
+
+    def _without_itself(self, D: NDArray[Any], I: Ids) -> tuple[NDArray[Any], Ids]:
+        """Return the first K of K + 1 hits, but for one that is the query itself and not known to be relevant."""
+        own = same(self.queries, self.x[I]) & ~np.isin(I + self._rows * len(self.x), self._relevant)
+        last = np.where(own.any(axis=1), own.argmax(axis=1), I.shape[1] - 1)
+        kept = np.arange(I.shape[1]) != last[:, None]
+        return D[kept].reshape(len(D), -1), I[kept].reshape(len(I), -1)
 
     def _quality(self, found: Ids) -> dict[str, float]:
         x = self.x[found]

@@ -26,7 +26,7 @@ OUT = -1e4  # the score of a pair that is not to be looked at
 def mse(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) -> Tensor:
     """Squared difference of the similarities (QAMA, methodology, "similarity preservation")."""
     seen = teacher.isfinite()
-    return (scores - teacher)[seen].square().mean()
+    return (scores - teacher).masked_fill(~seen, 0).square().sum() / seen.sum().clamp(min=1)
 
 
 def kl(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) -> Tensor:
@@ -49,7 +49,7 @@ def rank(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) ->
     order = teacher.argsort(dim=1, descending=True)
     ours, theirs = scores.gather(1, order), teacher.gather(1, order)
     seen = theirs[:, 1:].isfinite()
-    return sigmoid(10 * (ours[:, 1:] - ours[:, :-1]))[seen].mean()
+    return (sigmoid(10 * (ours[:, 1:] - ours[:, :-1])) * seen).sum() / seen.sum().clamp(min=1)
 
 
 def correlation(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) -> Tensor:
@@ -152,7 +152,7 @@ def _divergence(a: Tensor, b: Tensor) -> Tensor:
 
 def _centred(scores: Tensor, seen: Tensor) -> Tensor:
     """Return ``scores`` less the mean of those that are ``seen``, the others 0."""
-    return (scores - (scores * seen).sum(dim=1, keepdim=True) / seen.sum(dim=1, keepdim=True)) * seen
+    return (scores - (scores * seen).sum(dim=1, keepdim=True) / seen.sum(dim=1, keepdim=True).clamp(min=1)) * seen
 
 
 def _log_softmax(scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
