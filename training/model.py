@@ -42,6 +42,8 @@ class Model(nn.Module):
 
     shift: Tensor
     spread: Tensor
+    matrix: Tensor
+    offset: Tensor
     used: Tensor
     below: Tensor
     bit_shares: Tensor
@@ -77,8 +79,9 @@ class Model(nn.Module):
         self.register_buffer("below", torch.from_numpy(below))
 
         self.values = nn.Parameter(torch.from_numpy(start.decoder.values.copy()), documents)
-        self.matrix = nn.Parameter(torch.from_numpy(start.decoder.matrix.copy()), documents)
-        self.offset = nn.Parameter(torch.from_numpy(start.decoder.offset.copy()), documents)
+        # The decoder's map stays: what queries learn does the same, and with orthogonal rows norms are cheap to find.
+        self.register_buffer("matrix", torch.from_numpy(start.decoder.matrix.copy()))
+        self.register_buffer("offset", torch.from_numpy(start.decoder.offset.copy()))
         # Hamming similarities are brought to the scale of the teacher's: a factor and a shift a slice.
         self.hamming_scale = nn.Parameter(torch.zeros(len(ends), 2))
         # What the bits' losses need: the share of documents that each is to be set in, and which bits are of one unit.
