@@ -29,6 +29,9 @@ from faiss_qama.vectors import Corpus, load_vectors
 
 _metric = click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True)
 _rescore = click.option("--rescore", type=click.Choice(STORES), default="fp16", show_default=True, help="Second stage.")
+_rescore_of_fit = click.option(
+    "--rescore", type=click.Choice(STORES), help="Second stage.  [default: fp16; codes with --pairs]"
+)
 _base = click.option("--base", default="BFlat", show_default=True, help="Binary index of the codes, such as BHNSW32.")
 
 
@@ -79,7 +82,7 @@ cli.add_command(eval_command)
     metavar="QUERIES QRELS",
     help="Train on queries, .npy, and a .tsv of which documents are relevant: query row, corpus row, grade.",
 )
-@_rescore
+@_rescore_of_fit
 @_base
 @nprobe_option
 @ef_search_option
@@ -92,7 +95,7 @@ def fit(
     size: int | None,
     queries_path: Path | None,
     pairs: tuple[Path, Path] | None,
-    rescore: str,
+    rescore: str | None,
     base: str,
     nprobe: int | None,
     ef_search: int | None,
@@ -112,6 +115,7 @@ def fit(
     queries = None if queries_path is None else Corpus(queries_path, vectors.shape[1])
     output = output or corpus[0].with_suffix(".qama")
     searched = given(nprobe=nprobe, efSearch=ef_search)
+    rescore = rescore or ("fp16" if pairs is None else "codes")  # floats would rank as they did before the training
     labelled = None if pairs is None else read_pairs(*pairs, vectors)
     click.echo(fit_index(vectors, output, config, METRIC_CHOICES[metric], rescore, queries, base, searched, labelled))
 

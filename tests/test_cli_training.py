@@ -33,7 +33,7 @@ def folder(tmp_path_factory):
     (path / "qrels.tsv").write_text("query\tdocument\tgrade\n" + rows)
     (path / "bad.tsv").write_text("query\tdocument\tgrade\n0\t5\t1\n1\tfive\t1\n")
     (path / "short.yaml").write_text(CONFIG % 4)
-    (path / "long.yaml").write_text(CONFIG % 4000 + "")
+    (path / "long.yaml").write_text(CONFIG % 4000)
     return path
 
 

@@ -88,6 +88,17 @@ def test_pairs_that_are_not_to_be_looked_at_do_not_count(name):
     assert a == pytest.approx(b)
 
 
+@pytest.mark.parametrize("name", ORACLES)
+def test_rows_without_differences_have_finite_gradients(name):
+    """A zero vector scores the same against everything; a query of duplicates is left with nothing to look at."""
+    scores = torch.zeros(3, 40, requires_grad=True)
+    teacher = torch.zeros(3, 40)
+    teacher[1] = -torch.inf
+    teacher[2] = torch.linspace(0, 1, 40)
+    losses.SCORE_LOSSES[name](scores, teacher, torch.zeros(3, 40), T).backward()
+    assert scores.grad.isfinite().all()
+
+
 @pytest.mark.parametrize("name", [name for name in ORACLES if name != "rank"])
 def test_steps_downhill_rank_better(name):
     scores = torch.tensor(SCORES, requires_grad=True)

@@ -84,7 +84,11 @@ def test_a_fit_with_pruning_logs_what_is_left():
     x = make_vectors(1003)
     settings = TrainConfig(pruning=PruningConfig(base=0.4), **PRUNED, learning_rate=1e-3)
     quantizer = fit_quietly(x, layout=f"1x{D}", rotation="none", train=settings)
-    log = quantizer.config["training"]["log"]
+    assert quantizer.config["training"]["kept"] == "trained"
+    record = quantizer.config["training"]
+    log = record["log"]
+    kept = log[-1]["active"] if record["kept"] == "trained" else D
+    assert quantizer.layout.components == kept
     assert [line["active"] for line in log[:2]] == [D, D]
     assert FEWEST <= log[-1]["active"] < D
     assert {"importance_min", "importance_mean", "importance_max", "temperature", "losses"} <= set(log[-1])

@@ -2,6 +2,7 @@
 
 Kinds:
 
+- ``none``: that map, as it is.
 - ``linear``: that map, trained.
 - ``residual``: that map, trained, plus a feed-forward network that starts at 0.
 - ``feedforward``: QAMA's W2 gelu(W1 x) (methodology, "Matryoshka adapter"), any width.
@@ -35,10 +36,12 @@ class Adapter(nn.Module):
         columns, d = start.shape
         matrix, bias = torch.from_numpy(start.matrix.copy()), torch.from_numpy(start.bias.copy())
         through = kind in ("feedforward", "bottleneck")  # nothing goes past the hidden layer
-        self.bias = nn.Parameter(bias)
-        self.matrix = nn.Parameter(torch.zeros_like(matrix) if through else matrix, requires_grad=not through)
+        self.bias = nn.Parameter(bias, requires_grad=kind != "none")
+        self.matrix = nn.Parameter(
+            torch.zeros_like(matrix) if through else matrix, requires_grad=kind in ("linear", "residual")
+        )
         self.hidden: nn.Linear | None = None
-        if kind == "linear":
+        if kind in ("none", "linear"):
             return
         width = 2 * columns if kind == "bottleneck" else width
         self.hidden = nn.Linear(d, width)

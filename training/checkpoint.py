@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,15 @@ class Journal:
         self._folder = folder
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
         for array in arrays:
-            digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+            digest.update(str(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
         self._key = digest.hexdigest()
 
     def resume(self, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Tensor] | None:
         """Bring ``modules``, ``optimizer`` and the log to where they were; return the best state, None at the start."""
         if self._folder is None:
             return None
-        self._folder.mkdir(exist_ok=True)
+        self._folder.mkdir(parents=True, exist_ok=True)
         tensors, metadata = _read(self._folder / CHECKPOINT)
         if metadata.get("training") != self._key:
             self._write_log()
@@ -85,12 +87,15 @@ def discard(folder: Path) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and metadata of a checkpoint; nothing if there is none, or a damaged one."""
+    """Return tensors and metadata of a checkpoint; nothing if there is none, or, with a warning, a damaged one."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = file.keys()
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (OSError, safetensors.SafetensorError):
+    except FileNotFoundError:
+        return {}, {}
+    except safetensors.SafetensorError as error:
+        warnings.warn(f"{path}: a damaged checkpoint, so the training begins anew ({error})", stacklevel=2)
         return {}, {}
 
 

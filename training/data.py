@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.codes import Floats
-from faiss_qama.quantizer import lengths
+from faiss_qama.quantizer import lengths, rescaled
 from faiss_qama.training.pairs import Pairs
 from faiss_qama.vectors import Corpus
 
@@ -50,6 +52,11 @@ class Draw:
     calibration_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
     report_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
 
+    def arrays(self) -> list[NDArray[Any]]:
+        """Return all of it but what is reported on."""
+        queries = self.calibration[:0] if self.train_queries is None else self.train_queries
+        return [self.train, queries, self.calibration, self.train_qrels, self.calibration_qrels]
+
 
 def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int, pairs: Pairs | None = None) -> Draw:
     """Draw at most ``sample`` vectors to fit on, and what is held out of that.
@@ -89,12 +96,14 @@ def _draw_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ran
     asked = rng.permutation(asked)[:sample]
     # Queries that share a relevant document, directly or through others, are held out together, so that what is learned
     # by heart does not look like what is learned. Where nearly all of them hang together that cannot be.
+    most = min(HELD_OUT_PAIRS, max(len(asked) // 6, MIN_QUERIES))
     cluster = _clusters(asked, _of(pairs.qrels, asked))
-    whole = np.bincount(cluster).max() <= len(asked) // 2
+    small = np.bincount(cluster)[cluster] <= most
+    whole = small.sum() >= 2 * most
     if whole:
-        order = np.argsort(rng.permutation(cluster.max() + 1)[cluster], kind="stable")
+        order = np.lexsort([rng.permutation(cluster.max() + 1)[cluster], ~small])
         asked, cluster = asked[order], cluster[order]
-    held, parts = _split(asked, min(HELD_OUT_PAIRS, max(len(asked) // 6, MIN_QUERIES)))
+    held, parts = _split(asked, most)
     if whole:
         parts[2] = parts[2][cluster[2 * held :] != cluster[2 * held - 1]]
     calibration, report, train = (pairs.queries.take(part) for part in parts)
@@ -104,7 +113,10 @@ def _draw_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ran
     for i in (0, 2):  # rows of the corpus become rows of what is drawn
         qrels[i][:, 1] = np.searchsorted(rows, qrels[i][:, 1])
     if queries is not None:
-        train = np.concatenate([train, queries.take(rng.permutation(len(queries))[:sample])])
+        more = queries.take(rng.permutation(len(queries))[:sample])
+        _, near = faiss.knn(more, np.concatenate([calibration, report]), 1, metric=faiss.METRIC_L2)
+        known = same(more, np.concatenate([calibration, report])[near], faiss.METRIC_L2)[:, 0]
+        train = np.concatenate([train, more[~known]])  # what is held out is not trained on under another name
     if held < MIN_QUERIES:
         calibration, qrels[0] = calibration[:0], NO_QRELS
     return Draw(corpus.take(rows), train, calibration, report, np.full(held, -1), qrels[2], qrels[0], qrels[1])
@@ -121,7 +133,7 @@ def _clusters(queries: NDArray[np.int64], qrels: NDArray[np.int64]) -> NDArray[n
         np.minimum.at(spread, qrels[:, 0], least[documents])
         if (spread == own).all():
             return np.unique(own, return_inverse=True)[1]
-        own = spread
+        own = spread[spread]  # and along what is known already
 
 
 def _split(order: NDArray[np.int64], most: int) -> tuple[int, list[NDArray[np.int64]]]:
@@ -140,11 +152,15 @@ def _of(qrels: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.int6
     return out
 
 
-def same(queries: Floats, documents: Floats) -> NDArray[np.bool_]:
+def same(queries: Floats, documents: Floats, metric: int) -> NDArray[np.bool_]:
     """Return whether each of ``documents``, (nq, k, d), is the query, (nq, d), itself: nearer than .03 of its length.
 
-    Collections of questions hold the questions that are asked of them. Unlabelled, they are no answers.
+    Collections of questions hold the questions that are asked of them. Unlabelled, they are no answers. Under the inner
+    product a query's length says nothing, so directions are compared.
     """
+    if metric == faiss.METRIC_INNER_PRODUCT:
+        queries = rescaled(queries, 1.0)
+        documents = rescaled(documents.reshape(-1, documents.shape[2]), 1.0).reshape(documents.shape)
     distances = np.square(documents - queries[:, None]).sum(axis=2)
     near: NDArray[np.bool_] = distances <= SAME * np.square(queries).sum(axis=1)[:, None]
     return near

@@ -14,6 +14,7 @@ from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.data import Draw, draw
 from faiss_qama.training.pairs import Qrels, read_pairs
+from faiss_qama.training.train_config import TrainConfig
 from faiss_qama.vectors import Corpus, PathLike, Source
 
 
@@ -36,7 +37,8 @@ def fit(
     metric : ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``
     queries : unlabelled (nq, d) queries, at least 20: they give the query side its own centre, and calibrate
     pairs : (nq, d) queries, and which documents are relevant to them: the path of a tab-separated file, or rows
-        (query row, corpus row, grade); at least 20 queries with a relevant document
+        (query row, corpus row, grade); at least 60 queries with a relevant document. They are trained on, by
+        ``TrainConfig()`` unless ``config.train`` says how
     checkpoint : a folder for the checkpoint and the log of a training, from which it goes on if it was interrupted
 
     Raises
@@ -48,6 +50,8 @@ def fit(
         if a training is asked for and torch is missing
     """
     config = config or FitConfig()
+    if pairs is not None and config.train is None:
+        config = replace(config, train=TrainConfig())
     source = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     if queries is not None and not isinstance(queries, Corpus):
         queries = Corpus(queries, source.shape[1], "queries")
@@ -61,6 +65,8 @@ def fit(
 
 def fit_draw(drawn: Draw, config: FitConfig, metric: int, checkpoint: Path | None = None) -> Quantizer:
     """Fit a quantizer to what was drawn from a corpus."""
+    if config.train is not None:
+        _check_trainable(drawn)
     quantizer = closed_form(drawn, config, metric)
     if config.train is not None:
         quantizer = _trained(quantizer, drawn, config, checkpoint)
@@ -68,23 +74,30 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int, checkpoint: Path | Non
     return calibrate(quantizer, drawn, ends[:-1])
 
 
-def _trained(start: Quantizer, drawn: Draw, config: FitConfig, checkpoint: Path | None) -> Quantizer:
-    """Return ``start`` after training, or as it is where that is better on the held-out queries."""
-    assert config.train is not None
+def _check_trainable(drawn: Draw) -> None:
+    """Raise ValueError or ImportError where a training cannot be, before anything is fitted."""
     if not len(drawn.calibration):
+        queries = "no" if drawn.train_queries is None else str(len(drawn.train_queries) + 2 * len(drawn.report))
         raise ValueError(
-            "training needs queries to judge it by: at least 60 queries, or without queries 200 documents; "
-            f"got {len(drawn.train)} documents"
+            "training holds queries out to be judged by, so it needs 60 of them, or without queries 200 documents; "
+            f"got {queries} queries and {len(drawn.train) + len(drawn.report_rows[drawn.report_rows >= 0])} documents"
         )
     try:
-        from faiss_qama.training.train import train
+        import torch  # noqa: F401
     except ImportError as error:
         raise ImportError(f"training needs torch: pip install 'faiss-qama[train]' ({error})") from None
+
+
+def _trained(start: Quantizer, drawn: Draw, config: FitConfig, checkpoint: Path | None) -> Quantizer:
+    """Return ``start`` after training, or as it is where that is better on the held-out queries."""
+    from faiss_qama.training.train import train  # here, because the closed form needs no torch
+
+    assert config.train is not None
     ends = sorted({*config.slices_in(start.layout), start.layout.components})
     training = train(start, drawn, config.train, ends, config.seed, checkpoint)
-    kept = training.quantizer if training.gain > 0 else start
+    kept = training.quantizer if training.better else start
     record: dict[str, Any] = {
-        "kept": "trained" if training.gain > 0 else "closed form",
+        "kept": "trained" if training.better else "closed form",
         "measure": training.measure,
         "closed form": training.closed_form,
         "trained": training.trained,

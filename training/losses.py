@@ -61,8 +61,9 @@ def correlation(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: fl
     theirs, top = teacher.topk(min(NEAREST, teacher.shape[1]), dim=1)
     ours, seen = scores.gather(1, top), theirs.isfinite().to(scores.dtype)
     ours, theirs = (_centred(s.masked_fill(seen == 0, 0), seen) for s in (ours, theirs))
-    scale = (ours.square().sum(dim=1) * theirs.square().sum(dim=1)).sqrt()
-    return 1 - ((ours * theirs).sum(dim=1) / (scale + 1e-12)).mean()
+    # Within the root, because the root of 0, of a query whose scores are all the same, has no gradient.
+    scale = (ours.square().sum(dim=1) * theirs.square().sum(dim=1) + 1e-16).sqrt()
+    return 1 - ((ours * theirs).sum(dim=1) / scale).mean()
 
 
 def contrastive(scores: Tensor, teacher: Tensor, grades: Tensor, temperature: float) -> Tensor:

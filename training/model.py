@@ -60,15 +60,16 @@ class Model(nn.Module):
         self.slice_weights = (weights / weights.sum()).tolist()
 
         documents = config.adapter != "none"
-        kind = config.adapter if documents else "linear"
-        self.adapter = Adapter(start.transform, kind, round(config.expansion * start.d)).requires_grad_(documents)
-        if self.adapter.hidden is not None and kind != "residual":
-            self.adapter.matrix.requires_grad_(False)
+        self.adapter = Adapter(start.transform, config.adapter, round(config.expansion * start.d))
         self.gain = float(start.config.get("query_gain", 1.0))
         shift = start.query_transform.bias - np.float32(self.gain) * start.transform.bias
         self.register_buffer("shift", torch.from_numpy(shift))
-        self.query_adapter = Adapter(start.query_transform, "linear") if config.query_side else None
-        self.query_matrix = nn.Parameter(torch.eye(start.d)) if config.query_side else None
+        # Of the two query sides, one that no loss reaches would stay behind while the documents' side moves.
+        stages = {name.split(".")[0] for name in config.losses}
+        own = config.query_side and bool(stages & {"float", "hamming"})
+        self.query_adapter = Adapter(start.query_transform, "linear") if own else None
+        own = config.query_side and "adc" in stages
+        self.query_matrix = nn.Parameter(torch.eye(start.d)) if own else None
 
         z = start.transform(x)
         self.register_buffer("spread", torch.from_numpy(np.maximum(z.std(axis=0), 1e-9)))
@@ -82,8 +83,8 @@ class Model(nn.Module):
         # The decoder's map stays: what queries learn does the same, and with orthogonal rows norms are cheap to find.
         self.register_buffer("matrix", torch.from_numpy(start.decoder.matrix.copy()))
         self.register_buffer("offset", torch.from_numpy(start.decoder.offset.copy()))
-        # Hamming similarities are brought to the scale of the teacher's: a factor and a shift a slice.
-        self.hamming_scale = nn.Parameter(torch.zeros(len(ends), 2))
+        # Similarities of columns and of bits are brought to the scale of the teacher's: a factor and a shift a slice.
+        self.scales = nn.Parameter(torch.zeros(2, len(ends), 2))
         # What the bits' losses need: the share of documents that each is to be set in, and which bits are of one unit.
         shares: list[float] = []
         units: list[int] = []
@@ -113,8 +114,11 @@ class Model(nn.Module):
         return -torch.cdist(xq, x).square() / (2 * self.start.scale**2)
 
     def float_scores(self, queries: Coded, documents: Coded) -> list[Tensor]:
-        """Return the cosines of the columns, a (nq, n) tensor a slice."""
-        return [normalize(queries.z[:, :end]) @ normalize(documents.z[:, :end]).T for end in self.column_ends]
+        """Return the cosines of the columns on the teacher's scale, a (nq, n) tensor a slice."""
+        return _scaled(
+            self.scales[0],
+            [normalize(queries.z[:, :end]) @ normalize(documents.z[:, :end]).T for end in self.column_ends],
+        )
 
     def adc_scores(self, xq: Tensor, decoded: list[Tensor]) -> list[Tensor]:
         """Return the scores of float queries against decoded documents, a (nq, n) tensor a slice."""
@@ -129,21 +133,20 @@ class Model(nn.Module):
     def hamming_scores(self, queries: Coded, documents: Coded) -> list[Tensor]:
         """Return the Hamming similarities on the teacher's scale, a (nq, n) tensor a slice."""
         a, b = 2 * queries.bits - 1, 2 * documents.bits - 1
-        scores = []
-        for end, (scale, shift) in zip(self.bit_ends, self.hamming_scale, strict=True):
-            scores.append(scale.exp() * (a[:, :end] @ b[:, :end].T / end) + shift)
-        return scores
+        return _scaled(self.scales[1], [a[:, :end] @ b[:, :end].T / end for end in self.bit_ends])
 
     @torch.no_grad()
-    def match_hamming(self, queries: Coded, documents: Coded, teacher: Tensor) -> None:
-        """Set the scale of the Hamming similarities to that of the ``teacher``, by least squares on a batch."""
-        self.hamming_scale.zero_()
-        seen = teacher.isfinite()
-        for row, scores in zip(self.hamming_scale, self.hamming_scores(queries, documents), strict=True):
-            s, t = scores[seen], teacher[seen]
-            slope = ((s - s.mean()) * (t - t.mean())).mean() / s.var().clamp(min=1e-12)
-            row[0] = slope.clamp(min=1e-3).log()
-            row[1] = t.mean() - row[0].exp() * s.mean()
+    def match(self, xq: Tensor, x: Tensor, teacher: Tensor) -> None:
+        """Bring similarities of columns and bits to the scale of the ``teacher``, by least squares on a batch."""
+        temperature, seen = self.config.temperature[0], teacher.isfinite()
+        queries, documents = self.code_queries(xq, temperature), self.code_documents(x, temperature)
+        self.scales.zero_()
+        for rows, score in zip(self.scales, (self.float_scores, self.hamming_scores), strict=True):
+            for row, scores in zip(rows, score(queries, documents), strict=True):
+                s, t = scores[seen], teacher[seen]
+                slope = ((s - s.mean()) * (t - t.mean())).mean() / s.var().clamp(min=1e-12)
+                row[0] = slope.clamp(min=1e-3).log()
+                row[1] = t.mean() - row[0].exp() * s.mean()
 
     def decode(self, bits: Tensor) -> list[Tensor]:
         """Return the decoded documents, a (n, d) tensor a slice."""
@@ -165,17 +168,26 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def follow(self, x: Tensor) -> None:
-        """After a step on documents ``x`` (n, d): update what follows the data rather than the gradient.
+        """Update what follows the data rather than the gradient, after a step.
 
-        Moving thresholds go to where the share of columns below them is what it was at the start.
+        Moving thresholds go to where the share of columns below them is what it was, of random documents ``x`` (n, d).
         """
         if self.pruning is not None:
             self.pruning.observe()
-        if self.config.thresholds == "moving":
-            ordered = self.adapter(x).sort(dim=0).values
-            place = (self.below * (len(x) - 1)).round().long()  # (columns, cuts)
-            own = ordered.T.gather(1, place)
-            self.thresholds.lerp_(torch.where(self.used, own, self.thresholds), 1 - self.config.momentum)
+        if self.config.thresholds != "moving" or self.config.adapter == "none":
+            return
+        ordered = self.adapter(x).sort(dim=0).values
+        place = (self.below * (len(x) - 1)).round().long()  # (columns, cuts)
+        own = ordered.T.gather(1, place)
+        self.thresholds.lerp_(torch.where(self.used, own, self.thresholds), 1 - self.config.momentum)
+
+    def prune(self, averaged: Model, done: float) -> dict[str, float]:
+        """Prune this model and its moving average when ``done`` of the training is over; return the statistics."""
+        if self.pruning is None or averaged.pruning is None:
+            return {}
+        statistics = self.pruning.prune(done)
+        averaged.pruning.mask.copy_(self.pruning.mask)
+        return statistics
 
     def frozen(self) -> Quantizer:
         """Return the quantizer as it now is."""
@@ -214,3 +226,7 @@ class Model(nn.Module):
                 bits = 1 - (1 - bits[:, 0::2]) * (1 - bits[:, 1::2])
             parts.append(bits.flatten(1))
         return Coded(z, u, torch.cat(parts, dim=1))
+
+
+def _scaled(scales: Tensor, scores: list[Tensor]) -> list[Tensor]:
+    return [factor.exp() * s + shift for s, (factor, shift) in zip(scores, scales, strict=True)]

@@ -5,25 +5,27 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from faiss_qama.codes import Floats
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.training import losses
 from faiss_qama.training.batches import Batch, Batches
 from faiss_qama.training.checkpoint import Journal
+from faiss_qama.training.closed_form import fit_decoder
 from faiss_qama.training.data import Draw
 from faiss_qama.training.held_out import HeldOut, Quality
 from faiss_qama.training.model import Model
 from faiss_qama.training.train_config import SCORE_LOSSES, STAGES, TrainConfig, at
 
+DECODED = 20_000  # documents that a decoder is fitted to
 AVERAGING = 0.99  # what is kept is a moving average of the parameters: steps are noisy, because cuts are
 
 
@@ -33,10 +35,11 @@ class Training:
 
     Parameters
     ----------
-    quantizer : the best of the epochs on the held-out queries
-    measure : what counts there
-    closed_form, trained : what was measured there, of where it began and of ``quantizer``
-    gain : how much better ``trained`` is in what counts, as a share
+    quantizer : of the best epoch
+    measure : what counts on the held-out queries
+    closed_form, trained : what was measured there, of where it began (at as many components) and of ``quantizer``
+    gain : how much better ``trained`` is in what counts, as a share: the mean over the stages
+    better : whether it is, and in no stage worse
     log : what was logged, an epoch each
     """
 
@@ -45,6 +48,7 @@ class Training:
     closed_form: Quality
     trained: Quality
     gain: float
+    better: bool
     log: list[dict[str, Any]]
 
 
@@ -65,27 +69,27 @@ def train(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     batches = Batches(drawn, config, start.metric, seed)
-    held_out = HeldOut(drawn, start.metric)
+    held_out = HeldOut(drawn, start.metric, ends)
     model = Model(start, drawn.train, config, ends).to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
+    xq, x, _, teacher = tensors(model, batches[0], device)
+    model.match(xq, x, teacher)
+    averaged = AveragedModel(model, avg_fn=_average)
+    current = cast(Model, averaged.module)
 
     # Begin, or go on.
     arrays, settings = start.to_state()
     settings |= {"train": asdict(config), "ends": ends, "seed": seed}
-    journal = Journal(folder, settings, [drawn.train, drawn.train_qrels, *arrays.values()])
-    model.match_hamming(*_coded(model, batches[0], device))
-    averaged = AveragedModel(model, avg_fn=_average)
-    current = cast(Model, averaged.module)
-    modules: dict[str, nn.Module] = {"model": model, "averaged": averaged}
-    best = journal.resume(modules, optimizer) or _copy(model)
+    journal = Journal(folder, settings, [*arrays.values(), *drawn.arrays()])
+    best = journal.resume({"model": model, "averaged": averaged}, optimizer)
 
     closed_form = held_out.quality(start)
     for epoch in range(len(journal.log), config.epochs):
-        if _patience_is_over(journal.log, config.patience):
+        if _is_over(journal.log, config):
             break
         sums: Counter[str] = Counter()
-        started = time.perf_counter()
+        started, diverged = time.perf_counter(), False
         bar = progress(range(epoch * config.epoch_steps, (epoch + 1) * config.epoch_steps), f"epoch {epoch + 1}")
         for step in bar:
             # Where in the schedules this step is; a seed of its own makes a resumed training go the same way.
@@ -94,11 +98,14 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min((step + 1) / (config.warmup + 1), 1 - done)
 
-            # Forward, in bfloat16 where there is a GPU.
-            batch = batches[step]
+            # Forward, in bfloat16 where there is a GPU; but for the teacher, whose order that would blur.
+            batch = tensors(model, batches[step], device)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                parts = batch_losses(model, batch, done, epoch, device)
+                parts = batch_losses(model, batch, done, epoch)
                 loss = torch.stack(list(parts.values())).sum()
+            diverged = not bool(torch.isfinite(loss))
+            if diverged:
+                break
 
             # Backward.
             optimizer.zero_grad()
@@ -107,41 +114,50 @@ def train(
             optimizer.step()
 
             # What follows the data rather than the gradient.
-            model.follow(torch.from_numpy(batch.documents).to(device))
+            model.follow(torch.from_numpy(batches.documents(step)).to(device))
             averaged.update_parameters(model)
             sums.update({name: float(part.detach()) / config.epoch_steps for name, part in parts.items()})
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{float(loss.detach()):.4f}")
 
         # After an epoch: prune, look at the held-out queries, log, keep.
-        statistics = {} if model.pruning is None else model.pruning.prune((epoch + 1) / config.epochs)
-        quality = held_out.quality(current.frozen())
+        statistics = model.prune(current, (epoch + 1) / config.epochs)
+        quantizer = _frozen(current, drawn.train)
+        quality, reference = held_out.quality(quantizer), closed_form
+        if quantizer.layout != start.layout:  # at as many components
+            reference = held_out.quality(start.truncate(quantizer.layout.components))
         line = {
             "epoch": epoch + 1,
             "losses": dict(sums),
             "held_out": quality,
-            "gain": held_out.gain(quality, closed_form),
+            "closed_form": reference,
+            "gain": held_out.gain(quality, reference),
+            "diverged": diverged,
             "temperature": at(config.temperature, done),
             "learning_rate": optimizer.param_groups[0]["lr"],
             "seconds": time.perf_counter() - started,
             **statistics,
         }
-        if line["gain"] > max([0.0, *(earlier["gain"] for earlier in journal.log)]):
-            best = _copy(current)
-        journal.append(line, modules, best, optimizer)
+        if best is None or line is _best([*journal.log, line], config):
+            best = {name: tensor.detach().clone() for name, tensor in current.state_dict().items()}
+        journal.append(line, {"model": model, "averaged": averaged}, best, optimizer)
 
+    assert best is not None
     model.load_state_dict(best)
-    quantizer = model.frozen()
-    quality = held_out.quality(quantizer)
-    gain = held_out.gain(quality, closed_form)
-    return Training(quantizer, held_out.measure, closed_form, quality, gain, journal.log)
+    line = _best(journal.log, config)
+    quality, reference = line["held_out"], line["closed_form"]
+    better = line["gain"] > 0 and held_out.never_worse(quality, reference)
+    quantizer = _frozen(model, drawn.train)
+    return Training(quantizer, held_out.measure, reference, quality, line["gain"], better, journal.log)
 
 
-def batch_losses(model: Model, batch: Batch, done: float, epoch: int, device: torch.device) -> dict[str, Tensor]:
-    """Return the weighted losses of a batch by name, when ``done`` of the training is over."""
+def batch_losses(
+    model: Model, batch: tuple[Tensor, Tensor, Tensor, Tensor], done: float, epoch: int
+) -> dict[str, Tensor]:
+    """Return the weighted losses of a batch's :func:`tensors` by name, when ``done`` of the training is over."""
     config = model.config
     weights = {name: at(weight, done) for name, weight in config.losses.items()}
-    xq, x, grades, teacher = _tensors(model, batch, device)
+    xq, x, grades, teacher = batch
     temperature, score_temperature = at(config.temperature, done), at(config.score_temperature, done)
     queries, documents = model.code_queries(xq, temperature), model.code_documents(x, temperature)
     decoded = model.decode(documents.bits)
@@ -182,18 +198,24 @@ def batch_losses(model: Model, batch: Batch, done: float, epoch: int, device: to
     return parts
 
 
-def _tensors(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def tensors(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return queries, documents, grades, and the scores of the floats, -inf for pairs that are not to be looked at."""
     xq, x, grades, itself = (
         torch.from_numpy(a).to(device) for a in (batch.queries, batch.documents, batch.grades, batch.itself)
     )
     return xq, x, grades, model.teacher(xq, x).masked_fill(itself, -torch.inf)
 
 
-@torch.no_grad()
-def _coded(model: Model, batch: Batch, device: torch.device) -> tuple[Any, Any, Tensor]:
-    xq, x, _, teacher = _tensors(model, batch, device)
-    temperature = model.config.temperature[0]
-    return model.code_queries(xq, temperature), model.code_documents(x, temperature), teacher
+def _frozen(model: Model, x: Floats) -> Quantizer:
+    """Return the quantizer; where no loss has looked at what it decodes to, with a decoder fitted to ``x``."""
+    quantizer = model.frozen()
+    decoded = any(name.startswith("adc.") or name == "reconstruction" for name in model.config.losses)
+    if decoded or model.config.adapter == "none":
+        return quantizer
+    x = x[:: -(-len(x) // DECODED)]
+    z, decoder = quantizer.transform(x), quantizer.decoder
+    parts = x, z, quantizer.encode(x), decoder.offset, decoder.matrix, quantizer.layout
+    return replace(quantizer, decoder=fit_decoder(*parts, "least-squares"))
 
 
 def _average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
@@ -201,13 +223,13 @@ def _average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
     return current.lerp(averaged, min(AVERAGING, (1 + int(steps)) / (10 + int(steps))))
 
 
-def _copy(model: Model) -> dict[str, Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+def _best(log: list[dict[str, Any]], config: TrainConfig) -> dict[str, Any]:
+    """Return the epoch of the greatest gain; with pruning the last, whose code is the shortest."""
+    return log[-1] if config.pruning is not None else max(log, key=lambda line: line["gain"])
 
 
-def _patience_is_over(log: list[dict[str, Any]], patience: int) -> bool:
-    """Return whether no epoch of the last ``patience`` was the best so far."""
-    if not log:
+def _is_over(log: list[dict[str, Any]], config: TrainConfig) -> bool:
+    """Return whether training has diverged, or no epoch of the last ``patience`` was the best so far."""
+    if not log or config.pruning is not None:
         return False
-    gains = [line["gain"] for line in log]
-    return len(log) - 1 - int(np.argmax(gains)) >= patience
+    return bool(log[-1]["diverged"]) or len(log) - _best(log, config)["epoch"] >= config.patience

@@ -55,6 +55,12 @@ class PruningConfig:
     magnitude: float = 0.5
     regularisation: float = 0.001
 
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            most = 1 if f.name == "start" else 1e6
+            if not 0 <= getattr(self, f.name) <= most:
+                raise ValueError(f"pruning.{f.name} must be from 0 to {most:g}; got {getattr(self, f.name)}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -120,8 +126,12 @@ class TrainConfig:
         self._check_ranges()
         if self.adapter == "none" and not self.query_side:
             raise ValueError("adapter none without query_side leaves nothing to train")
-        if not any(max(weight) > 0 for weight in losses.values()):
-            raise ValueError("losses: at least one weight above 0 is needed")
+        if not any(first > 0 for first, _ in losses.values()):
+            raise ValueError("losses: at least one weight above 0 is needed at the start")
+        if self.adapter == "none" and not any("." in name for name in losses):
+            raise ValueError("adapter none trains queries alone, and losses of codes do not look at them")
+        if self.pruning is not None and self.thresholds != "learned":
+            raise ValueError(f"pruning learns its thresholds; got thresholds {self.thresholds}")
         if self.hard + self.random < 1:
             raise ValueError("hard and random are both 0, so a step would have no documents")
 
