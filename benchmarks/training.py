@@ -34,11 +34,9 @@ TRAININGS: list[tuple[str, str | None, str]] = [
     ("binary", None, "queries"),
     ("ternary", None, "queries"),
     ("adaptive-pruning", None, "queries"),
-    ("qama-2bit", None, "queries"),
-    ("qama", None, "queries"),
 ]
+SEEDS = 1
 PREFIX = {"2x384": 192, "2x192": 96}  # of Matryoshka codes
-SLOW = ("qama", "qama-2bit")  # networks of 32 d hidden units: measured on NFCorpus alone
 
 # One loss at a time beside what QAMA's adapter is trained with first: similarities of the columns before they are cut.
 BASE = {"float.mse": 1.0, "float.kl": 0.1}
@@ -118,9 +116,7 @@ def trainings(bench: Bench, seeds: int) -> list[dict[str, Any]]:
     """Measure each of ``TRAININGS`` beside its closed form."""
     rows = []
     for name, layout, given in TRAININGS:
-        if name in SLOW and bench.folder.name != "nfcorpus":
-            continue
-        for seed in range(seeds if name in ("pairs", "distill") else 1):
+        for seed in range(seeds):
             config = preset(name, layout, seed)
             closed, closed_seconds = bench.fit(preset(name, layout, seed, train=None), given)
             trained, seconds = bench.fit(config, given)
@@ -187,7 +183,7 @@ def main(data: Path, parts: tuple[str, ...], sets: tuple[str, ...]) -> None:
     for name in sets or SETS:
         bench = Bench(data / name)
         if not parts or "trainings" in parts:
-            write(f"training-{name}", {"rows": trainings(bench, seeds=1 if name == "quora" else 2)})
+            write(f"training-{name}", {"rows": trainings(bench, SEEDS)})
         if name == "nfcorpus" and (not parts or "ablation" in parts):
             write("training-ablation", {"set": name, "rows": ablation(bench)})
     for path, text in render().items():

@@ -31,8 +31,8 @@ Schedule: TypeAlias = tuple[float, float]  # at the start and at the end, linear
 DEFAULT_LOSSES = {
     "adc.contrastive": (1.0, 1.0),
     "adc.distillation": (1.0, 1.0),
-    "hamming.contrastive": (0.2, 0.2),
-    "hamming.distillation": (0.2, 0.2),
+    "hamming.contrastive": (0.1, 0.1),
+    "hamming.distillation": (0.1, 0.1),
 }
 
 
@@ -101,18 +101,18 @@ class TrainConfig:
     temperature: Schedule = (1.0, 1.0)
     thresholds: str = "learned"
     momentum: float = 0.99
-    batch: int = 256
-    hard: int = 2
-    random: int = 512
+    batch: int = 512
+    hard: int = 1
+    random: int = 1024
     documents_as_queries: float = 0.0
     noise: float = 0.0
     learning_rate: float = 5e-4
     weight_decay: float = 0.0
     warmup: int = 50
     clip: float = 1.0
-    epochs: int = 15
-    epoch_steps: int = 100
-    patience: int = 5
+    epochs: int = 30
+    epoch_steps: int = 50
+    patience: int = 6
     pruning: PruningConfig | None = None
 
     def __post_init__(self) -> None:
