@@ -213,8 +213,11 @@ def inspect(index_path: Path) -> None:
             except ValueError:
                 needs.append(f"{recall}: out of reach")
         rows.append(("", ", ".join(needs) + " (rescoring from floats)"))
-    settings = [f"{name} {value}" for name, value in quantizer.config.items() if value not in (None, [])]
-    rows.append(("settings", ", ".join(settings)))
+    config = dict(quantizer.config)
+    training = config.pop("training", None)
+    rows.append(("settings", ", ".join(f"{name} {value}" for name, value in config.items() if value not in (None, []))))
+    if training is not None:
+        rows += report.training_facts(training)
     rows.append(("written by", f"{manifest['written_by']}, generation {manifest['generation']}"))
     rows += [("", f"{f['name']}  {report.size_text(f['bytes'])}  checksum ok") for f in manifest["files"].values()]
     click.echo(report.facts(rows))

@@ -60,7 +60,9 @@ def quantizer_text(quantizer: Quantizer) -> str:
     if config["slices"]:
         transform += f" inside slices {'/'.join(map(str, config['slices']))}"
     thresholds = config["thresholds"]
-    return f"{quantizer.layout}, {transform}, {_THRESHOLDS.get(thresholds, thresholds + ' thresholds')}"
+    text = f"{quantizer.layout}, {transform}, {_THRESHOLDS.get(thresholds, thresholds + ' thresholds')}"
+    trained = config.get("training", {}).get("kept") == "trained"
+    return f"{text}, {config['train']['adapter']} adapter trained" if trained else text
 
 
 def training_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:

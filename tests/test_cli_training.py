@@ -45,6 +45,7 @@ def test_fit_on_pairs_says_what_it_was_worth(folder):
     after, before = (record[which]["adc"]["nDCG@10"] for which in ("trained", "closed form"))
     assert after > 1.2 * before
     assert f"nDCG@10 {after:.3f} (closed form {before:.3f})" in lines[2]
+    assert lines[1].startswith("quantizer   2x18, PCA + ITQ rotation, Lloyd-Max, linear adapter trained")
     assert lines[2].startswith("training    4 epochs in ")
     assert lines[2].endswith(f"kept the trained quantizer, {100 * record['gain']:.1f} % better")
     assert lines[3].split()[0] == "loss"
@@ -52,6 +53,9 @@ def test_fit_on_pairs_says_what_it_was_worth(folder):
     assert "nDCG@10" in lines[4]
     exact, codes = (float(line.split()[-3]) for line in lines[5:7])
     assert codes > 1.2 * exact
+    inspected = run("inspect", "corpus.qama", cwd=folder).stdout.splitlines()
+    assert [line for line in inspected if line.startswith("training")] == [lines[2]]
+    assert all(len(line) < 1200 for line in inspected)
     left = sorted(f.name for f in (folder / "corpus.qama.training").iterdir())
     assert left == ["log.jsonl"]
     log = [json.loads(line) for line in (folder / "corpus.qama.training" / "log.jsonl").read_text().splitlines()]
