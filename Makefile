@@ -22,7 +22,7 @@ demo: $(VENV)/demo.stamp
 results: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/results.py $(DATA)
 
-# make training DATA=folder: remake what docs/results says about training (an hour and a half on two cores).
+# make training DATA=folder: measure what is trained, into docs/results/training*.json (an hour and more on two cores).
 training: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/training.py $(DATA)
 

@@ -34,10 +34,11 @@ def render() -> dict[Path, str]:
         "stock": _stock_table(data),
         "bases": _bases_table(data),
         "scale": _scale_table(data),
-        "training": _training_table(data),
-        "prefixes": _prefixes_table(data),
     }
-    if "training-ablation" in data:  # takes as long as all the rest, so it is measured apart
+    # Training takes longer to measure than all the rest, so its files may not be there.
+    if all(f"training-{name}" in data for name in SETS):
+        tables |= {"training": _training_table(data), "prefixes": _prefixes_table(data)}
+    if "training-ablation" in data:
         tables["ablation"] = _ablation_table(data)
     files = {}
     for path in (RESULTS / "README.md", ROOT / "README.md"):

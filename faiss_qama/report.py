@@ -58,7 +58,8 @@ def quantizer_text(quantizer: Quantizer) -> str:
     ]
     transform = " + ".join(step for step in steps if step) or "no rotation"
     if config["slices"]:
-        transform += f" inside slices {'/'.join(map(str, config['slices']))}"
+        slices = config["slices"]
+        transform += f" inside slices {slices if isinstance(slices, str) else '/'.join(map(str, slices))}"
     thresholds = config["thresholds"]
     text = f"{quantizer.layout}, {transform}, {_THRESHOLDS.get(thresholds, thresholds + ' thresholds')}"
     trained = config.get("training", {}).get("kept") == "trained"

@@ -10,12 +10,13 @@ from numpy.typing import NDArray
 
 from faiss_qama.codes import Floats
 from faiss_qama.progress import progress
-from faiss_qama.training.data import SAME, Draw, harder
+from faiss_qama.training.data import Draw, harder
 from faiss_qama.training.train_config import TrainConfig
+from faiss_qama.training.twins import Twins
 
 MINED = 20_000  # documents that stand in for queries, at most: what finding their neighbours costs is seconds
 NEIGHBOURS = 50  # hard documents are drawn from so many nearest ones
-BLOCK = 1024
+BLOCK = 256  # questions whose neighbours' vectors are held at a time
 FOLLOWED = 512  # random documents whose columns moving thresholds follow
 
 
@@ -45,7 +46,8 @@ class Batches:
     """
 
     def __init__(self, drawn: Draw, config: TrainConfig, metric: int, seed: int) -> None:
-        self._x, self._config, self._metric, self._seed = drawn.train, config, metric, seed
+        self._x, self._config, self._seed = drawn.train, config, seed
+        self._twins = Twins(drawn.train, metric)
         rng = np.random.default_rng(seed)
         real = drawn.train[:0] if drawn.train_queries is None else drawn.train_queries
         self._share = 1.0 if not len(real) else config.documents_as_queries
@@ -56,7 +58,7 @@ class Batches:
         self._real = len(real)
         self._questions = np.concatenate([real, stand_ins])
         self._rows = np.concatenate([np.full(len(real), -1), rows])
-        self._near = _nearest(self._questions, self._rows, self._x, metric)
+        self._near = _nearest(self._questions, self._rows, self._x, metric, self._twins)
         order = np.argsort(drawn.train_qrels[:, 0], kind="stable")
         self._qrels = drawn.train_qrels[order]
         self._first = np.searchsorted(self._qrels[:, 0], np.arange(len(self._questions) + 1))
@@ -80,7 +82,7 @@ class Batches:
         documents = np.unique(np.concatenate([relevant, hard.ravel(), rng.integers(0, len(self._x), config.random)]))
         queries, x, grades = self._questions[asked], self._x[documents], self._grades(first, count, documents)
         itself = self._rows[asked][:, None] == documents
-        itself |= _same(queries @ x.T, queries, np.square(x).sum(axis=1), self._metric)
+        itself |= self._twins.between(queries, x)
         return Batch(queries, x, grades, itself & (grades == 0))
 
     def documents(self, step: int) -> Floats:
@@ -99,25 +101,14 @@ class Batches:
         return grades
 
 
-def _same(products: Floats, queries: Floats, norms: Floats, metric: int) -> NDArray[np.bool_]:
-    """Return what :func:`faiss_qama.training.data.same` does, (nq, k), from inner products and squared lengths."""
-    squares = np.square(queries).sum(axis=1)[:, None]
-    if metric == faiss.METRIC_INNER_PRODUCT:
-        near: NDArray[np.bool_] = products >= (1 - SAME / 2) * np.sqrt(squares * norms)
-    else:
-        near = squares + norms - 2 * products <= SAME * squares
-    return near
-
-
-def _nearest(questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int) -> NDArray[np.int64]:
+def _nearest(questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int, twins: Twins) -> NDArray[np.int64]:
     """Return the nearest documents, (nq, NEIGHBOURS or fewer), of each question, but for one that is the question."""
     k = min(NEIGHBOURS + 1, len(x))
-    parts, norms, squares = [], np.square(x).sum(axis=1), np.square(questions).sum(axis=1)
+    parts = []
     for start in progress(range(0, len(questions), BLOCK), "neighbours"):
         part = slice(start, start + BLOCK)
-        D, I = faiss.knn(questions[part], x, k, metric=metric)
-        products = D if metric == faiss.METRIC_INNER_PRODUCT else (squares[part, None] + norms[I] - D) / 2
-        own = (I == rows[part, None]) | _same(products, questions[part], norms[I], metric)
+        _, I = faiss.knn(questions[part], x, k, metric=metric)
+        own = (I == rows[part, None]) | twins.among(questions[part], x[I])
         last = np.where(own.any(axis=1), own.argmax(axis=1), k - 1)  # where there is none the last goes
         parts.append(I[np.arange(k) != last[:, None]].reshape(len(I), k - 1))
     return np.concatenate(parts)

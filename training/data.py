@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.codes import Floats
-from faiss_qama.quantizer import lengths, rescaled
+from faiss_qama.quantizer import lengths
 from faiss_qama.training.pairs import Pairs
+from faiss_qama.training.twins import Twins
 from faiss_qama.vectors import Corpus
 
 HELD_OUT = 300  # queries to calibrate on, or to report on: recall@10 to about .01
@@ -20,7 +21,6 @@ MIN_QUERIES = 20
 # Queries lie farther from their neighbours than documents do. Where documents stand in for queries, noise of this many
 # times their own distance from the centre moves them away; recall= then holds on the test queries of docs/results.
 NOISE = 1.25
-SAME = 1e-3  # squared distance, as a share of the squared length, of what one text was embedded to twice
 NO_QRELS = np.empty((0, 3), dtype=np.int64)
 
 
@@ -115,7 +115,7 @@ def _draw_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ran
     if queries is not None:
         more = queries.take(rng.permutation(len(queries))[:sample])
         _, near = faiss.knn(more, np.concatenate([calibration, report]), 1, metric=faiss.METRIC_L2)
-        known = same(more, np.concatenate([calibration, report])[near], faiss.METRIC_L2)[:, 0]
+        known = Twins(more, faiss.METRIC_L2).among(more, np.concatenate([calibration, report])[near])[:, 0]
         train = np.concatenate([train, more[~known]])  # what is held out is not trained on under another name
     if held < MIN_QUERIES:
         calibration, qrels[0] = calibration[:0], NO_QRELS
@@ -150,20 +150,6 @@ def _of(qrels: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.int6
     out: NDArray[np.int64] = qrels[there].copy()
     out[:, 0] = order[place[there]]
     return out
-
-
-def same(queries: Floats, documents: Floats, metric: int) -> NDArray[np.bool_]:
-    """Return whether each of ``documents``, (nq, k, d), is the query, (nq, d), itself: nearer than .03 of its length.
-
-    Collections of questions hold the questions that are asked of them. Unlabelled, they are no answers. Under the inner
-    product a query's length says nothing, so directions are compared.
-    """
-    if metric == faiss.METRIC_INNER_PRODUCT:
-        queries = rescaled(queries, 1.0)
-        documents = rescaled(documents.reshape(-1, documents.shape[2]), 1.0).reshape(documents.shape)
-    distances = np.square(documents - queries[:, None]).sum(axis=2)
-    near: NDArray[np.bool_] = distances <= SAME * np.square(queries).sum(axis=1)[:, None]
-    return near
 
 
 def harder(x: Floats, center: Floats, noise: float, rng: np.random.Generator) -> Floats:

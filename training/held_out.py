@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from faiss_qama.evaluation import TIE, ndcg
 from faiss_qama.labels import Ids
 from faiss_qama.quantizer import Quantizer
-from faiss_qama.training.data import Draw, same
+from faiss_qama.training.data import Draw
+from faiss_qama.training.twins import Twins
 
 SAMPLE = 100_000  # fewer documents would forgive a quantizer that confuses them
 K = 10
@@ -35,6 +36,7 @@ class HeldOut:
         rows = rng.choice(len(drawn.train), min(SAMPLE, len(drawn.train)), replace=False)
         rows = np.unique(np.concatenate([rows, drawn.calibration_qrels[:, 1]]))
         self.x = drawn.train[rows]
+        self._twins = Twins(self.x, metric)
         self.qrels = None
         self._rows, self._relevant = np.arange(len(self.queries))[:, None], np.empty(0, np.int64)
         if len(drawn.calibration_qrels):
@@ -80,7 +82,7 @@ class HeldOut:
 
     def _without_itself(self, D: NDArray[Any], I: Ids) -> tuple[NDArray[Any], Ids]:
         """Return the first K of K + 1 hits, but for one that is the query itself and not known to be relevant."""
-        own = same(self.queries, self.x[I], self.metric) & ~np.isin(I + self._rows * len(self.x), self._relevant)
+        own = self._twins.among(self.queries, self.x[I]) & ~np.isin(I + self._rows * len(self.x), self._relevant)
         last = np.where(own.any(axis=1), own.argmax(axis=1), I.shape[1] - 1)
         kept = np.arange(I.shape[1]) != last[:, None]
         return D[kept].reshape(len(D), -1), I[kept].reshape(len(I), -1)

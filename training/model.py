@@ -139,6 +139,8 @@ class Model(nn.Module):
     def match(self, xq: Tensor, x: Tensor, teacher: Tensor) -> None:
         """Bring similarities of columns and bits to the scale of the ``teacher``, by least squares on a batch."""
         temperature, seen = self.config.temperature[0], teacher.isfinite()
+        if seen.sum() < 2:  # every document is the query
+            return
         queries, documents = self.code_queries(xq, temperature), self.code_documents(x, temperature)
         self.scales.zero_()
         for rows, score in zip(self.scales, (self.float_scores, self.hamming_scores), strict=True):
