@@ -25,6 +25,15 @@ def run(*arguments, cwd, check=0, **options):
     return done
 
 
+# A shell's background jobs ignore Ctrl-C, and so do their children.
+INTERRUPTIBLE = (
+    sys.executable,
+    "-c",
+    "import signal, faiss_qama.cli as c; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "print('ready', flush=True); c.main()",
+)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("cli")
@@ -193,9 +202,8 @@ def test_too_few_to_measure_still_makes_an_index(tmp_path):
 def test_interrupting_leaves_the_old_index(folder):
     run("fit", "corpus.npy", "-o", "kept.qama", "--rescore", "none", cwd=folder)
     before = {f.name: f.read_bytes() for f in (folder / "kept.qama").iterdir()}
-    command = [sys.executable, "-c", "import faiss_qama.cli as c; print('ready', flush=True); c.main()"]
     process = subprocess.Popen(
-        [*command, "fit", "corpus.npy", "-o", "kept.qama"],
+        [*INTERRUPTIBLE, "fit", "corpus.npy", "-o", "kept.qama"],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

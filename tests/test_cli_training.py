@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-from test_cli import run
+from test_cli import INTERRUPTIBLE, run
 from test_train import make_pairs
 
 from faiss_qama import QamaIndex
@@ -82,7 +81,7 @@ def test_wrong_pairs_are_one_line_before_anything_is_written(folder, arguments, 
 def test_interrupting_leaves_the_checkpoint_and_the_old_index(folder):
     run("fit", "corpus.npy", "-o", "kept.qama", cwd=folder)
     before = {f.name: f.read_bytes() for f in (folder / "kept.qama").iterdir()}
-    command = [sys.executable, "-m", "faiss_qama.cli", "fit", "corpus.npy", "-o", "kept.qama", "--config", "long.yaml"]
+    command = [*INTERRUPTIBLE, "fit", "corpus.npy", "-o", "kept.qama", "--config", "long.yaml"]
     command += ["--pairs", "queries.npy", "qrels.tsv"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     log = folder / "kept.qama.training" / "log.jsonl"
@@ -92,7 +91,7 @@ def test_interrupting_leaves_the_checkpoint_and_the_old_index(folder):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert (output, errors.strip()) == ("", "interrupted")
+    assert (output, errors.strip()) == ("ready\n", "interrupted")
     assert {f.name: f.read_bytes() for f in (folder / "kept.qama").iterdir()} == before
     assert (folder / "kept.qama.training" / "checkpoint.safetensors").exists()
     assert len(log.read_text().splitlines()) >= 1
