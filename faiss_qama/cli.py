@@ -102,15 +102,13 @@ def fit(
     metric: str,
 ) -> None:
     """Fit a quantizer to CORPUS (one .npy file or several shards) and write an index of it."""
-    from faiss_qama.training import FitConfig, TrainConfig
+    from faiss_qama.training import FitConfig
     from faiss_qama.training.pairs import read_pairs
 
     settings = FitConfig.from_yaml(config_path).to_dict() if config_path is not None else {}
     if layout is not None or size is not None:
         settings |= {"layout": layout, "bytes": size}
-    if pairs is not None:
-        settings["train"] = settings.get("train") or TrainConfig()
-    config = FitConfig(**settings)
+    config = FitConfig(**settings) if pairs is None else FitConfig(**settings).for_pairs()
     vectors = Corpus(list(corpus))
     queries = None if queries_path is None else Corpus(queries_path, vectors.shape[1])
     output = output or corpus[0].with_suffix(".qama")

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from functools import partial
 
 import faiss
 import numpy as np
@@ -60,7 +61,7 @@ def trained(config: FitConfig, metric=faiss.METRIC_INNER_PRODUCT, unit=True):
         optimizer.zero_grad()
         loss.sum().backward()
         optimizer.step()
-        model.follow(torch.from_numpy(batches.documents(step)))
+        model.follow(partial(batches.documents, step))
     return start, model, x, xq
 
 

@@ -12,7 +12,7 @@ from faiss_qama.codes import Floats
 from faiss_qama.progress import progress
 from faiss_qama.training.data import Draw, harder
 from faiss_qama.training.train_config import TrainConfig
-from faiss_qama.training.twins import Twins
+from faiss_qama.training.twins import Twins, but_one
 
 MINED = 20_000  # documents that stand in for queries, at most: what finding their neighbours costs is seconds
 NEIGHBOURS = 50  # hard documents are drawn from so many nearest ones
@@ -109,6 +109,5 @@ def _nearest(questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int,
         part = slice(start, start + BLOCK)
         _, I = faiss.knn(questions[part], x, k, metric=metric)
         own = (I == rows[part, None]) | twins.among(questions[part], x[I])
-        last = np.where(own.any(axis=1), own.argmax(axis=1), k - 1)  # where there is none the last goes
-        parts.append(I[np.arange(k) != last[:, None]].reshape(len(I), k - 1))
+        parts.append(I[but_one(own)].reshape(len(I), k - 1))
     return np.concatenate(parts)

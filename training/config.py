@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any
 
@@ -126,6 +126,10 @@ class FitConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON and YAML can hold them."""
         return asdict(self) | {"slices": self.slices if isinstance(self.slices, str) else list(self.slices)}
+
+    def for_pairs(self) -> FitConfig:
+        """Return these settings, with those of a training if there are none: pairs are always trained on."""
+        return self if self.train is not None else replace(self, train=TrainConfig())
 
     def layout_in(self, d: int) -> CodeLayout:
         """Return the layout for vectors of dimension ``d``.

@@ -114,8 +114,9 @@ def _draw_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ran
         qrels[i][:, 1] = np.searchsorted(rows, qrels[i][:, 1])
     if queries is not None:
         more = queries.take(rng.permutation(len(queries))[:sample])
-        _, near = faiss.knn(more, np.concatenate([calibration, report]), 1, metric=faiss.METRIC_L2)
-        known = Twins(more, faiss.METRIC_L2).among(more, np.concatenate([calibration, report])[near])[:, 0]
+        held_out = np.concatenate([calibration, report])
+        _, near = faiss.knn(more, held_out, 1, metric=faiss.METRIC_L2)
+        known = Twins(more, faiss.METRIC_L2).among(more, held_out[near])[:, 0]
         train = np.concatenate([train, more[~known]])  # what is held out is not trained on under another name
     if held < MIN_QUERIES:
         calibration, qrels[0] = calibration[:0], NO_QRELS

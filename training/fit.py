@@ -14,7 +14,6 @@ from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.data import Draw, draw
 from faiss_qama.training.pairs import Qrels, read_pairs
-from faiss_qama.training.train_config import TrainConfig
 from faiss_qama.vectors import Corpus, PathLike, Source
 
 
@@ -50,8 +49,8 @@ def fit(
         if a training is asked for and torch is missing
     """
     config = config or FitConfig()
-    if pairs is not None and config.train is None:
-        config = replace(config, train=TrainConfig())
+    if pairs is not None:
+        config = config.for_pairs()
     source = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     if queries is not None and not isinstance(queries, Corpus):
         queries = Corpus(queries, source.shape[1], "queries")

@@ -13,7 +13,7 @@ from faiss_qama.evaluation import TIE, ndcg
 from faiss_qama.labels import Ids
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.training.data import Draw
-from faiss_qama.training.twins import Twins
+from faiss_qama.training.twins import Twins, but_one
 
 SAMPLE = 100_000  # fewer documents would forgive a quantizer that confuses them
 K = 10
@@ -83,8 +83,7 @@ class HeldOut:
     def _without_itself(self, D: NDArray[Any], I: Ids) -> tuple[NDArray[Any], Ids]:
         """Return the first K of K + 1 hits, but for one that is the query itself and not known to be relevant."""
         own = self._twins.among(self.queries, self.x[I]) & ~np.isin(I + self._rows * len(self.x), self._relevant)
-        last = np.where(own.any(axis=1), own.argmax(axis=1), I.shape[1] - 1)
-        kept = np.arange(I.shape[1]) != last[:, None]
+        kept = but_one(own)
         return D[kept].reshape(len(D), -1), I[kept].reshape(len(I), -1)
 
     def _quality(self, found: Ids) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import faiss
@@ -169,15 +170,17 @@ class Model(nn.Module):
         return decoded
 
     @torch.no_grad()
-    def follow(self, x: Tensor) -> None:
+    def follow(self, draw: Callable[[], Floats]) -> None:
         """Update what follows the data rather than the gradient, after a step.
 
-        Moving thresholds go to where the share of columns below them is what it was, of random documents ``x`` (n, d).
+        Moving thresholds go to where the share of columns below them is what it was, of the random documents
+        (n, d) that ``draw`` returns.
         """
         if self.pruning is not None:
             self.pruning.observe()
         if self.config.thresholds != "moving" or self.config.adapter == "none":
             return
+        x = torch.from_numpy(draw()).to(self.spread.device)
         ordered = self.adapter(x).sort(dim=0).values
         place = (self.below * (len(x) - 1)).round().long()  # (columns, cuts)
         own = ordered.T.gather(1, place)
@@ -193,7 +196,7 @@ class Model(nn.Module):
 
     def frozen(self) -> Quantizer:
         """Return the quantizer as it now is."""
-        transform, layout = self.adapter.frozen(), self.start.layout
+        transform = self.adapter.frozen()
         if self.query_adapter is not None:
             query_transform = self.query_adapter.frozen()
         else:
@@ -208,7 +211,6 @@ class Model(nn.Module):
             decoder=Decoder(to_numpy(self.values), to_numpy(self.matrix), to_numpy(self.offset)),
             query_transform=query_transform,
             query_adapter=query_adapter,
-            layout=layout,
         )
         return quantizer if self.pruning is None else self.pruning.applied(quantizer)
 

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,7 +115,7 @@ def train(
             optimizer.step()
 
             # What follows the data rather than the gradient.
-            model.follow(torch.from_numpy(batches.documents(step)).to(device))
+            model.follow(partial(batches.documents, step))
             averaged.update_parameters(model)
             sums.update({name: float(part.detach()) / config.epoch_steps for name, part in parts.items()})
             if step % 10 == 0:
@@ -160,7 +161,7 @@ def batch_losses(
     xq, x, grades, teacher = batch
     temperature, score_temperature = at(config.temperature, done), at(config.score_temperature, done)
     queries, documents = model.code_queries(xq, temperature), model.code_documents(x, temperature)
-    decoded = model.decode(documents.bits)
+    decoded = model.decode(documents.bits) if config.decodes else []
 
     parts = {}
     for stage in STAGES:
@@ -209,8 +210,7 @@ def tensors(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, T
 def _frozen(model: Model, x: Floats) -> Quantizer:
     """Return the quantizer; where no loss has looked at what it decodes to, with a decoder fitted to ``x``."""
     quantizer = model.frozen()
-    decoded = any(name.startswith("adc.") or name == "reconstruction" for name in model.config.losses)
-    if decoded or model.config.adapter == "none":
+    if model.config.decodes or model.config.adapter == "none":
         return quantizer
     x = x[:: -(-len(x) // DECODED)]
     z, decoder = quantizer.transform(x), quantizer.decoder

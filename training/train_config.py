@@ -173,6 +173,11 @@ class TrainConfig:
                     raise ValueError(f"{name} must be from {least} to {most}, and finite; got {value}")
 
     @property
+    def decodes(self) -> bool:
+        """Whether a loss looks at decoded documents."""
+        return any(name.startswith("adc.") or name == "reconstruction" for name in self.losses)
+
+    @property
     def steps(self) -> int:
         """Steps at most."""
         return self.epochs * self.epoch_steps

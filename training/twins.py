@@ -15,6 +15,14 @@ from faiss_qama.quantizer import lengths, rescaled
 SAME = 1e-3  # squared distance, as a share of the corpus' variance, of what one text was embedded to twice
 
 
+def but_one(own: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask of k - 1 of each row's k hits: all but the first that is the query's ``own``, or else the last."""
+    k = own.shape[1]
+    dropped = np.where(own.any(axis=1), own.argmax(axis=1), k - 1)
+    kept: NDArray[np.bool_] = np.arange(k) != dropped[:, None]
+    return kept
+
+
 class Twins:
     """Tells which documents are the query, by their distance beside how far documents of ``x`` (n, d) spread.
 
