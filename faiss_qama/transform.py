@@ -46,6 +46,10 @@ class Linear:
         """Return the transform whose columns are multiplied by ``gain`` and then moved by ``shift``."""
         return Linear(np.float32(gain) * self.matrix, np.float32(gain) * self.bias + shift)
 
+    def rescaled(self, factor: float) -> Linear:
+        """Return the transform that does with vectors ``factor`` times as long the same, ``factor`` times as large."""
+        return Linear(self.matrix, np.float32(factor) * self.bias)
+
     def arrays(self) -> dict[str, Floats]:
         """Return its arrays by name."""
         return {"matrix": self.matrix, "bias": self.bias}
@@ -88,6 +92,11 @@ class FeedForward:
     def then(self, gain: float, shift: Floats) -> FeedForward:
         """Return the transform whose columns are multiplied by ``gain`` and then moved by ``shift``."""
         return FeedForward(self.skip.then(gain, shift), self.hidden, np.float32(gain) * self.out)
+
+    def rescaled(self, factor: float) -> FeedForward:
+        """Return the transform that does with vectors ``factor`` times as long the same, ``factor`` times as large."""
+        hidden = Linear(self.hidden.matrix / np.float32(factor), self.hidden.bias)
+        return FeedForward(self.skip.rescaled(factor), hidden, np.float32(factor) * self.out)
 
     def arrays(self) -> dict[str, Floats]:
         """Return its arrays by name."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import D, fit_quietly, make_vectors
-from test_train import trained
+from test_train import seen, trained
 
 from faiss_qama import codes
 from faiss_qama.training import FitConfig, TrainConfig
@@ -34,12 +34,10 @@ def test_pruned_codes_are_shorter_and_rank_as_the_masked_ones():
         codes.unpack(whole.encode(x), whole.layout)[:, kept], codes.unpack(pruned.encode(x), pruned.layout)
     )
     # What torch computes with the mask, whose pruned bits are the same for all.
+    tx, txq = seen(model, x, xq)
     with torch.no_grad():
-        documents, queries = (
-            model.code_documents(torch.from_numpy(x), 0.1),
-            model.code_queries(torch.from_numpy(xq), 0.1),
-        )
-        decoded = model.decode(documents.bits)[-1].numpy()
+        documents, queries = model.code_documents(tx, 0.1), model.code_queries(txq, 0.1)
+        decoded = model.decode(documents.bits)[-1].numpy() * model.length
     assert (documents.bits[:, gone] == documents.bits[0, gone]).all()
     masked = (queries.bits[:, None] != documents.bits[None]).sum(dim=2).numpy()
     ours = codes.hamming(pruned.encode_queries(xq)[:, None], pruned.encode(x)[None])

@@ -65,6 +65,11 @@ def trained(config: FitConfig, metric=faiss.METRIC_INNER_PRODUCT, unit=True):
     return start, model, x, xq
 
 
+def seen(model, *vectors):
+    """Vectors as the model sees them."""
+    return [torch.from_numpy(v) / model.length for v in vectors]
+
+
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("query_side", [True, False])
 def test_numpy_forward_is_torchs(adapter, query_side):
@@ -76,13 +81,11 @@ def test_numpy_forward_is_torchs(adapter, query_side):
     settings = TrainConfig(adapter=adapter, query_side=query_side, losses=SCORES, **SHORT)
     start, model, x, xq = trained(FitConfig(layout=layout, train=settings))
     quantizer = model.frozen()
+    tx, txq = seen(model, x, xq)
     with torch.no_grad():
-        z = model.adapter(torch.from_numpy(x))
-        documents, queries = (
-            model.code_documents(torch.from_numpy(x), 0.1),
-            model.code_queries(torch.from_numpy(xq), 0.1),
-        )
-        adc = model.adc_scores(torch.from_numpy(xq), model.decode(documents.bits))[-1]
+        z = model.adapter(tx) * model.length
+        documents, queries = model.code_documents(tx, 0.1), model.code_queries(txq, 0.1)
+        adc = model.adc_scores(txq, model.decode(documents.bits))[-1] * model.length**2
     np.testing.assert_allclose(quantizer.transform(x), z.numpy(), atol=CLOSE)
     for coded, encoded in ((documents, quantizer.encode(x)), (queries, quantizer.encode_queries(xq))):
         clear = (coded.u * model.spread[:, None]).abs().amin(dim=(1, 2)).numpy() > CLOSE
@@ -120,11 +123,10 @@ def test_scores_of_hard_bits_are_those_of_the_index(layout):
     for metric, unit in [(faiss.METRIC_INNER_PRODUCT, True), (faiss.METRIC_L2, False)]:
         _, model, x, xq = trained(config, metric, unit)
         quantizer = model.frozen()
+        tx, txq = seen(model, x, xq)
         with torch.no_grad():
-            documents, queries = (
-                f(torch.from_numpy(v), 0.1) for f, v in ((model.code_documents, x), (model.code_queries, xq))
-            )
-            decoded = model.decode(documents.bits)[-1].numpy()
+            documents, queries = model.code_documents(tx, 0.1), model.code_queries(txq, 0.1)
+            decoded = model.decode(documents.bits)[-1].numpy() * model.length
             hamming = model.hamming_scores(queries, documents)[-1].numpy()
         clear = (documents.u * model.spread[:, None]).abs().amin(dim=(1, 2)).numpy() > CLOSE
         np.testing.assert_allclose(quantizer.decode(quantizer.encode(x[clear])), decoded[clear], rtol=1e-3, atol=1e-3)
@@ -191,6 +193,18 @@ def test_training_on_pairs_learns_what_floats_cannot_know():
     ours, theirs = ((f[:, 0] == qrels[600:, 1]).mean() for f in (found, by_floats))
     assert ours > 1.5 * theirs
     assert record["trained"]["adc"]["nDCG@10"] > record["closed form"]["adc"]["nDCG@10"]
+
+
+@pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
+def test_training_does_not_depend_on_the_unit_of_length(metric, factor):
+    x, xq, _ = make_pairs()
+    config = FitConfig(layout="2x18", train=TrainConfig(losses=SCORES, adapter="residual", **SHORT))
+    x *= 3  # so that neither is of length 1
+    a = fit(x, config=config, metric=metric, queries=xq)
+    b = fit(np.float32(factor) * x, config=config, metric=metric, queries=np.float32(factor) * xq)
+    assert a.config["training"]["kept"] == b.config["training"]["kept"] == "trained"
+    np.testing.assert_array_equal(a.encode(x), b.encode(np.float32(factor) * x))
 
 
 def test_a_training_that_does_harm_is_not_kept():

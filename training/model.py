@@ -13,7 +13,7 @@ from torch.nn.functional import normalize
 
 from faiss_qama.codes import Floats
 from faiss_qama.decoder import Decoder
-from faiss_qama.quantizer import Quantizer
+from faiss_qama.quantizer import Quantizer, lengths
 from faiss_qama.training.adapter import Adapter, to_numpy
 from faiss_qama.training.pruning import Pruning
 from faiss_qama.training.relax import RELAXATIONS
@@ -32,6 +32,9 @@ class Coded:
 
 class Model(nn.Module):
     """A quantizer in training.
+
+    It sees vectors divided by ``length``, their root mean square distance from their mean, because rates of learning and
+    temperatures are lengths too. Scores are inner products or -|q - x|^2 / 2 of these.
 
     Parameters
     ----------
@@ -54,36 +57,38 @@ class Model(nn.Module):
         super().__init__()
         assert isinstance(start.transform, Linear)
         assert isinstance(start.query_transform, Linear)
+        self.length = float(np.sqrt(np.mean(lengths(x - x.mean(axis=0)) ** 2))) or 1.0
         self.start, self.config, layout = start, config, start.layout
+        of_document, of_query = (t.rescaled(1 / self.length) for t in (start.transform, start.query_transform))
         prefixes = [layout.truncate(end) for end in ends]
         self.column_ends, self.bit_ends = [p.columns for p in prefixes], [p.n_bits for p in prefixes]
         weights = torch.tensor([float(p.components) ** config.slice_power for p in prefixes])
         self.slice_weights = (weights / weights.sum()).tolist()
 
         documents = config.adapter != "none"
-        self.adapter = Adapter(start.transform, config.adapter, round(config.expansion * start.d))
+        self.adapter = Adapter(of_document, config.adapter, round(config.expansion * start.d))
         self.gain = float(start.config.get("query_gain", 1.0))
-        shift = start.query_transform.bias - np.float32(self.gain) * start.transform.bias
+        shift = of_query.bias - np.float32(self.gain) * of_document.bias
         self.register_buffer("shift", torch.from_numpy(shift))
         # Of the two query sides, one that no loss reaches would stay behind while the documents' side moves.
         stages = {name.split(".")[0] for name in config.losses}
         own = config.query_side and bool(stages & {"float", "hamming"})
-        self.query_adapter = Adapter(start.query_transform, "linear") if own else None
+        self.query_adapter = Adapter(of_query, "linear") if own else None
         own = config.query_side and "adc" in stages
         self.query_matrix = nn.Parameter(torch.eye(start.d)) if own else None
 
-        z = start.transform(x)
+        z = start.transform(x) / np.float32(self.length)
         self.register_buffer("spread", torch.from_numpy(np.maximum(z.std(axis=0), 1e-9)))
-        cuts = torch.from_numpy(start.thresholds.copy())
+        cuts = torch.from_numpy(start.thresholds / np.float32(self.length))
         self.register_buffer("used", cuts.isfinite())
         self.thresholds = nn.Parameter(cuts.masked_fill(~self.used, 0.0), documents and config.thresholds == "learned")
-        below = np.stack([np.mean(z < cut, axis=0, dtype=np.float32) for cut in start.thresholds.T], axis=1)
+        below = np.stack([np.mean(z < cut, axis=0, dtype=np.float32) for cut in cuts.numpy().T], axis=1)
         self.register_buffer("below", torch.from_numpy(below))
 
-        self.values = nn.Parameter(torch.from_numpy(start.decoder.values.copy()), documents)
+        self.values = nn.Parameter(torch.from_numpy(start.decoder.values / np.float32(self.length)), documents)
         # The decoder's map stays: what queries learn does the same, and with orthogonal rows norms are cheap to find.
         self.register_buffer("matrix", torch.from_numpy(start.decoder.matrix.copy()))
-        self.register_buffer("offset", torch.from_numpy(start.decoder.offset.copy()))
+        self.register_buffer("offset", torch.from_numpy(start.decoder.offset / np.float32(self.length)))
         # Similarities of columns and of bits are brought to the scale of the teacher's: a factor and a shift a slice.
         self.scales = nn.Parameter(torch.zeros(2, len(ends), 2))
         # What the bits' losses need: the share of documents that each is to be set in, and which bits are of one unit.
@@ -96,6 +101,11 @@ class Model(nn.Module):
         self.register_buffer("same_unit", torch.tensor(units)[:, None] == torch.tensor(units))
         self.pruning = None if config.pruning is None else Pruning(layout.columns, config.pruning)
 
+    @property
+    def scale(self) -> float:
+        """Root mean square length of the vectors."""
+        return self.start.scale / self.length
+
     def code_documents(self, x: Tensor, temperature: float) -> Coded:
         """Cut documents (n, d)."""
         return self._cut(self.adapter(x), temperature)
@@ -103,16 +113,16 @@ class Model(nn.Module):
     def code_queries(self, xq: Tensor, temperature: float) -> Coded:
         """Cut queries (nq, d)."""
         if self.start.metric == faiss.METRIC_INNER_PRODUCT:
-            xq = normalize(xq) * self.start.scale
+            xq = normalize(xq) * self.scale
         if self.query_adapter is not None:
             return self._cut(self.query_adapter(xq), temperature)
         return self._cut(self.gain * self.adapter(xq) + self.shift, temperature)
 
     def teacher(self, xq: Tensor, x: Tensor) -> Tensor:
-        """Return the scores (nq, n) of the floats: cosines, if all have length 1."""
+        """Return the scores (nq, n) of the floats."""
         if self.start.metric == faiss.METRIC_INNER_PRODUCT:
-            return normalize(xq) @ x.T / self.start.scale
-        return -torch.cdist(xq, x).square() / (2 * self.start.scale**2)
+            return normalize(xq) * self.scale @ x.T
+        return -torch.cdist(xq, x).square() / 2
 
     def float_scores(self, queries: Coded, documents: Coded) -> list[Tensor]:
         """Return the cosines of the columns on the teacher's scale, a (nq, n) tensor a slice."""
@@ -124,12 +134,12 @@ class Model(nn.Module):
     def adc_scores(self, xq: Tensor, decoded: list[Tensor]) -> list[Tensor]:
         """Return the scores of float queries against decoded documents, a (nq, n) tensor a slice."""
         if self.start.metric == faiss.METRIC_INNER_PRODUCT:
-            xq = normalize(xq)
+            xq = normalize(xq) * self.scale
         if self.query_matrix is not None:
             xq = xq @ self.query_matrix.T
         if self.start.metric == faiss.METRIC_INNER_PRODUCT:
-            return [xq @ x.T / (1.0 if self.start.unit else self.start.scale) for x in decoded]
-        return [-torch.cdist(xq, x).square() / (2 * self.start.scale**2) for x in decoded]
+            return [xq @ x.T for x in decoded]
+        return [-torch.cdist(xq, x).square() / 2 for x in decoded]
 
     def hamming_scores(self, queries: Coded, documents: Coded) -> list[Tensor]:
         """Return the Hamming similarities on the teacher's scale, a (nq, n) tensor a slice."""
@@ -165,7 +175,7 @@ class Model(nn.Module):
         x: Tensor = self.offset
         for bit_end, column_end in zip(self.bit_ends, self.column_ends, strict=True):
             x = x + lowest[column:column_end].sum(dim=0) + bits[:, bit:bit_end] @ per_bit[bit:bit_end]
-            decoded.append(normalize(x) if self.start.unit else x)
+            decoded.append(normalize(x) * self.scale if self.start.unit else x)
             bit, column = bit_end, column_end
         return decoded
 
@@ -180,7 +190,7 @@ class Model(nn.Module):
             self.pruning.observe()
         if self.config.thresholds != "moving" or self.config.adapter == "none":
             return
-        x = torch.from_numpy(draw()).to(self.spread.device)
+        x = torch.from_numpy(draw()).to(self.spread.device) / self.length
         ordered = self.adapter(x).sort(dim=0).values
         place = (self.below * (len(x) - 1)).round().long()  # (columns, cuts)
         own = ordered.T.gather(1, place)
@@ -204,12 +214,13 @@ class Model(nn.Module):
         query_adapter = None
         if self.query_matrix is not None:
             query_adapter = Linear(to_numpy(self.query_matrix), np.zeros(self.start.d, np.float32))
+        length = np.float32(self.length)
         quantizer = replace(
             self.start,
-            transform=transform,
-            thresholds=to_numpy(self._cuts()),
-            decoder=Decoder(to_numpy(self.values), to_numpy(self.matrix), to_numpy(self.offset)),
-            query_transform=query_transform,
+            transform=transform.rescaled(self.length),
+            thresholds=to_numpy(self._cuts()) * length,
+            decoder=Decoder(to_numpy(self.values) * length, to_numpy(self.matrix), to_numpy(self.offset) * length),
+            query_transform=query_transform.rescaled(self.length),
             query_adapter=query_adapter,
         )
         return quantizer if self.pruning is None else self.pruning.applied(quantizer)

@@ -200,10 +200,14 @@ def batch_losses(
 
 
 def tensors(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return queries, documents, grades, and the scores of the floats, -inf for pairs that are not to be looked at."""
+    """Return queries and documents as the model sees them, grades, and the scores of the floats.
+
+    Of pairs that are not to be looked at these are -inf.
+    """
     xq, x, grades, itself = (
         torch.from_numpy(a).to(device) for a in (batch.queries, batch.documents, batch.grades, batch.itself)
     )
+    xq, x = xq / model.length, x / model.length
     return xq, x, grades, model.teacher(xq, x).masked_fill(itself, -torch.inf)
 
 
