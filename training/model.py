@@ -33,8 +33,8 @@ class Coded:
 class Model(nn.Module):
     """A quantizer in training.
 
-    It sees vectors divided by ``length``, their root mean square distance from their mean, because rates of learning and
-    temperatures are lengths too. Scores are inner products or -|q - x|^2 / 2 of these.
+    It sees vectors divided by ``length``, their root mean square distance from their mean, because rates of learning
+    and temperatures are lengths too. Scores are inner products or -|q - x|^2 / 2 of these.
 
     Parameters
     ----------
