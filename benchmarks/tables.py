@@ -75,7 +75,8 @@ def _training_table(data: dict[str, Any]) -> str:
                 for measure, form in (("ndcg", ".1f"), ("recall", ".3f")):
                     row.append(" to ".join(f"{_mean(seeds, w, stage, measure):{form}}" for w in ("closed", "trained")))
             kept = sum(seed["kept"] == "trained" for seed in seeds)
-            rows.append([*row, f"{kept} of {len(seeds)}", f"{np.mean([seed['seconds'] for seed in seeds]):.0f}"])
+            seconds = np.mean([seed["seconds"]["trained"] for seed in seeds])
+            rows.append([*row, f"{kept} of {len(seeds)}", f"{seconds:.0f}"])
     rows.sort(key=lambda row: [r[:3] for r in rows].index(row[:3]))
     header = ["preset", "layout", "given", "data", "codes: nDCG %", "recall@10", "Hamming: nDCG %", "recall@10"]
     return _markdown([*header, "trained one kept", "seconds"], rows)
@@ -103,9 +104,9 @@ def _ablation_table(data: dict[str, Any]) -> str:
         cells = []
         for parts in row["components"].values():
             cells += [f"{parts[s]['ndcg']:.1f} / {parts[s]['recall']:.3f}" for s in ("adc", "hamming")]
-        rows.append([row["adapter"], row["label"], *cells, "yes" if row["kept"] == "trained" else "no"])
+        rows.append([row["adapter"], row["label"], *cells, f"{100 * row['gain']:+.1f}"])
     header = ["adapter", "losses"] + [f"{end}, {stage}" for end in (192, 96, 48) for stage in ("codes", "Hamming")]
-    return _markdown([*header, "better"], rows)
+    return _markdown([*header, "held-out gain, %"], rows)
 
 
 def _percent(row: dict[str, Any], exact: dict[str, Any]) -> str:

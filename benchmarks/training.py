@@ -7,7 +7,7 @@ exhaustive scans: ``adc`` scores decoded codes with the float query, ``hamming``
 from __future__ import annotations
 
 import time
-import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,28 @@ from tables import ROOT, SETS, render
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Truth, exact, ndcg, recall
 from faiss_qama.quantizer import Quantizer
-from faiss_qama.training import FitConfig, fit
+from faiss_qama.training import FitConfig
+from faiss_qama.training.closed_form import closed_form
+from faiss_qama.training.data import draw
+from faiss_qama.training.pairs import read_pairs
+from faiss_qama.training.train import Training, train
+from faiss_qama.vectors import Corpus
 
-# Preset, layout instead of its own or None, and what is given besides the corpus.
-TRAININGS: list[tuple[str, str | None, str]] = [
-    ("pairs", "2x192", "pairs"),
-    ("distill", "2x192", "queries"),
-    ("distill", "1x384", "queries"),
-    ("matryoshka", "2x384", "queries"),
-    ("matryoshka", "2x192", "queries"),
-    ("adaptive-pruning", None, "queries"),
+# Preset, layout instead of its own or None, what is given besides the corpus, and seeds.
+TRAININGS: list[tuple[str, str | None, str, int]] = [
+    ("pairs", None, "pairs", 3),
+    ("distill", None, "queries", 3),
+    ("distill", None, "corpus", 1),
+    ("distill", "1x384", "queries", 1),
+    ("binary", None, "queries", 1),
+    ("ternary", None, "queries", 1),
+    ("adaptive-pruning", None, "queries", 1),
+    ("matryoshka", "2x384", "queries", 1),
+    ("matryoshka", "2x192", "queries", 1),
+    ("qama", None, "queries", 1),
+    ("qama-2bit", None, "queries", 1),
 ]
-SEEDS = 1
+WIDE = 10_000  # documents, at most, for presets with QAMA's network of 32 d hidden units: it takes ten minutes a fit
 PREFIX = {"2x384": 192, "2x192": 96}  # of Matryoshka codes
 
 # One loss at a time beside what QAMA's adapter is trained with first: similarities of the columns before they are cut.
@@ -67,18 +77,22 @@ class Bench:
         self.x: Floats = np.concatenate(list(self.dataset.corpus.chunks()))
         self.truth: Truth = exact(self.dataset, 10, METRIC)
 
-    def fit(self, config: FitConfig, given: str) -> tuple[Quantizer, float]:
-        """Return a quantizer fitted to the corpus and to what is ``given`` besides, and the seconds that took."""
-        queries = str(self.folder / "train_queries.npy")
-        options: dict[str, Any] = {
-            "corpus": {},
-            "queries": {"queries": queries},
-            "pairs": {"pairs": (queries, str(self.folder / "train_qrels.tsv"))},
-        }[given]
+    def train(self, config: FitConfig, given: str) -> tuple[Quantizer, Training | None, dict[str, float]]:
+        """Return the closed form, the training from it if there is one to be, and the seconds that each took."""
+        queries, pairs = Corpus(self.folder / "train_queries.npy"), None
+        if given == "pairs":
+            pairs = read_pairs(queries, self.folder / "train_qrels.tsv", self.dataset.corpus)
         start = time.perf_counter()
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="fitted on")
-            return fit(self.x, config=config, metric=METRIC, **options), time.perf_counter() - start
+        drawn = draw(
+            self.dataset.corpus, queries if given == "queries" else None, config.sample, config.seed, pairs
+        )
+        closed = closed_form(drawn, config, METRIC)
+        seconds = {"closed": time.perf_counter() - start}
+        if config.train is None:
+            return closed, None, seconds
+        ends = sorted({*config.slices_in(closed.layout), closed.layout.components})
+        training = train(closed, drawn, config.train, ends, config.seed)
+        return closed, training, seconds | {"trained": time.perf_counter() - start}
 
     def measure(self, quantizer: Quantizer) -> dict[str, Any]:
         """Return nDCG@10, % of what exact floats reach, and recall@10, by stage."""
@@ -99,39 +113,44 @@ class Bench:
         }
 
 
-def preset(name: str, layout: str | None, seed: int, **settings: Any) -> FitConfig:
+def preset(name: str, layout: str | None, seed: int = 0) -> FitConfig:
     """Return the configuration of ``configs/NAME.yaml``, at ``layout``."""
     values = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     if layout is not None:
         values |= {"layout": layout}
     if layout in PREFIX and "slices" in values:
         values |= {"slices": [PREFIX[layout]]}
-    return FitConfig(**values | settings, seed=seed)
+    return FitConfig(**values, seed=seed)
 
 
-def trainings(bench: Bench, seeds: int) -> list[dict[str, Any]]:
-    """Measure each of ``TRAININGS`` beside its closed form."""
+def trainings(bench: Bench) -> list[dict[str, Any]]:
+    """Measure each of ``TRAININGS`` beside its closed form, whichever of the two a fit would keep."""
     rows = []
-    for name, layout, given in TRAININGS:
+    for name, layout, given, seeds in TRAININGS:
         for seed in range(seeds):
             config = preset(name, layout, seed)
-            unlabelled = "queries" if given == "pairs" else given  # pairs are always trained on
-            closed, closed_seconds = bench.fit(preset(name, layout, seed, train=None), unlabelled)
-            trained, seconds = bench.fit(config, given)
-            record = trained.config["training"]
-            row: dict[str, Any] = {"config": name, "asked": str(closed.layout), "layout": str(trained.layout)}
-            row |= {"given": given, "seed": seed}
-            row |= {
+            assert config.train is not None
+            if config.train.expansion > 4 and len(bench.x) > WIDE:
+                continue
+            closed, training, seconds = bench.train(config, given)
+            assert training is not None
+            trained = training.quantizer
+            row: dict[str, Any] = {
+                "config": name,
+                "given": given,
+                "seed": seed,
+                "asked": str(closed.layout),
+                "layout": str(trained.layout),
                 "seconds": seconds,
-                "closed_seconds": closed_seconds,
-                "kept": record["kept"],
-                "gain": record["gain"],
+                "kept": "trained" if training.better else "closed form",
+                "gain": training.gain,
+                "closed": bench.measure(closed),
+                "trained": bench.measure(trained),
             }
-            row |= {"closed": bench.measure(closed), "trained": bench.measure(trained)}
             if name == "matryoshka":
                 end = PREFIX[str(layout)]
-                row |= {"prefix_components": end}
                 row |= {
+                    "prefix_components": end,
                     "prefix": bench.measure(trained.truncate(end)),
                     "closed_prefix": bench.measure(closed.truncate(end)),
                 }
@@ -155,21 +174,18 @@ def ablation(bench: Bench) -> list[dict[str, Any]]:
 
 
 def _ablated(bench: Bench, label: str, adapter: str, losses: dict[str, float] | None, quantizer: str) -> dict[str, Any]:
+    config = replace(preset("distill", "2x192"), slices=(48, 96))
+    assert config.train is not None
     train = None
     if losses is not None:
-        train = preset("distill", None, 0).train
-        assert train is not None
-        settings = {"adapter": adapter, "losses": losses, "quantizer": quantizer, "epochs": 2, "expansion": 2.0}
-        settings |= {"learning_rate": 2e-4}
-        if quantizer in ("sigmoid", "tanh"):
-            settings |= {"temperature": (1.0, 0.1)}
-        train = type(train)(**{**vars(train), **settings})
-    config = FitConfig(layout="2x192", slices=(48, 96), train=train)
-    fitted, seconds = bench.fit(config, "queries")
-    kept = fitted.config["training"]["kept"] if train is not None else "closed form"
+        temperature = (1.0, 0.1) if quantizer in ("sigmoid", "tanh") else (1.0, 1.0)
+        train = replace(config.train, adapter=adapter, losses=losses, quantizer=quantizer, temperature=temperature)
+    closed, training, seconds = bench.train(replace(config, train=train), "queries")
+    fitted = closed if training is None else training.quantizer
     parts = {end: bench.measure(fitted.truncate(end)) for end in (192, 96, 48)}
-    click.echo(f"{bench.folder.name}: {adapter} {label}: {kept} {seconds:.0f} s {parts}")
-    return {"label": label, "adapter": adapter, "seconds": seconds, "kept": kept, "components": parts}
+    click.echo(f"{bench.folder.name}: {adapter} {label}: {seconds} {parts}")
+    row = {"label": label, "adapter": adapter, "seconds": seconds, "components": parts}
+    return row | {"gain": 0.0 if training is None else training.gain}
 
 
 @click.command()
@@ -181,7 +197,7 @@ def main(data: Path, parts: tuple[str, ...], sets: tuple[str, ...]) -> None:
     for name in sets or SETS:
         bench = Bench(data / name)
         if not parts or "trainings" in parts:
-            write(f"training-{name}", {"rows": trainings(bench, SEEDS)})
+            write(f"training-{name}", {"rows": trainings(bench)})
         if name == "nfcorpus" and (not parts or "ablation" in parts):
             write("training-ablation", {"set": name, "rows": ablation(bench)})
     for path, text in render().items():

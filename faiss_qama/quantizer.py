@@ -16,7 +16,7 @@ from faiss_qama.calibration import Calibration
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.decoder import BitDecoder, Decoder
 from faiss_qama.layout import CodeLayout
-from faiss_qama.transform import FeedForward, Linear, Transform, from_arrays
+from faiss_qama.transform import Linear, Transform, from_arrays
 from faiss_qama.vectors import as_vectors
 
 CHUNK = 4096  # vectors whose columns stay in cache until they are packed
@@ -59,15 +59,15 @@ class Quantizer:
     def __post_init__(self) -> None:
         columns, cuts = self.layout.columns, self.layout.max_levels - 1
         wanted = {
-            **_shapes("transform", self.transform, (columns, self.d)),
-            **_shapes("query_transform", self.query_transform, (columns, self.d)),
             "thresholds": (self.thresholds, (columns, cuts)),
             "decoder.values": (self.decoder.values, (columns, cuts + 1)),
             "decoder.matrix": (self.decoder.matrix, (columns, self.d)),
             "decoder.offset": (self.decoder.offset, (self.d,)),
         }
-        if self.query_adapter is not None:
-            wanted |= _shapes("query_adapter", self.query_adapter, (self.d, self.d))
+        for name, transform in self._transforms().items():
+            rows = self.d if name == "query_adapter" else columns
+            own, shapes = transform.arrays(), transform.shapes(rows, self.d)
+            wanted |= {f"{name}.{part}": (own[part], shapes[part]) for part in own}
         for name, (array, shape) in wanted.items():
             if array.shape != shape:
                 raise ValueError(f"{name} has shape {array.shape}; layout {self.layout} in {self.d}-d needs {shape}")
@@ -155,10 +155,7 @@ class Quantizer:
             "decoder.matrix": self.decoder.matrix,
             "decoder.offset": self.decoder.offset,
         }
-        maps = {"transform": self.transform, "query_transform": self.query_transform}
-        if self.query_adapter is not None:
-            maps["query_adapter"] = self.query_adapter
-        for name, transform in maps.items():
+        for name, transform in self._transforms().items():
             arrays |= {f"{name}.{part}": array for part, array in transform.arrays().items()}
         if self.calibration is not None:
             named = {f"calibration.{prefix}": c for prefix, c in self.calibration.prefixes.items()}
@@ -212,27 +209,18 @@ class Quantizer:
         """The decoder as a function of the bits."""
         return self.decoder.of_bits(self.layout)
 
+    def _transforms(self) -> dict[str, Transform]:
+        named: dict[str, Transform] = {"transform": self.transform, "query_transform": self.query_transform}
+        if self.query_adapter is not None:
+            named["query_adapter"] = self.query_adapter
+        return named
+
     def _encode(self, x: Floats, transform: Transform) -> Codes:
         out = np.empty((len(x), self.code_size), dtype=np.uint8)
         for start in range(0, len(x), CHUNK):
             z = transform(x[start : start + CHUNK])
             out[start : start + CHUNK] = codes.encode(z, self.thresholds, self.layout)
         return out
-
-
-def _shapes(name: str, transform: Transform, shape: tuple[int, int]) -> dict[str, tuple[Floats, tuple[int, ...]]]:
-    """Return the arrays of ``transform`` and the shapes they must have to map to ``shape[0]`` columns."""
-    linear = transform if isinstance(transform, Linear) else transform.skip
-    wanted: dict[str, tuple[Floats, tuple[int, ...]]] = {
-        f"{name}.matrix": (linear.matrix, shape),
-        f"{name}.bias": (linear.bias, shape[:1]),
-    }
-    if isinstance(transform, FeedForward):
-        h = transform.hidden.shape[0]
-        wanted[f"{name}.hidden.matrix"] = transform.hidden.matrix, (h, shape[1])
-        wanted[f"{name}.hidden.bias"] = transform.hidden.bias, (h,)
-        wanted[f"{name}.out"] = transform.out, (shape[0], h)
-    return wanted
 
 
 def rescaled(x: Floats, length: float) -> Floats:

@@ -54,6 +54,11 @@ class Linear:
         """Return its arrays by name."""
         return {"matrix": self.matrix, "bias": self.bias}
 
+    @staticmethod
+    def shapes(columns: int, d: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes that its arrays must have to map R^d to ``columns``."""
+        return {"matrix": (columns, d), "bias": (columns,)}
+
 
 @dataclass(frozen=True, eq=False)
 class FeedForward:
@@ -102,6 +107,12 @@ class FeedForward:
         """Return its arrays by name."""
         hidden = {f"hidden.{name}": array for name, array in self.hidden.arrays().items()}
         return self.skip.arrays() | hidden | {"out": self.out}
+
+    def shapes(self, columns: int, d: int) -> dict[str, tuple[int, ...]]:
+        """Return the shapes that its arrays must have to map R^d to ``columns``."""
+        h = self.hidden.matrix.shape[0]
+        hidden = {f"hidden.{name}": shape for name, shape in Linear.shapes(h, d).items()}
+        return Linear.shapes(columns, d) | hidden | {"out": (columns, h)}
 
 
 Transform: TypeAlias = Linear | FeedForward

@@ -25,7 +25,7 @@ from faiss_qama.training.held_out import HeldOut
 from faiss_qama.training.model import Model
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.relax import RELAXATIONS
-from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLDS
+from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLDS, PruningConfig
 from faiss_qama.transform import FeedForward
 from faiss_qama.vectors import Corpus
 
@@ -170,11 +170,25 @@ def test_thresholds_are_learned_or_follow_or_stay(thresholds):
     start, model, x, _ = trained(FitConfig(layout="2x18", train=settings))
     moved = np.abs(model.frozen().thresholds - start.thresholds).max()
     assert (moved > 1e-4) == (thresholds != "fixed")
-    if thresholds == "moving":
-        z = model.frozen().transform(x)
-        for cut in range(3):
-            share = (z < model.frozen().thresholds[:, cut]).mean(axis=0)
-            np.testing.assert_allclose(share, (start.transform(x) < start.thresholds[:, cut]).mean(axis=0), atol=0.1)
+
+
+def test_moving_thresholds_keep_the_share_of_documents_below_them():
+    settings = TrainConfig(thresholds="moving", momentum=0.9, losses=SCORES, **SHORT)
+    start, model, x, _ = trained(FitConfig(layout="2x18", train=settings))
+    with torch.no_grad():
+        model.adapter.bias += 0.7 * model.spread  # every column moves
+
+    def off():
+        now = model.frozen()
+        shares = [(q.transform(x)[:, :, None] < q.thresholds).mean(axis=0) for q in (start, now)]
+        return np.abs(shares[1] - shares[0]).max()
+
+    rng = np.random.default_rng(0)
+    before = off()
+    for _ in range(100):
+        model.follow(lambda: x[rng.integers(0, len(x), 512)])
+    assert before > 0.15
+    assert off() < 0.03
 
 
 def test_training_on_pairs_learns_what_floats_cannot_know():
@@ -231,10 +245,12 @@ def test_same_seed_same_quantizer_and_another_seed_another():
     assert (a.encode(x) != c.encode(x)).any()
 
 
-def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
+@pytest.mark.parametrize("pruning", [None, PruningConfig(base=0.5)])
+def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, pruning):
     x, xq, qrels = make_pairs()
-    settings = TrainConfig(quantizer="stochastic", losses=SCORES, **SHORT | {"epochs": 4})
-    config = FitConfig(layout="2x18", train=settings)
+    quantizer = "stochastic" if pruning is None else "sigmoid"
+    settings = TrainConfig(quantizer=quantizer, losses=SCORES, pruning=pruning, **SHORT | {"epochs": 4})
+    config = FitConfig(layout="2x18" if pruning is None else "1x36", train=settings)
     straight = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "straight")
     measure, calls = HeldOut.quality, []
 
@@ -249,7 +265,8 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch):
         fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "stopped")
     assert len((tmp_path / "stopped" / LOG).read_text().splitlines()) == 2
     resumed = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "stopped")
-    assert len(calls) == 4 + 1 + 2  # the closed form, and the epochs that were left
+    # The closed form, and the epochs that were left; where it was pruned, besides it the closed form's prefix.
+    assert len(calls) == 4 + 1 + 2 * (1 if pruning is None else 2)
     for name, array in straight.to_state()[0].items():
         np.testing.assert_array_equal(array, resumed.to_state()[0][name])
     lines = [json.loads(line) for line in (tmp_path / "stopped" / LOG).read_text().splitlines()]
@@ -334,6 +351,44 @@ def test_a_document_that_is_the_query_is_no_answer_unless_it_is_labelled():
     assert quality["nDCG@10"] >= own.mean()
     unlabelled = dataclasses.replace(drawn, calibration_qrels=drawn.calibration_qrels[:0])
     assert HeldOut(unlabelled, faiss.METRIC_INNER_PRODUCT).quality(exact)["adc"]["recall@10"] > 0.6
+
+
+def test_a_slice_is_scored_as_the_truncated_quantizer():
+    config = FitConfig(layout="2x18", slices=[9], train=TrainConfig(losses=SCORES, query_side=False, **SHORT))
+    x, xq, _ = make_pairs()
+    drawn = draw(Corpus(x), None, 10_000, 0)
+    start = closed_form(drawn, config, faiss.METRIC_INNER_PRODUCT)
+    whole = Model(start, drawn.train, config.train, [9, 18])
+    part = Model(start.truncate(9), drawn.train, config.train, [9])
+    tx, txq = seen(whole, x, xq)
+    scores = []
+    with torch.no_grad():
+        for model in (whole, part):
+            documents, queries = model.code_documents(tx, 0.1), model.code_queries(txq, 0.1)
+            adc = model.adc_scores(txq, model.decode(documents.bits))
+            scores.append((adc, model.hamming_scores(queries, documents), model.float_scores(queries, documents)))
+    for by_slice, alone in zip(*scores, strict=True):
+        np.testing.assert_allclose(by_slice[0], alone[0], atol=1e-5)
+        assert (by_slice[1] - by_slice[0]).abs().max() > 0.01
+
+
+def test_the_loss_is_the_weighted_mean_over_the_slices():
+    x, xq, qrels = make_pairs()
+    drawn = draw(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
+    values = {}
+    for power in (0.0, 1.0, 10.0, 0.5):
+        settings = TrainConfig(losses={"adc.distillation": 1.0}, slice_power=power, **SHORT)
+        config = FitConfig(layout="2x18", slices=[9], train=settings)
+        start = closed_form(drawn, config, faiss.METRIC_INNER_PRODUCT)
+        model = Model(start, drawn.train, settings, [9, 18])
+        batch = loop.tensors(model, Batches(drawn, settings, start.metric, 0)[0], torch.device("cpu"))
+        values[power] = float(loop.batch_losses(model, batch, 0.0, 0)["adc.distillation"].detach())
+    share = 1 / (1 + 2.0**10)  # of the slice at a power of 10
+    whole = (values[10.0] - 2 * share * values[0.0]) / (1 - 2 * share)
+    part = 2 * values[0.0] - whole
+    assert part > 1.1 * whole
+    assert values[1.0] == pytest.approx((9 * part + 18 * whole) / 27, rel=1e-5)
+    assert values[0.5] == pytest.approx((3 * part + 18**0.5 * whole) / (3 + 18**0.5), rel=1e-5)
 
 
 def test_slices_are_trained_and_calibrated():

@@ -62,7 +62,7 @@ class Model(nn.Module):
         of_document, of_query = (t.rescaled(1 / self.length) for t in (start.transform, start.query_transform))
         prefixes = [layout.truncate(end) for end in ends]
         self.column_ends, self.bit_ends = [p.columns for p in prefixes], [p.n_bits for p in prefixes]
-        weights = torch.tensor([float(p.components) ** config.slice_power for p in prefixes])
+        weights = torch.tensor([(p.components / layout.components) ** config.slice_power for p in prefixes])
         self.slice_weights = (weights / weights.sum()).tolist()
 
         documents = config.adapter != "none"

@@ -162,7 +162,8 @@ class TrainConfig:
         infinite = float("inf")
         for names, least, most in (
             (("batch", "epochs", "epoch_steps", "patience"), 1, infinite),
-            (("hard", "random", "warmup", "noise", "weight_decay", "slice_power"), 0, infinite),
+            (("hard", "random", "warmup", "noise", "weight_decay"), 0, infinite),
+            (("slice_power",), -10, 10),
             (("learning_rate", "clip", "expansion", "temperature", "score_temperature"), SMALLEST, infinite),
             (("documents_as_queries", "momentum"), 0, 1),
         ):
