@@ -83,9 +83,7 @@ class Bench:
         if given == "pairs":
             pairs = read_pairs(queries, self.folder / "train_qrels.tsv", self.dataset.corpus)
         start = time.perf_counter()
-        drawn = draw(
-            self.dataset.corpus, queries if given == "queries" else None, config.sample, config.seed, pairs
-        )
+        drawn = draw(self.dataset.corpus, queries if given == "queries" else None, config.sample, config.seed, pairs)
         closed = closed_form(drawn, config, METRIC)
         seconds = {"closed": time.perf_counter() - start}
         if config.train is None:
