@@ -88,13 +88,15 @@ def _prefixes_table(data: dict[str, Any]) -> str:
         for (config, layout, _), seeds in _grouped(data[f"training-{name}"]["rows"]).items():
             if "prefix" not in seeds[0]:
                 continue
-            row = [f"`{config}`", f"{seeds[0]['prefix_components']} of {layout}", name]
+            floats = np.mean([seed["prefix_floats"]["ndcg"] for seed in seeds])
+            row = [f"`{config}`", f"{seeds[0]['prefix_components']} of {layout}", name, f"{floats:.1f}"]
             for full, prefix in (("closed", "closed_prefix"), ("trained", "prefix")):
                 whole, part = (_mean(seeds, which, "hamming", "ndcg") for which in (full, prefix))
                 row += [f"{whole:.1f}", f"{part:.1f}", f"{100 * part / whole:.1f}"]
             rows.append(row)
     sides = ("closed form", "trained")
-    header = ["", "components", "data"] + [f"{side}: {what}" for side in sides for what in ("all", "prefix", "share %")]
+    header = ["", "components", "data", "prefix as floats"]
+    header += [f"{side}: {what}" for side in sides for what in ("all", "prefix", "share %")]
     return _markdown(header, rows)
 
 

@@ -20,7 +20,8 @@ from tables import ROOT, SETS, render
 
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Truth, exact, ndcg, recall
-from faiss_qama.quantizer import Quantizer
+from faiss_qama.labels import Ids
+from faiss_qama.quantizer import Quantizer, rescaled
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.data import draw
@@ -30,8 +31,8 @@ from faiss_qama.vectors import Corpus
 
 # Preset, layout instead of its own or None, what is given besides the corpus, and seeds.
 TRAININGS: list[tuple[str, str | None, str, int]] = [
-    ("pairs", None, "pairs", 3),
-    ("distill", None, "queries", 3),
+    ("pairs", None, "pairs", 2),
+    ("distill", None, "queries", 2),
     ("distill", None, "corpus", 1),
     ("distill", "1x384", "queries", 1),
     ("binary", None, "queries", 1),
@@ -100,14 +101,19 @@ class Bench:
         binary = faiss.IndexBinaryFlat(8 * quantizer.code_size)
         binary.add(code)
         _, by_hamming = binary.search(quantizer.encode_queries(queries), 10)
+        return {"adc": self._quality(by_adc), "hamming": self._quality(by_hamming)}
+
+    def floats(self, quantizer: Quantizer) -> dict[str, float]:
+        """Return the same of a closed form's columns as floats: what codes would reach if nothing were rounded."""
+        x = rescaled(quantizer.transform(self.x) @ quantizer.decoder.matrix + quantizer.decoder.offset, 1.0)
+        return self._quality(faiss.knn(self.dataset.queries, x, 10, metric=METRIC)[1])
+
+    def _quality(self, found: Ids) -> dict[str, float]:
         floats = self.truth.measured.mean.ndcg
         assert floats is not None
         return {
-            stage: {
-                "ndcg": 100 * (ndcg(found, self.dataset.qrels, 10) or 0.0) / floats,
-                "recall": recall(found, self.truth, self.dataset),
-            }
-            for stage, found in (("adc", by_adc), ("hamming", by_hamming))
+            "ndcg": 100 * (ndcg(found, self.dataset.qrels, 10) or 0.0) / floats,
+            "recall": recall(found, self.truth, self.dataset),
         }
 
 
@@ -151,6 +157,7 @@ def trainings(bench: Bench) -> list[dict[str, Any]]:
                     "prefix_components": end,
                     "prefix": bench.measure(trained.truncate(end)),
                     "closed_prefix": bench.measure(closed.truncate(end)),
+                    "prefix_floats": bench.floats(closed.truncate(end)),
                 }
             rows.append(row)
             click.echo(f"{bench.folder.name}: {row}")

@@ -80,7 +80,8 @@ def training_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     curves = f"loss {sparkline(losses)} {losses[0]:.3g} to {losses[-1]:.3g}, "
     curves += f"held-out gain {sparkline(gains)} {max(gains):+.1f} %"
     return [
-        ("training", f"{len(log)} epochs in {record['seconds']:.0f} s; held out: {', '.join(values)}: {kept}"),
+        ("training", f"{len(log)} epochs in {record['seconds']:.0f} s; {kept}"),
+        ("", f"on the held-out queries that chose the epoch: {', '.join(values)}"),
         ("", curves),
     ]
 

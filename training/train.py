@@ -127,12 +127,14 @@ def train(
         quality, reference = held_out.quality(quantizer), closed_form
         if quantizer.layout != start.layout:  # at as many components
             reference = held_out.quality(start.truncate(quantizer.layout.components))
+        gain = held_out.gain(quality, reference)
         line = {
             "epoch": epoch + 1,
             "losses": dict(sums),
             "held_out": quality,
             "closed_form": reference,
-            "gain": held_out.gain(quality, reference),
+            "gain": gain,
+            "better": gain > 0 and held_out.never_worse(quality, reference),
             "diverged": diverged,
             "temperature": at(config.temperature, done),
             "learning_rate": optimizer.param_groups[0]["lr"],
@@ -147,9 +149,8 @@ def train(
     model.load_state_dict(best)
     line = _best(journal.log, config)
     quality, reference = line["held_out"], line["closed_form"]
-    better = line["gain"] > 0 and held_out.never_worse(quality, reference)
     quantizer = _frozen(model, drawn.train)
-    return Training(quantizer, held_out.measure, reference, quality, line["gain"], better, journal.log)
+    return Training(quantizer, held_out.measure, reference, quality, line["gain"], line["better"], journal.log)
 
 
 def batch_losses(
@@ -228,8 +229,11 @@ def _average(averaged: Tensor, current: Tensor, steps: Tensor | int) -> Tensor:
 
 
 def _best(log: list[dict[str, Any]], config: TrainConfig) -> dict[str, Any]:
-    """Return the epoch of the greatest gain; with pruning the last, whose code is the shortest."""
-    return log[-1] if config.pruning is not None else max(log, key=lambda line: line["gain"])
+    """Return the epoch of the greatest gain, of those that no stage lost in if there are any.
+
+    With pruning it is the last, whose code is the shortest.
+    """
+    return log[-1] if config.pruning is not None else max(log, key=lambda line: (line["better"], line["gain"]))
 
 
 def _is_over(log: list[dict[str, Any]], config: TrainConfig) -> bool:
