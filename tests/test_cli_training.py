@@ -43,14 +43,15 @@ def test_fit_on_pairs_says_what_it_was_worth(folder):
     assert record["kept"] == "trained"
     after, before = (record[which]["adc"]["nDCG@10"] for which in ("trained", "closed form"))
     assert after > 1.2 * before
-    assert f"nDCG@10 {after:.3f} (closed form {before:.3f})" in lines[2]
+    assert f"nDCG@10 {after:.3f} (closed form {before:.3f})" in lines[3]
     assert lines[1].startswith("quantizer   2x18, PCA + ITQ rotation, Lloyd-Max, linear adapter trained")
     assert lines[2].startswith("training    4 epochs in ")
     assert lines[2].endswith(f"kept the trained quantizer, {100 * record['gain']:.1f} % better")
-    assert lines[3].split()[0] == "loss"
-    assert lines[4].startswith("on 100 held-out queries")
-    assert "nDCG@10" in lines[4]
-    exact, codes = (float(line.split()[-3]) for line in lines[5:7])
+    assert lines[3].strip().startswith("on the held-out queries that chose the epoch: nDCG@10")
+    assert lines[4].split()[0] == "loss"
+    assert lines[5].startswith("on 100 held-out queries")
+    assert "nDCG@10" in lines[5]
+    exact, codes = (float(line.split()[-3]) for line in lines[6:8])
     assert codes > 1.2 * exact
     inspected = run("inspect", "corpus.qama", cwd=folder).stdout.splitlines()
     assert [line for line in inspected if line.startswith("training")] == [lines[2]]
