@@ -32,7 +32,7 @@ _rescore = click.option("--rescore", type=click.Choice(STORES), default="fp16", 
 _rescore_of_fit = click.option(
     "--rescore", type=click.Choice(STORES), help="Second stage.  [default: fp16; codes with --pairs]"
 )
-_base = click.option("--base", default="BFlat", show_default=True, help="Binary index of the codes, such as BHNSW32.")
+_base = click.option("--base", default="BFlat", show_default=True, help="Index of the codes: Scan, BFlat, BHNSW32, ...")
 
 
 def main() -> None:

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import codes, ranking
-from faiss_qama.bases import WORST, Base
+from faiss_qama.base import WORST, Base
 from faiss_qama.codes import Codes, Floats
+from faiss_qama.faiss_base import FaissBase
 from faiss_qama.labels import Ids, Labels, Mask
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import Store
@@ -97,7 +98,7 @@ class Contents:
         """Return the vectors of ``rows``, kept or decoded."""
         if self.store is not None:
             return self.store.take(rows)
-        return self.quantizer.decode(self.base.codes[rows])
+        return self.quantizer.decode(self.base.take(rows))
 
     def nearest(
         self,
@@ -208,11 +209,13 @@ class Contents:
         layout = self.quantizer.layout.truncate(operator.index(prefix))
         scanned = self._prefixes.get(prefix)
         if scanned is None:
-            scanned = Base("BFlat", layout.code_size)
+            scanned = FaissBase("BFlat", layout)
             scanned.add(codes.truncate(self.base.codes, layout))
             self._prefixes[prefix] = scanned
         _, rows = scanned.search(codes.truncate(code, layout), width, mask, {})
-        distances, view = np.empty(rows.shape, dtype=np.int32), self.base.codes
+        distances = np.empty(rows.shape, dtype=np.int32)
         for block in ranking.blocks(rows, code.shape[1]):
-            distances[block] = codes.hamming(view[rows[block]], code[block, None])
+            distances[block] = codes.hamming(
+                self.base.take(rows[block].ravel()).reshape(*rows[block].shape, -1), code[block, None]
+            )
         return ranking.best(distances, rows, candidates, larger=False)

@@ -21,13 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import codes
-from faiss_qama.bases import Base
+from faiss_qama.base import Base
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.contents import Contents
+from faiss_qama.faiss_base import FaissBase
 from faiss_qama.labels import Ids
 from faiss_qama.layout import CodeLayout
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import BorrowedStore, FloatStore
+from faiss_qama.scan import Scan
 from faiss_qama.transform import Linear
 
 KINDS = ("hamming", "fastscan", "binary")
@@ -41,7 +43,7 @@ def to_faiss(held: Contents, kind: str, rescore: str) -> Any:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     live = held.labels.live
-    code = np.ascontiguousarray(held.base.codes[live])
+    code = np.ascontiguousarray(held.base.take(live))
     ids = None if held.labels.ids is None else held.labels.of(live)
     if kind == "binary":
         return _binary(held.base, code, ids)
@@ -55,11 +57,11 @@ def to_faiss(held: Contents, kind: str, rescore: str) -> Any:
 
 
 def _binary(base: Base, code: Codes, ids: Ids | None) -> Any:
-    kind = str(base)
-    if len(code) == len(base) and not kind.startswith("BHash"):
+    kind = "BFlat" if isinstance(base, Scan) else str(base)
+    if kind == str(base) and len(code) == len(base) and not kind.startswith("BHash"):
         index = faiss.clone_binary_index(base.index)
     else:  # without what was removed from a graph; and hash tables cannot be cloned
-        made = Base(kind, code.shape[1])
+        made = FaissBase(kind, base.layout)
         made.set(base.settings)
         made.add(code)
         index = made.index

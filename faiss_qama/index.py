@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama import export, files, persistence, ranking
-from faiss_qama.bases import Base
+from faiss_qama.base import Base
+from faiss_qama.bases import make_base
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.contents import Contents
 from faiss_qama.faiss_vectors import FaissVectors
@@ -71,9 +72,9 @@ class QamaIndex:
             raise TypeError(f"a Quantizer is needed, such as fit() returns; got {type(quantizer).__name__}")
         if isinstance(quantizer, Unfitted):
             self._plan = quantizer
-            self._base = Base(base, quantizer.config.layout_in(quantizer.d).code_size)
+            self._base = make_base(base, quantizer.config.layout_in(quantizer.d))
         else:
-            self._hold(quantizer, Base(base, quantizer.code_size), Labels())
+            self._hold(quantizer, make_base(base, quantizer.layout), Labels())
 
     # What it is.
 
@@ -110,7 +111,7 @@ class QamaIndex:
     @property
     def is_trained(self) -> bool:
         """Whether vectors can be added: the quantizer is fitted, and the base index trained if it needs that."""
-        return self._plan is None and bool(self.binary.is_trained)
+        return self._plan is None and self._base.is_trained
 
     @property
     def bytes_per_vector(self) -> tuple[int, int]:
@@ -118,7 +119,7 @@ class QamaIndex:
         held = self._fitted
         own_ids = 0 if held.labels.ids is None else 8
         kept = 0 if held.store is None else held.store.bytes_per_vector
-        return held.quantizer.code_size + held.base.extra_bytes + own_ids, kept
+        return held.base.bytes_per_vector + own_ids, kept
 
     @property
     def nprobe(self) -> int:
@@ -181,7 +182,7 @@ class QamaIndex:
                 from faiss_qama.training import fit  # here, because run time does not depend on training
 
                 quantizer = fit(x, config=self._plan.config, metric=self._plan.metric, queries=queries)
-            if not self.binary.is_trained:
+            if not self._base.is_trained:
                 self._base.train(quantizer.encode(x))
             if self._plan is not None:
                 self._hold(quantizer, self._base, Labels())
@@ -256,7 +257,7 @@ class QamaIndex:
                     raise ValueError(f"add_id {add_id} makes ids {ends[0]} to {ends[1]}; 0 to 2**63 - 1 are possible")
                 ids = ids + add_id
             stored = theirs.store.rows[live] if isinstance(theirs.store, FloatStore) else np.empty(0)
-            mine.append(theirs.base.codes[live], stored, ids)
+            mine.append(theirs.base.take(live), stored, ids)
             theirs.clear()
 
     def reset(self) -> None:
@@ -410,7 +411,7 @@ class QamaIndex:
         with self._lock.read():
             held, quantizer = self._fitted, self.quantizer.truncate(operator.index(components))
             base = held.base.truncated(quantizer.layout)
-            store = CodesStore(quantizer, lambda: base.codes) if self.rescore == "codes" else held.store
+            store = CodesStore(quantizer, base.take) if self.rescore == "codes" else held.store
             other = self._sharing(Contents(quantizer, base, held.labels, store), self.rescore)
             other._made_of = held, held.version
             return other
@@ -420,7 +421,7 @@ class QamaIndex:
         if rescore not in ("none", "codes"):
             raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
         held = self._fitted
-        store = CodesStore(held.quantizer, lambda: held.base.codes) if rescore == "codes" else None
+        store = CodesStore(held.quantizer, held.base.take) if rescore == "codes" else None
         return self._sharing(held.rescored_by(store), rescore)
 
     def to_faiss(self, kind: str = "hamming") -> Any:
@@ -505,7 +506,7 @@ class QamaIndex:
         if self.rescore in DTYPES:
             store = FloatStore(quantizer, self.rescore, rows)
         elif self.rescore == "codes":
-            store = CodesStore(quantizer, lambda: base.codes)
+            store = CodesStore(quantizer, base.take)
         elif self.rescore == BORROWED:
             store = BorrowedStore(quantizer, self._source)
         self._plan, self._base = None, base

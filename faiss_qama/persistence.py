@@ -2,11 +2,12 @@
 
 A save writes the files of the next generation, syncs them, and then replaces the manifest in one atomic step: a crash
 leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself.
-Format version 2; version 1 has a gain and a shift in place of the queries' transform::
+Format version 3; version 2 has no codes-G.npy, and version 1 a gain and a shift in place of the queries' transform::
 
     manifest.json                quantizer's settings, and name, size, SHA-256 of the files
     quantizer-G.safetensors      its arrays
     codes-G.faissindex           the faiss.IndexBinary of the codes; for hash tables, which are made anew, a flat one
+    codes-G.npy                  instead, of the base Scan: (ceil(n / 16), words, 16) uint32, see faiss_qama.planes
     store-G.npy                  what rescores, a row a code, where it is kept: float16, float32, or int8 (sq8)
     ids-G.npy                    (n,) int64, the user's own ids, where there are any
     alive-G.npy                  (n,) bool, false where a row is removed, where there are any
@@ -33,15 +34,21 @@ from safetensors import SafetensorError
 
 from faiss_qama import files
 from faiss_qama._version import __version__
-from faiss_qama.bases import Base
+from faiss_qama.base import Base
+from faiss_qama.faiss_base import FaissBase
+from faiss_qama.layout import CodeLayout
+from faiss_qama.planes import LANES
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, FloatStore
+from faiss_qama.scan import Scan
 from faiss_qama.vectors import PathLike
 
-FORMAT, VERSION, OLDEST = "faiss-qama", 2, 1
+FORMAT, VERSION, OLDEST = "faiss-qama", 3, 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 ARRAYS = ("store", "ids", "alive")
-_OURS = re.compile(r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|(store|ids|alive)-\d+\.npy|manifest\.json\.new)")
+_OURS = re.compile(
+    r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|(codes|store|ids|alive)-\d+\.npy|manifest\.json\.new)"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +148,8 @@ def fingerprint(path: PathLike) -> str:
 
 
 def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
-    names = {"quantizer": f"quantizer-{generation}.safetensors", "codes": f"codes-{generation}.faissindex"}
+    suffix = "npy" if isinstance(bundle.base, Scan) else "faissindex"
+    names = {"quantizer": f"quantizer-{generation}.safetensors", "codes": f"codes-{generation}.{suffix}"}
     names |= {name: f"{name}-{generation}.npy" for name in ARRAYS if name in bundle.arrays}
     try:
         for name, array in bundle.arrays.items():
@@ -149,7 +157,7 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
             files.write_stream(folder / names[name], stream)
         arrays, settings = bundle.quantizer.to_state()
         (folder / names["quantizer"]).write_bytes(safetensors.numpy.save(arrays))
-        _write_binary(folder / names["codes"], bundle.base.storable)
+        _write_codes(folder / names["codes"], bundle.base)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -179,7 +187,12 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
                     entry.unlink()
 
 
-def _write_binary(path: Path, binary: Any) -> None:
+def _write_codes(path: Path, base: Base) -> None:
+    if isinstance(base, Scan):
+        files.write_stream(path, files.Stream(base.groups.shape, base.groups.dtype, [base.groups]))
+        return
+    assert isinstance(base, FaissBase)
+    binary = base.storable
     files.faiss_writes(faiss.write_index_binary, binary, path)
     if path.stat().st_size < binary.ntotal * binary.code_size:  # faiss does not see that a flush failed
         raise OSError(f"{path}: could not be written in full: {path.stat().st_size} bytes; is the disk full?")
@@ -189,10 +202,10 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
     named, ntotal, rescore = manifest["files"], manifest["ntotal"], manifest["rescore"]
     kind = manifest.get("base", "BFlat")
     for role, entry in named.items():
-        mapped = mmap and (role == "store" or role == "codes" and kind == "BFlat")
+        mapped = mmap and (role == "store" or role == "codes" and kind in ("BFlat", "Scan"))
         _verify(folder / entry["name"], entry, hash_it=not mapped)
     quantizer = _read_quantizer(folder / named["quantizer"]["name"], manifest["quantizer"])
-    base = _read_base(folder / named["codes"]["name"], quantizer.code_size, kind, mmap)
+    base = _read_base(folder / named["codes"]["name"], quantizer.layout, kind, ntotal, mmap)
     base.set(manifest.get("base_settings", {}))
     if rescore in DTYPES and "store" not in named:
         raise ValueError(f"{folder / MANIFEST}: rescore is {rescore}, but no store is named")
@@ -212,19 +225,22 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
     return Bundle(quantizer, rescore, base, arrays)
 
 
-def _read_base(path: Path, code_size: int, kind: str, mmap: bool) -> Base:
+def _read_base(path: Path, layout: CodeLayout, kind: str, ntotal: int, mmap: bool) -> Base:
+    if kind == "Scan":
+        shape = -(-ntotal // LANES), *Scan(layout).groups.shape[1:]
+        return Scan(layout, _read_array(path, shape, np.dtype("<u4"), mmap), ntotal)
     try:
         binary = faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
     except RuntimeError as error:
         if not path.exists():  # a save has replaced the generation
             raise FileNotFoundError(f"{path}: missing; the manifest names it") from None
         raise ValueError(f"{path}: not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
-    if binary.code_size != code_size:
-        raise ValueError(f"{path}: codes of {binary.code_size} bytes; the manifest says {code_size}")
-    base = Base(binary, code_size, filled=True)
+    if binary.code_size != layout.code_size:
+        raise ValueError(f"{path}: codes of {binary.code_size} bytes; the manifest says {layout.code_size}")
+    base = FaissBase(binary, layout, filled=True)
     if str(base) == kind:
         return base
-    made_anew = Base(kind, code_size)
+    made_anew = FaissBase(kind, layout)
     made_anew.add(base.codes)
     return made_anew
 

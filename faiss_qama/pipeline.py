@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from faiss_qama import persistence, report
-from faiss_qama.bases import Base
+from faiss_qama.bases import make_base
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
 from faiss_qama.index import QamaIndex
 from faiss_qama.vectors import Corpus
@@ -87,7 +87,7 @@ def fit_index(
     from faiss_qama.training.fit import fit_draw
 
     persistence.check_writable(path, corpus.paths)
-    Base(base, config.layout_in(corpus.shape[1]).code_size).set(settings or {})  # refused before anything is read
+    make_base(base, config.layout_in(corpus.shape[1])).set(settings or {})  # refused before anything is read
     start = time.perf_counter()
     drawn = draw(corpus, queries, config.sample, config.seed, pairs)
     work = path.with_name(path.name + ".training")

@@ -218,26 +218,26 @@ class CodesStore(Store):
     Parameters
     ----------
     quantizer : whose codes they are
-    view : returns the codes, (n, code_size) uint8
+    code : returns the codes (n, code_size) uint8 of rows (n,)
     """
 
     stage = "codes"
 
-    def __init__(self, quantizer: Quantizer, view: Callable[[], Codes]) -> None:
+    def __init__(self, quantizer: Quantizer, code: Callable[[Ids], Codes]) -> None:
         super().__init__(quantizer)
-        self._view = view
+        self._code = code
 
     def take(self, rows: Ids) -> Floats:
-        return self.quantizer.decode(self._view()[rows])
+        return self.quantizer.decode(self._code(rows))
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
-        quantizer, decoder, view = self.quantizer, self.quantizer.bit_decoder, self._view()
+        quantizer, decoder = self.quantizer, self.quantizer.bit_decoder
         xq = quantizer.adapt_queries(xq)
         weights, base = xq @ decoder.steps.T, xq @ decoder.offset
         norms = np.einsum("qd,qd->q", xq, xq)
         out = np.empty(rows.shape, dtype=np.float32)
         for block in blocks(rows, quantizer.layout.n_bits):
-            bits = codes.unpack(view[rows[block].ravel()], quantizer.layout).astype(np.float32)
+            bits = codes.unpack(self._code(rows[block].ravel()), quantizer.layout).astype(np.float32)
             products = np.matmul(bits.reshape(*rows[block].shape, -1), weights[block, :, None])[:, :, 0]
             products += base[block, None]
             if quantizer.unit or quantizer.metric == faiss.METRIC_L2:

@@ -16,7 +16,7 @@ from conftest import D, fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex, contents, index_factory
 
-BASES = ("BFlat", "BIVF8", "BIVF8_HNSW4", "BHNSW8", "BHash8", "BHash3x8")
+BASES = ("Scan", "BFlat", "BIVF8", "BIVF8_HNSW4", "BHNSW8", "BHash8", "BHash3x8")
 STORES = ("none", "codes", "sq8", "fp16", "fp32", "array", "faiss.Index")
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
 N, K = 240, 5
@@ -524,6 +524,13 @@ def test_contract(name, world, metric, store, base, tmp_path, monkeypatch, combi
 def test_the_docs_show_the_operations_and_bases(request):
     text = (request.config.rootpath / "docs" / "operations.md").read_text()
     header = next(line for line in text.splitlines() if line.startswith("| operation"))
-    assert [cell.strip(" `") for cell in header.split("|")[2:-1]] == ["BFlat", "BIVF", "BIVF_HNSW", "BHNSW", "BHash"]
+    assert [cell.strip(" `") for cell in header.split("|")[2:-1]] == [
+        "Scan",
+        "BFlat",
+        "BIVF",
+        "BIVF_HNSW",
+        "BHNSW",
+        "BHash",
+    ]
     rows = {line.split("|")[1].strip(" `") for line in text.splitlines() if line.startswith("| `")}
     assert rows >= set(OPERATIONS)

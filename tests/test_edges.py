@@ -12,7 +12,7 @@ from conftest import D, fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex, index_factory
 
-BASES = ("BFlat", "BIVF4", "BIVF4_HNSW4", "BHNSW4", "BHash6", "BHash2x6")
+BASES = ("Scan", "BFlat", "BIVF4", "BIVF4_HNSW4", "BHNSW4", "BHash6", "BHash2x6")
 X = make_vectors(300, seed=51)
 QUANTIZER = fit_quietly(X, layout="2x18")
 QUERIES = make_vectors(4, seed=52)

@@ -121,8 +121,8 @@ def test_missing_shortened_and_foreign_files_are_named(small, corpus, tmp_path, 
 def test_another_version_is_refused_with_both_numbers(small, corpus, tmp_path):
     make(small, "none", corpus[:20]).save(tmp_path / "i.qama")
     manifest = tmp_path / "i.qama" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 2', '"version": 3'))
-    with pytest.raises(ValueError, match="version 3; this release reads faiss-qama versions 1 to 2"):
+    manifest.write_text(manifest.read_text().replace('"version": 3', '"version": 4'))
+    with pytest.raises(ValueError, match="version 4; this release reads faiss-qama versions 1 to 3"):
         QamaIndex.load(tmp_path / "i.qama")
 
 
@@ -141,7 +141,7 @@ def test_what_is_no_bundle_is_never_touched(small, corpus, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("step", ["files.write_stream", "_write_binary", "_file_entry", "files.sync"])
+@pytest.mark.parametrize("step", ["files.write_stream", "_write_codes", "_file_entry", "files.sync"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_an_interrupted_save_leaves_the_old_index_and_no_litter(small, corpus, tmp_path, monkeypatch, step, error):
     path = tmp_path / "i.qama"
@@ -248,15 +248,17 @@ def test_a_foreign_manifest_is_seen_before_anything_is_written(small, corpus, tm
 def test_no_pickle_and_a_manifest_that_people_can_read(small, corpus, tmp_path):
     make(small, "fp16", corpus).save(tmp_path / "i.qama")
     manifest = json.loads((tmp_path / "i.qama" / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"], manifest["ntotal"]) == ("faiss-qama", 2, len(corpus))
+    assert (manifest["format"], manifest["version"], manifest["ntotal"]) == ("faiss-qama", 3, len(corpus))
     assert manifest["quantizer"]["layout"] == "2x18"
     stored = np.load(tmp_path / "i.qama" / manifest["files"]["store"]["name"], allow_pickle=False)
     np.testing.assert_array_equal(stored, corpus.astype(np.float16))
 
 
-@pytest.mark.parametrize(("version", "n"), [("v1", 200), ("v2", 1003)])
+@pytest.mark.parametrize(("version", "n"), [("v1", 200), ("v2", 1003), ("v3", 1003)])
 def test_a_bundle_of_each_version_loads_for_ever(request, tmp_path, version, n):
-    """Written when the format was new; its answers are stored with it. The second has a trained network and adapter."""
+    """Written when the format was new; its answers are stored with it. The second has a trained network and adapter,
+    the third the base Scan.
+    """
     folder = request.config.rootpath / "tests" / "data"
     shutil.copytree(folder / f"{version}.qama", tmp_path / "i.qama")
     index = QamaIndex.load(tmp_path / "i.qama")

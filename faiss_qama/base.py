@@ -1,0 +1,115 @@
+"""What holds the codes of a QamaIndex, in rows 0, 1, ..., and scans them by Hamming distance."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.codes import Codes
+from faiss_qama.labels import Ids, Mask
+from faiss_qama.layout import CodeLayout
+
+Distances = NDArray[np.int32]
+WORST = np.iinfo(np.int32).max
+
+
+class Base(ABC):
+    """Codes by row, and what finds the nearest of them.
+
+    Parameters
+    ----------
+    layout : of the codes
+    """
+
+    def __init__(self, layout: CodeLayout) -> None:
+        self.layout = layout
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def __str__(self) -> str:
+        """Return the string that makes such a base."""
+
+    @property
+    @abstractmethod
+    def index(self) -> Any:
+        """The faiss.IndexBinary of the codes. Raises ValueError where there is none."""
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether codes can be added."""
+        return True
+
+    @property
+    def codes(self) -> Codes:
+        """The codes by row, (n, code_size), valid until the next change."""
+        return self.take(np.arange(len(self)))
+
+    @abstractmethod
+    def take(self, rows: Ids) -> Codes:
+        """Return the codes (n, code_size) of ``rows`` (n,)."""
+
+    @property
+    @abstractmethod
+    def bytes_per_vector(self) -> int:
+        """Bytes of a code as it is held, and of links and lists."""
+
+    @property
+    def settings(self) -> dict[str, int]:
+        """The search parameters that it has, as they are set."""
+        return {}
+
+    def set(self, settings: Mapping[str, int]) -> None:
+        """Set search parameters, as :attr:`settings` gives them."""
+        for name in settings:
+            raise ValueError(f"{name} means nothing to {self}; it has no settings")
+
+    @property
+    def can_remove(self) -> bool:
+        """Whether :meth:`keep` costs a pass over the codes and not a new index."""
+        return True
+
+    def train(self, codes: Codes) -> None:  # noqa: B027 - most need none
+        """Train what needs it."""
+
+    @abstractmethod
+    def add(self, codes: Codes) -> None:
+        """Append rows."""
+
+    @abstractmethod
+    def keep(self, kept: Mask) -> None:
+        """Drop the rows where ``kept`` (n,) is false; the others move up."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Drop every row."""
+
+    @abstractmethod
+    def truncated(self, layout: CodeLayout) -> Base:
+        """Return a base of the same kind whose codes are those of the prefix ``layout``."""
+
+    @abstractmethod
+    def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
+        """Return distances and rows, (nq, k) each, nearest first; row -1 and the worst distance where there is none.
+
+        Parameters
+        ----------
+        queries : (nq, code_size) uint8
+        k : how many
+        rows : (n,) bool, the rows that may be found, or None for all
+        settings : nprobe or efSearch, for this search; ValueError where they mean nothing
+        """
+
+    def check_recall(self, settings: Mapping[str, int]) -> None:  # noqa: B027 - what scans everything keeps any promise
+        """Raise ValueError where a search with ``settings`` looks at so little that no recall can be promised."""
+
+
+def padded(D: Distances, I: Ids, k: int) -> tuple[Distances, Ids]:
+    """Return D and I with ``k`` columns, those of missing hits added."""
+    missing = ((0, 0), (0, k - D.shape[1]))
+    return np.pad(D, missing, constant_values=WORST), np.pad(I, missing, constant_values=-1)

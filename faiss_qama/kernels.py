@@ -1,0 +1,116 @@
+"""The hot loops, compiled by numba when they are first used and kept in its cache; nothing else imports numba.
+
+A scan reads words (see :mod:`faiss_qama.planes`): groups of ``LANES`` codes, (groups, words, LANES)
+uint32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numba import njit
+from numba.extending import intrinsic
+from numba.np.unsafe.ndarray import to_fixed_tuple
+
+from faiss_qama.planes import LANES
+
+BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB at 12 words
+FAR = 1 << 30
+
+
+@intrinsic
+def _popcount(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's signature
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
+        return builder.ctpop(arguments[0])
+
+    return word(word), generate
+
+
+@njit(cache=True, nogil=True)
+def _nearest(distances: Any, rows: Any, n: int, k: int, counts: Any) -> int:
+    """Keep the ``k`` smallest of the first ``n``, in order of distance and then of row, by counting.
+
+    Returns the largest distance that is kept.
+    """
+    counts[:] = 0
+    for i in range(n):
+        counts[distances[i]] += 1
+    # Where each distance begins.
+    total = 0
+    last = 0
+    for d in range(len(counts)):
+        here = counts[d]
+        counts[d] = total
+        if total < k and here:
+            last = d
+        total += here
+    kept_d, kept_r = np.empty(k, np.int32), np.empty(k, np.int64)
+    for i in range(n):
+        place = counts[distances[i]]
+        counts[distances[i]] += 1
+        if place < k:
+            kept_d[place], kept_r[place] = distances[i], rows[i]
+    distances[:k] = kept_d
+    rows[:k] = kept_r
+    return last
+
+
+@cache
+def scan(pairs: int, others: int) -> Callable[..., None]:
+    """Return the scan of codes of so many words.
+
+    ``scan(groups, first, last, queries, allowed, D, I)`` finds the nearest of the rows ``first`` (a multiple of
+    ``LANES``) to ``last``, for each of ``queries`` (nq, words), and of those where ``allowed`` (n,) is true, unless
+    that is empty. It fills D (nq, k) int32 with distances, ascending, and I (nq, k) int64 with rows; of equal distances
+    the first rows are taken. There must be k such rows.
+    """
+    total = 2 * pairs + others
+
+    @njit(cache=True, nogil=True)
+    def of_so_many_words(groups: Any, first: int, last: int, queries: Any, allowed: Any, D: Any, I: Any) -> None:
+        nq, k = D.shape
+        room = 2 * k + BLOCK
+        distances, rows = np.empty((nq, room), np.int32), np.empty((nq, room), np.int64)
+        found, bound = np.zeros(nq, np.int64), np.full(nq, FAR, np.int64)
+        counts = np.empty(32 * (3 * pairs + others) + 1, np.int64)
+        of_block = np.empty(BLOCK, np.int32)
+        for start in range(first, last, BLOCK):
+            here = min(BLOCK, last - start)
+            for q in range(nq):
+                query = to_fixed_tuple(
+                    queries[q], total
+                )  # in registers; from the array it would be read again and again
+                for group in range((here + LANES - 1) // LANES):
+                    words = groups[start // LANES + group]
+                    for i in range(LANES):
+                        ones, twos = np.int32(0), np.int32(0)
+                        for w in range(pairs):
+                            h, g = words[2 * w, i] ^ query[2 * w], words[2 * w + 1, i]
+                            ones += np.int32(_popcount(np.uint32(h ^ g ^ query[2 * w + 1])))
+                            twos += np.int32(_popcount(np.uint32(h & ~(g & query[2 * w + 1]))))
+                        for w in range(2 * pairs, 2 * pairs + others):
+                            ones += np.int32(_popcount(np.uint32(words[w, i] ^ query[w])))
+                        of_block[group * LANES + i] = ones + twos + twos
+                least = np.int32(FAR)
+                for i in range(BLOCK):
+                    least = min(least, of_block[i])
+                if least >= bound[q]:
+                    continue
+                n = found[q]
+                for i in range(here):
+                    if of_block[i] < bound[q] and (len(allowed) == 0 or allowed[start + i]):
+                        distances[q, n], rows[q, n] = of_block[i], start + i
+                        n += 1
+                if n >= 2 * k:
+                    bound[q] = _nearest(distances[q], rows[q], n, k, counts)
+                    n = k
+                found[q] = n
+        for q in range(nq):
+            _nearest(distances[q], rows[q], found[q], k, counts)
+            D[q], I[q] = distances[q, :k], rows[q, :k]
+
+    compiled: Callable[..., None] = of_so_many_words
+    return compiled

@@ -1,0 +1,174 @@
+"""Our own exhaustive scan: two bits for a component of four levels instead of three, read in long SIMD registers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama import codes, planes, ranking
+from faiss_qama.base import Base, Distances, padded
+from faiss_qama.codes import Codes
+from faiss_qama.labels import Ids, Mask
+from faiss_qama.layout import CodeLayout
+from faiss_qama.planes import LANES, Words
+from faiss_qama.rows import Rows
+
+QUERIES = 32  # that look at a block together
+WORK = 1 << 22  # codes times queries that are worth a thread of their own
+CHUNK = 1 << 16  # codes that are compared at a time where there is no numba
+
+Kernel = Callable[..., None]
+
+
+class Scan(Base):
+    """Codes as words of bit planes, scanned in parallel; without numba, expanded piece by piece for FAISS's kernels.
+
+    Of equal distances the first rows are found.
+
+    Parameters
+    ----------
+    layout : of the codes
+    groups, n : codes that there are, as :attr:`groups` has them, and how many; they may be a read-only memory map
+    """
+
+    def __init__(self, layout: CodeLayout, groups: NDArray[np.uint32] | None = None, n: int = 0) -> None:
+        super().__init__(layout)
+        self._words = sum(words * times for words, times in zip(planes.widths(layout), (2, 1), strict=True))
+        self._groups = Rows(np.empty((0, self._words, LANES), np.uint32) if groups is None else groups)
+        self._n = n
+
+    @property
+    def groups(self) -> NDArray[np.uint32]:
+        """The words of ``LANES`` codes side by side, (ceil(n / LANES), words, LANES)."""
+        return self._groups.array
+
+    @property
+    def index(self) -> Any:
+        raise ValueError("base Scan is no faiss.IndexBinary; to_faiss('binary') makes one of its codes")
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __str__(self) -> str:
+        return "Scan"
+
+    @property
+    def bytes_per_vector(self) -> int:
+        return 4 * self._words
+
+    def take(self, rows: Ids) -> Codes:
+        return planes.unpack(self._of(rows), self.layout)
+
+    def add(self, codes: Codes) -> None:
+        self._append(planes.pack(codes, self.layout))
+
+    def keep(self, kept: Mask) -> None:
+        words = self._of(np.flatnonzero(kept))
+        self.reset()
+        self._append(words)
+
+    def reset(self) -> None:
+        self._groups.clear()
+        self._n = 0
+
+    def truncated(self, layout: CodeLayout) -> Scan:
+        other = Scan(layout)
+        other.add(codes.truncate(self.codes, layout))
+        return other
+
+    def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
+        for name in settings:
+            raise ValueError(f"{name} means nothing to {self}; it takes no search parameters")
+        found = min(k, self._n if rows is None else int(np.count_nonzero(rows)))
+        if not found or not len(queries):
+            return padded(np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64), k)
+        allowed = np.empty(0, bool) if rows is None else rows
+        kernel = _kernel(self.layout)
+        if kernel is None:
+            return padded(*self._without_numba(queries, found, allowed), k)
+        words = planes.pack(queries, self.layout)
+        batches = [words[start : start + QUERIES] for start in range(0, len(words), QUERIES)]
+        parts = 1
+        if len(batches) < faiss.omp_get_max_threads():
+            parts = min(faiss.omp_get_max_threads(), 1 + self._n * len(words) // WORK)
+        # Parts are whole groups, and each has enough codes that may be found.
+        ends = np.linspace(0, len(self.groups), parts + 1).astype(int) * LANES
+
+        def scanned(batch: Words, part: int) -> tuple[Distances, Ids]:
+            first, last = int(ends[part]), min(int(ends[part + 1]), self._n)
+            here = min(found, last - first if rows is None else int(np.count_nonzero(rows[first:last])))
+            D, I = np.empty((len(batch), here), np.int32), np.empty((len(batch), here), np.int64)
+            if here:
+                kernel(self.groups, first, last, batch, allowed, D, I)
+            return D, I
+
+        tasks = [(batch, part) for batch in batches for part in range(parts)]
+        if len(tasks) == 1 or faiss.omp_get_max_threads() == 1:
+            done = [scanned(*task) for task in tasks]
+        else:
+            done = list(_threads(faiss.omp_get_max_threads()).map(lambda task: scanned(*task), tasks))
+        of_batches = []
+        for start in range(0, len(done), parts):
+            D, I = (np.concatenate(columns, axis=1) for columns in zip(*done[start : start + parts], strict=True))
+            of_batches.append((D, I) if parts == 1 else ranking.best(D, I, found, larger=False))
+        D, I = (np.concatenate(part) for part in zip(*of_batches, strict=True))
+        return padded(D, I, k)
+
+    def _of(self, rows: Ids) -> Words:
+        """Return the words (n, words) of ``rows`` (n,)."""
+        words: Words = self.groups[rows // LANES, :, rows % LANES]
+        return words
+
+    def _append(self, words: Words) -> None:
+        rows = np.arange(self._n, self._n + len(words))
+        missing = -(-(self._n + len(words)) // LANES) - len(self._groups)
+        self._groups.append(np.zeros((missing, self._words, LANES), np.uint32))
+        self.groups[rows // LANES, :, rows % LANES] = words
+        self._n += len(words)
+
+    def _without_numba(self, queries: Codes, k: int, allowed: Mask) -> tuple[Distances, Ids]:
+        D, I = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
+        for start in range(0, self._n, CHUNK):
+            rows = np.arange(start, min(start + CHUNK, self._n))
+            if len(allowed):
+                rows = rows[allowed[rows]]
+            distances = np.empty((len(queries), len(rows)), np.int32)
+            code = self.take(rows)
+            faiss.hammings(
+                faiss.swig_ptr(queries),
+                faiss.swig_ptr(code),
+                len(queries),
+                len(rows),
+                code.shape[1],
+                faiss.swig_ptr(distances),
+            )
+            D = np.concatenate([D, distances], axis=1)
+            I = np.concatenate([I, np.broadcast_to(rows, distances.shape)], axis=1)
+            D, I = ranking.best(D, I, k, larger=False)
+        return D, I
+
+
+@cache
+def _kernel(layout: CodeLayout) -> Kernel | None:
+    """Return the compiled scan, or None where numba is missing."""
+    try:
+        from faiss_qama import kernels  # here, because importing numba takes half a second
+    except ImportError:
+        return None
+    return kernels.scan(*planes.widths(layout))
+
+
+@cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(number, thread_name_prefix="faiss-qama-scan")
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)
