@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.codes import Codes
+from faiss_qama import codes, ranking
+from faiss_qama.codes import Codes, Floats
 from faiss_qama.labels import Ids, Mask
 from faiss_qama.layout import CodeLayout
 
@@ -53,6 +54,22 @@ class Base(ABC):
     @abstractmethod
     def take(self, rows: Ids) -> Codes:
         """Return the codes (n, code_size) of ``rows`` (n,)."""
+
+    def sums(self, rows: Ids, weights: Floats, shared: Floats) -> tuple[Floats, Floats]:
+        """Return the sums of the weights of the bits that are set: by each query's own, by shared; (nq, k) float32.
+
+        Parameters
+        ----------
+        rows : (nq, k) int64
+        weights : (nq, n_bits) float32, each query's own
+        shared : (n_bits,) float32, all queries'
+        """
+        own, common = np.empty(rows.shape, dtype=np.float32), np.empty(rows.shape, dtype=np.float32)
+        for block in ranking.blocks(rows, self.layout.n_bits):
+            bits = codes.unpack(self.take(rows[block].ravel()), self.layout).astype(np.float32)
+            common[block] = (bits @ shared).reshape(rows[block].shape)
+            own[block] = np.matmul(bits.reshape(*rows[block].shape, -1), weights[block, :, None])[:, :, 0]
+        return own, common
 
     @property
     @abstractmethod

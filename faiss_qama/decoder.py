@@ -73,15 +73,6 @@ class BitDecoder:
         x += self.offset
         return x
 
-    def energies(self, bits: Floats) -> Floats:
-        """Return the squared norms (n,) of the vectors of ``bits`` (n, n_bits)."""
-        if self.energy_steps is None:
-            squares: Floats = np.square(self.vectors(bits)).sum(axis=1)
-            return squares
-        # The affine form may come out a rounding error below 0 for a vector that decodes to 0.
-        energies: Floats = np.maximum(bits @ self.energy_steps + np.float32(self.energy_offset), 0)
-        return energies
-
 
 def _per_bit(table: Floats, layout: CodeLayout) -> Floats:
     """Turn what each level of each column adds, (columns, levels, ...), into what each bit adds, (n_bits, ...)."""

@@ -411,7 +411,7 @@ class QamaIndex:
         with self._lock.read():
             held, quantizer = self._fitted, self.quantizer.truncate(operator.index(components))
             base = held.base.truncated(quantizer.layout)
-            store = CodesStore(quantizer, base.take) if self.rescore == "codes" else held.store
+            store = CodesStore(quantizer, base) if self.rescore == "codes" else held.store
             other = self._sharing(Contents(quantizer, base, held.labels, store), self.rescore)
             other._made_of = held, held.version
             return other
@@ -421,7 +421,7 @@ class QamaIndex:
         if rescore not in ("none", "codes"):
             raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
         held = self._fitted
-        store = CodesStore(held.quantizer, held.base.take) if rescore == "codes" else None
+        store = CodesStore(held.quantizer, held.base) if rescore == "codes" else None
         return self._sharing(held.rescored_by(store), rescore)
 
     def to_faiss(self, kind: str = "hamming") -> Any:
@@ -506,7 +506,7 @@ class QamaIndex:
         if self.rescore in DTYPES:
             store = FloatStore(quantizer, self.rescore, rows)
         elif self.rescore == "codes":
-            store = CodesStore(quantizer, base.take)
+            store = CodesStore(quantizer, base)
         elif self.rescore == BORROWED:
             store = BorrowedStore(quantizer, self._source)
         self._plan, self._base = None, base

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import codes
-from faiss_qama.codes import Codes
+from faiss_qama.codes import Codes, Floats
 from faiss_qama.layout import CodeLayout
 
 Words = NDArray[np.uint32]
@@ -73,3 +73,23 @@ def _words(bits: NDArray[np.uint8]) -> Words:
 
 def _bits(words: Words) -> NDArray[np.uint8]:
     return np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
+
+
+def byte_weights(weights: Floats, layout: CodeLayout) -> Floats:
+    """Return what bits add, (nq, n_bits), as the words have them: (nq, 128 * pairs + 32 * others).
+
+    Of a component of four levels: what each of h + 2 g adds; of other segments each bit; 0 for padding.
+    """
+    pairs, others = widths(layout)
+    fours = np.zeros((len(weights), WORD * pairs, 4), dtype=np.float32)
+    rest = np.zeros((len(weights), WORD * others), dtype=np.float32)
+    unit = bit = 0
+    for segment, _, where in layout.slices():
+        if segment.levels == 4:
+            levels = np.cumsum(weights[:, where].reshape(len(weights), segment.units, 3), axis=2)
+            fours[:, unit : unit + segment.units][..., [2, 3, 1]] = levels  # levels 1, 2, 3 are g, g and h, h
+            unit += segment.units
+        else:
+            rest[:, bit : bit + segment.n_bits] = weights[:, where]
+            bit += segment.n_bits
+    return np.concatenate([fours.reshape(len(weights), -1), rest], axis=1)

@@ -8,7 +8,6 @@ anyway.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import faiss
@@ -16,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import codes
-from faiss_qama.codes import Codes, Floats
+from faiss_qama.base import Base
+from faiss_qama.codes import Floats
 from faiss_qama.faiss_vectors import FaissVectors
 from faiss_qama.labels import Ids, Mask
 from faiss_qama.quantizer import Quantizer
@@ -218,34 +218,45 @@ class CodesStore(Store):
     Parameters
     ----------
     quantizer : whose codes they are
-    code : returns the codes (n, code_size) uint8 of rows (n,)
+    base : the codes
     """
 
     stage = "codes"
 
-    def __init__(self, quantizer: Quantizer, code: Callable[[Ids], Codes]) -> None:
+    def __init__(self, quantizer: Quantizer, base: Base) -> None:
         super().__init__(quantizer)
-        self._code = code
+        self._base = base
 
     def take(self, rows: Ids) -> Floats:
-        return self.quantizer.decode(self._code(rows))
+        return self.quantizer.decode(self._base.take(rows))
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         quantizer, decoder = self.quantizer, self.quantizer.bit_decoder
         xq = quantizer.adapt_queries(xq)
-        weights, base = xq @ decoder.steps.T, xq @ decoder.offset
-        norms = np.einsum("qd,qd->q", xq, xq)
+        squares = decoder.energy_steps
+        shared = np.zeros(quantizer.layout.n_bits, np.float32) if squares is None else squares
+        products, energies = self._base.sums(rows, xq @ decoder.steps.T, shared)
+        products += (xq @ decoder.offset)[:, None]
+        if not quantizer.unit and quantizer.metric == faiss.METRIC_INNER_PRODUCT:
+            return products
+        if squares is None:
+            energies = self._energies(rows)
+        else:
+            # The affine form may come out a rounding error below 0 for a vector that decodes to 0.
+            energies = np.maximum(energies + np.float32(decoder.energy_offset), 0)
+        if quantizer.unit:
+            products /= np.sqrt(np.where(energies > 0, energies, 1))
+            energies = (energies > 0).astype(np.float32)
+        if quantizer.metric == faiss.METRIC_L2:
+            norms = np.einsum("qd,qd->q", xq, xq)
+            products = np.maximum(norms[:, None] + energies - 2 * products, 0)
+        return products
+
+    def _energies(self, rows: Ids) -> Floats:
+        """Return the squared norms of what ``rows`` decode to, where they are no sum over the bits."""
         out = np.empty(rows.shape, dtype=np.float32)
-        for block in blocks(rows, quantizer.layout.n_bits):
-            bits = codes.unpack(self._code(rows[block].ravel()), quantizer.layout).astype(np.float32)
-            products = np.matmul(bits.reshape(*rows[block].shape, -1), weights[block, :, None])[:, :, 0]
-            products += base[block, None]
-            if quantizer.unit or quantizer.metric == faiss.METRIC_L2:
-                energies = decoder.energies(bits).reshape(products.shape)
-            if quantizer.unit:
-                products /= np.sqrt(np.where(energies > 0, energies, 1))
-                energies = (energies > 0).astype(np.float32)
-            if quantizer.metric == faiss.METRIC_L2:
-                products = np.maximum(norms[block, None] + energies - 2 * products, 0)
-            out[block] = products
+        for block in blocks(rows, self.quantizer.d):
+            bits = codes.unpack(self._base.take(rows[block].ravel()), self.quantizer.layout).astype(np.float32)
+            vectors = self.quantizer.bit_decoder.vectors(bits)
+            out[block] = np.square(vectors).sum(axis=1).reshape(rows[block].shape)
         return out

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import numpy as np
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from faiss_qama import codes, planes, ranking
 from faiss_qama.base import Base, Distances, padded
-from faiss_qama.codes import Codes
+from faiss_qama.codes import Codes, Floats
 from faiss_qama.labels import Ids, Mask
 from faiss_qama.layout import CodeLayout
 from faiss_qama.planes import LANES, Words
@@ -24,7 +24,8 @@ QUERIES = 32  # that look at a block together
 WORK = 1 << 22  # codes times queries that are worth a thread of their own
 CHUNK = 1 << 16  # codes that are compared at a time where there is no numba
 
-Kernel = Callable[..., None]
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Scan(Base):
@@ -90,9 +91,10 @@ class Scan(Base):
         if not found or not len(queries):
             return padded(np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64), k)
         allowed = np.empty(0, bool) if rows is None else rows
-        kernel = _kernel(self.layout)
-        if kernel is None:
+        kernels = _kernels()
+        if kernels is None:
             return padded(*self._without_numba(queries, found, allowed), k)
+        kernel = kernels.scan(*planes.widths(self.layout))
         words = planes.pack(queries, self.layout)
         batches = [words[start : start + QUERIES] for start in range(0, len(words), QUERIES)]
         parts = 1
@@ -101,7 +103,8 @@ class Scan(Base):
         # Parts are whole groups, and each has enough codes that may be found.
         ends = np.linspace(0, len(self.groups), parts + 1).astype(int) * LANES
 
-        def scanned(batch: Words, part: int) -> tuple[Distances, Ids]:
+        def scanned(task: tuple[Words, int]) -> tuple[Distances, Ids]:
+            batch, part = task
             first, last = int(ends[part]), min(int(ends[part + 1]), self._n)
             here = min(found, last - first if rows is None else int(np.count_nonzero(rows[first:last])))
             D, I = np.empty((len(batch), here), np.int32), np.empty((len(batch), here), np.int64)
@@ -109,17 +112,30 @@ class Scan(Base):
                 kernel(self.groups, first, last, batch, allowed, D, I)
             return D, I
 
-        tasks = [(batch, part) for batch in batches for part in range(parts)]
-        if len(tasks) == 1 or faiss.omp_get_max_threads() == 1:
-            done = [scanned(*task) for task in tasks]
-        else:
-            done = list(_threads(faiss.omp_get_max_threads()).map(lambda task: scanned(*task), tasks))
+        done = _each(scanned, [(batch, part) for batch in batches for part in range(parts)])
         of_batches = []
         for start in range(0, len(done), parts):
             D, I = (np.concatenate(columns, axis=1) for columns in zip(*done[start : start + parts], strict=True))
             of_batches.append((D, I) if parts == 1 else ranking.best(D, I, found, larger=False))
         D, I = (np.concatenate(part) for part in zip(*of_batches, strict=True))
         return padded(D, I, k)
+
+    def sums(self, rows: Ids, weights: Floats, shared: Floats) -> tuple[Floats, Floats]:
+        kernels = _kernels()
+        if kernels is None:
+            return super().sums(rows, weights, shared)
+        pairs, others = planes.widths(self.layout)
+        weights = planes.byte_weights(weights, self.layout)
+        table = np.empty((8 * pairs + 4 * others, 256), np.float32)
+        kernels.tables(pairs, others, planes.byte_weights(shared[None], self.layout)[0], table)
+        own, common = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
+
+        def summed(part: slice) -> None:
+            kernels.sums(pairs, others, self.groups, rows[part], weights[part], table, own[part], common[part])
+
+        step = -(-len(rows) // faiss.omp_get_max_threads())
+        _each(summed, [slice(start, start + step) for start in range(0, len(rows), step)] if len(rows) else [])
+        return own, common
 
     def _of(self, rows: Ids) -> Words:
         """Return the words (n, words) of ``rows`` (n,)."""
@@ -156,13 +172,20 @@ class Scan(Base):
 
 
 @cache
-def _kernel(layout: CodeLayout) -> Kernel | None:
-    """Return the compiled scan, or None where numba is missing."""
+def _kernels() -> Any:
+    """Return the module of compiled loops, or None where numba is missing."""
     try:
         from faiss_qama import kernels  # here, because importing numba takes half a second
     except ImportError:
         return None
-    return kernels.scan(*planes.widths(layout))
+    return kernels
+
+
+def _each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+    """Return what ``do`` returns of each task, as many at a time as FAISS may use threads."""
+    if len(tasks) == 1 or faiss.omp_get_max_threads() == 1:
+        return [do(task) for task in tasks]
+    return list(_threads(faiss.omp_get_max_threads()).map(do, tasks))
 
 
 @cache

@@ -42,12 +42,12 @@ def by_numpy(code, queries, k, rows):
 @pytest.fixture(params=["numba", "faiss"])
 def kernels(request, monkeypatch):
     """Both ways to scan."""
-    scan._kernel.cache_clear()
+    scan._kernels.cache_clear()
     if request.param == "faiss":
         monkeypatch.setitem(sys.modules, "faiss_qama.kernels", None)
         monkeypatch.setattr(scan, "CHUNK", 300)
     yield request.param
-    scan._kernel.cache_clear()
+    scan._kernels.cache_clear()
 
 
 @pytest.fixture(params=[1, 2])
@@ -92,6 +92,21 @@ def test_scan_is_numpys(kernels, threads, text, n):
             np.testing.assert_array_equal(I[:, :found], want_i)
             assert (D[:, found:] == WORST).all()
             assert (I[:, found:] == -1).all()
+
+
+@pytest.mark.parametrize("text", MIXTURES)
+@pytest.mark.parametrize("nq", [1, 5])
+def test_sums_are_those_of_the_bits(kernels, threads, text, nq):
+    layout, rng = CodeLayout.parse(text), np.random.default_rng(4)
+    base = Scan(layout)
+    base.add(random_codes(layout, 1025, 1))
+    rows = rng.integers(0, 1025, (nq, 77))
+    weights = rng.standard_normal((nq, layout.n_bits)).astype(np.float32)
+    shared = rng.standard_normal(layout.n_bits).astype(np.float32)
+    bits = codes.unpack(base.codes, layout).astype(np.float64)[rows]
+    own, common = base.sums(rows, weights, shared)
+    np.testing.assert_allclose(own, np.einsum("qkb,qb->qk", bits, weights), atol=1e-4)
+    np.testing.assert_allclose(common, bits @ shared, atol=1e-4)
 
 
 @pytest.mark.parametrize("text", MIXTURES)
