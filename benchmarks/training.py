@@ -34,7 +34,6 @@ TRAININGS: list[tuple[str, str | None, str, int]] = [
     ("pairs", None, "pairs", 2),
     ("distill", None, "queries", 2),
     ("distill", None, "corpus", 1),
-    ("distill", "1x384", "queries", 1),
     ("binary", None, "queries", 1),
     ("ternary", None, "queries", 1),
     ("adaptive-pruning", None, "queries", 1),

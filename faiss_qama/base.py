@@ -111,6 +111,10 @@ class Base(ABC):
         """Return a base of the same kind whose codes are those of the prefix ``layout``."""
 
     @abstractmethod
+    def prefix(self, layout: CodeLayout) -> Base:
+        """Return an exhaustive base whose codes are those of the prefix ``layout``."""
+
+    @abstractmethod
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
         """Return distances and rows, (nq, k) each, nearest first; row -1 and the worst distance where there is none.
 
@@ -128,5 +132,7 @@ class Base(ABC):
 
 def padded(D: Distances, I: Ids, k: int) -> tuple[Distances, Ids]:
     """Return D and I with ``k`` columns, those of missing hits added."""
+    if D.shape[1] == k:  # np.pad takes long to do nothing
+        return D, I
     missing = ((0, 0), (0, k - D.shape[1]))
     return np.pad(D, missing, constant_values=WORST), np.pad(I, missing, constant_values=-1)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from faiss_qama import codes, ranking
 from faiss_qama.base import WORST, Base
 from faiss_qama.codes import Codes, Floats
-from faiss_qama.faiss_base import FaissBase
 from faiss_qama.labels import Ids, Labels, Mask
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import Store
@@ -209,9 +208,7 @@ class Contents:
         layout = self.quantizer.layout.truncate(operator.index(prefix))
         scanned = self._prefixes.get(prefix)
         if scanned is None:
-            scanned = FaissBase("BFlat", layout)
-            scanned.add(codes.truncate(self.base.codes, layout))
-            self._prefixes[prefix] = scanned
+            scanned = self._prefixes[prefix] = self.base.prefix(layout)
         _, rows = scanned.search(codes.truncate(code, layout), width, mask, {})
         distances = np.empty(rows.shape, dtype=np.int32)
         for block in ranking.blocks(rows, code.shape[1]):

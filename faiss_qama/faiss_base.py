@@ -202,6 +202,11 @@ class FaissBase(Base):
         other.add(codes.truncate(self.codes, layout))
         return other
 
+    def prefix(self, layout: CodeLayout) -> Base:
+        other = FaissBase("BFlat", layout)
+        other.add(codes.truncate(self.codes, layout))
+        return other
+
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
         parameters = self._parameters(settings, k)
         n = len(self)

@@ -15,10 +15,10 @@ from numba import njit
 from numba.extending import intrinsic
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
+from faiss_qama.base import WORST
 from faiss_qama.planes import LANES
 
 BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB at 12 words
-FAR = 1 << 30
 
 
 @intrinsic
@@ -31,7 +31,7 @@ def _popcount(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's signatur
 
 @njit(cache=True, nogil=True)
 def _nearest(distances: Any, rows: Any, n: int, k: int, counts: Any) -> int:
-    """Keep the ``k`` smallest of the first ``n``, in order of distance and then of row, by counting.
+    """Keep the ``k`` smallest of the first ``n`` (all, if fewer), in order of distance and then of row, by counting.
 
     Returns the largest distance that is kept.
     """
@@ -53,8 +53,8 @@ def _nearest(distances: Any, rows: Any, n: int, k: int, counts: Any) -> int:
         counts[distances[i]] += 1
         if place < k:
             kept_d[place], kept_r[place] = distances[i], rows[i]
-    distances[:k] = kept_d
-    rows[:k] = kept_r
+    n = min(n, k)
+    distances[:n], rows[:n] = kept_d[:n], kept_r[:n]
     return last
 
 
@@ -65,7 +65,7 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
     ``scan(groups, first, last, queries, allowed, D, I)`` finds the nearest of the rows ``first`` (a multiple of
     ``LANES``) to ``last``, for each of ``queries`` (nq, words), and of those where ``allowed`` (n,) is true, unless
     that is empty. It fills D (nq, k) int32 with distances, ascending, and I (nq, k) int64 with rows; of equal distances
-    the first rows are taken. There must be k such rows.
+    the first rows are taken; where there are fewer than k, D is the worst distance and I is -1.
     """
     total = 2 * pairs + others
 
@@ -74,7 +74,7 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
         nq, k = D.shape
         room = 2 * k + BLOCK
         distances, rows = np.empty((nq, room), np.int32), np.empty((nq, room), np.int64)
-        found, bound = np.zeros(nq, np.int64), np.full(nq, FAR, np.int64)
+        found, bound = np.zeros(nq, np.int64), np.full(nq, WORST, np.int64)
         counts = np.empty(32 * (3 * pairs + others) + 1, np.int64)
         of_block = np.empty(BLOCK, np.int32)
         for start in range(first, last, BLOCK):
@@ -94,7 +94,7 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
                         for w in range(2 * pairs, 2 * pairs + others):
                             ones += np.int32(_popcount(np.uint32(words[w, i] ^ query[w])))
                         of_block[group * LANES + i] = ones + twos + twos
-                least = np.int32(FAR)
+                least = np.int32(WORST)
                 for i in range(BLOCK):
                     least = min(least, of_block[i])
                 if least >= bound[q]:
@@ -110,7 +110,9 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
                 found[q] = n
         for q in range(nq):
             _nearest(distances[q], rows[q], found[q], k, counts)
-            D[q], I[q] = distances[q, :k], rows[q, :k]
+            n = min(found[q], k)
+            D[q, :n], I[q, :n] = distances[q, :n], rows[q, :n]
+            D[q, n:], I[q, n:] = WORST, -1
 
     compiled: Callable[..., None] = of_so_many_words
     return compiled

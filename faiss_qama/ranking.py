@@ -37,6 +37,8 @@ def best(scores: NDArray[Any], rows: Ids, k: int, larger: bool) -> tuple[NDArray
 
 def padded(D: NDArray[Any], I: Ids, k: int, worst: np.generic) -> tuple[NDArray[Any], Ids]:
     """Return D, cast to the type of ``worst``, and I with ``k`` columns: ``worst`` and -1 where there is no hit."""
+    if D.shape[1] == k:
+        return D.astype(worst.dtype, copy=False), I
     missing = ((0, 0), (0, k - D.shape[1]))
     return (
         np.pad(D.astype(worst.dtype), missing, constant_values=worst),

@@ -44,6 +44,8 @@ class Scan(Base):
         self._words = sum(words * times for words, times in zip(planes.widths(layout), (2, 1), strict=True))
         self._groups = Rows(np.empty((0, self._words, LANES), np.uint32) if groups is None else groups)
         self._n = n
+        # The weights that all queries shared last, and their tables: they seldom change.
+        self._shared: tuple[Floats, Floats] = np.empty(0, np.float32), np.empty((0, 256), np.float32)
 
     @property
     def groups(self) -> NDArray[np.uint32]:
@@ -84,57 +86,52 @@ class Scan(Base):
         other.add(codes.truncate(self.codes, layout))
         return other
 
+    def prefix(self, layout: CodeLayout) -> Scan:
+        return self.truncated(layout)
+
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
         for name in settings:
             raise ValueError(f"{name} means nothing to {self}; it takes no search parameters")
-        found = min(k, self._n if rows is None else int(np.count_nonzero(rows)))
-        if not found or not len(queries):
-            return padded(np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64), k)
+        found = min(k, self._n)
         allowed = np.empty(0, bool) if rows is None else rows
         kernels = _kernels()
         if kernels is None:
             return padded(*self._without_numba(queries, found, allowed), k)
-        kernel = kernels.scan(*planes.widths(self.layout))
-        words = planes.pack(queries, self.layout)
-        batches = [words[start : start + QUERIES] for start in range(0, len(words), QUERIES)]
-        parts = 1
-        if len(batches) < faiss.omp_get_max_threads():
-            parts = min(faiss.omp_get_max_threads(), 1 + self._n * len(words) // WORK)
-        # Parts are whole groups, and each has enough codes that may be found.
-        ends = np.linspace(0, len(self.groups), parts + 1).astype(int) * LANES
+        kernel, words = kernels.scan(*planes.widths(self.layout)), planes.pack(queries, self.layout)
+        # A thread takes some of the queries, or where those are few some of the groups.
+        threads, groups = faiss.omp_get_max_threads(), len(self.groups)
+        parts = 1 if len(words) > QUERIES * (threads - 1) else min(threads, 1 + self._n * len(words) // WORK)
+        D, I = np.empty((parts, len(words), found), np.int32), np.empty((parts, len(words), found), np.int64)
 
-        def scanned(task: tuple[Words, int]) -> tuple[Distances, Ids]:
+        def scanned(task: tuple[slice, int]) -> None:
             batch, part = task
-            first, last = int(ends[part]), min(int(ends[part + 1]), self._n)
-            here = min(found, last - first if rows is None else int(np.count_nonzero(rows[first:last])))
-            D, I = np.empty((len(batch), here), np.int32), np.empty((len(batch), here), np.int64)
-            if here:
-                kernel(self.groups, first, last, batch, allowed, D, I)
-            return D, I
+            first, last = part * groups // parts * LANES, min((part + 1) * groups // parts * LANES, self._n)
+            kernel(self.groups, first, last, words[batch], allowed, D[part, batch], I[part, batch])
 
-        done = _each(scanned, [(batch, part) for batch in batches for part in range(parts)])
-        of_batches = []
-        for start in range(0, len(done), parts):
-            D, I = (np.concatenate(columns, axis=1) for columns in zip(*done[start : start + parts], strict=True))
-            of_batches.append((D, I) if parts == 1 else ranking.best(D, I, found, larger=False))
-        D, I = (np.concatenate(part) for part in zip(*of_batches, strict=True))
-        return padded(D, I, k)
+        batches = [slice(start, start + QUERIES) for start in range(0, len(words), QUERIES)]
+        _each(scanned, [(batch, part) for batch in batches for part in range(parts)])
+        if parts == 1:
+            return padded(D[0], I[0], k)
+        nearest = ranking.best(np.concatenate(list(D), axis=1), np.concatenate(list(I), axis=1), found, larger=False)
+        return padded(*nearest, k)
 
     def sums(self, rows: Ids, weights: Floats, shared: Floats) -> tuple[Floats, Floats]:
         kernels = _kernels()
         if kernels is None:
             return super().sums(rows, weights, shared)
         pairs, others = planes.widths(self.layout)
-        weights = planes.byte_weights(weights, self.layout)
-        table = np.empty((8 * pairs + 4 * others, 256), np.float32)
-        kernels.tables(pairs, others, planes.byte_weights(shared[None], self.layout)[0], table)
+        if shared is not self._shared[0]:
+            table: Floats = np.empty((8 * pairs + 4 * others, 256), np.float32)
+            kernels.tables(pairs, others, planes.byte_weights(shared[None], self.layout)[0], table)
+            self._shared = shared, table
+        weights, tables = planes.byte_weights(weights, self.layout), self._shared[1]
         own, common = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
 
         def summed(part: slice) -> None:
-            kernels.sums(pairs, others, self.groups, rows[part], weights[part], table, own[part], common[part])
+            kernels.sums(pairs, others, self.groups, rows[part], weights[part], tables, own[part], common[part])
 
-        step = -(-len(rows) // faiss.omp_get_max_threads())
-        _each(summed, [slice(start, start + step) for start in range(0, len(rows), step)] if len(rows) else [])
+        step = 1 + len(rows) // faiss.omp_get_max_threads()
+        _each(summed, [slice(start, start + step) for start in range(0, len(rows), step)])
         return own, common
 
     def _of(self, rows: Ids) -> Words:
@@ -183,7 +180,7 @@ def _kernels() -> Any:
 
 def _each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
     """Return what ``do`` returns of each task, as many at a time as FAISS may use threads."""
-    if len(tasks) == 1 or faiss.omp_get_max_threads() == 1:
+    if len(tasks) <= 1 or faiss.omp_get_max_threads() == 1:
         return [do(task) for task in tasks]
     return list(_threads(faiss.omp_get_max_threads()).map(do, tasks))
 

@@ -74,7 +74,7 @@ class TrainConfig:
     expansion : hidden units of ``residual`` and ``feedforward``, times d
     query_side : whether queries get maps of their own, one to their codes and one for scoring decoded documents
     losses : weights by name, of ``LOSSES``: ``float``, ``adc`` or ``hamming`` scores by a score loss, or a code loss
-    score_temperature : what the softmaxes of score losses divide by
+    score_temperature : what the softmaxes of score losses divide by, in units of the corpus' variance
     slice_power : the weight of a slice is its number of components to this power
     quantizer : of ``QUANTIZERS``: how gradients pass the cuts
     temperature : width of soft cuts, in standard deviations of a column
@@ -95,7 +95,7 @@ class TrainConfig:
     expansion: float = 2.0
     query_side: bool = True
     losses: Mapping[str, Schedule] = field(default_factory=lambda: DEFAULT_LOSSES)
-    score_temperature: Schedule = (0.05, 0.05)
+    score_temperature: Schedule = (0.06, 0.06)
     slice_power: float = 0.5
     quantizer: str = "straight-through"
     temperature: Schedule = (1.0, 1.0)
