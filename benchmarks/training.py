@@ -66,6 +66,7 @@ ABLATION: list[tuple[str, dict[str, float] | None]] = [
     ("+ hamming.correlation", BASE | {"hamming.correlation": 1.0}),
     ("adc.correlation, hamming.correlation alone", {"adc.correlation": 1.0, "hamming.correlation": 1.0}),
 ]
+EPOCHS = 6  # of 50 steps, where losses are compared
 QUANTIZERS = ("straight-through", "sigmoid", "tanh", "stochastic")
 
 
@@ -183,7 +184,8 @@ def _ablated(bench: Bench, label: str, adapter: str, losses: dict[str, float] | 
     train = None
     if losses is not None:
         temperature = (1.0, 0.1) if quantizer in ("sigmoid", "tanh") else (1.0, 1.0)
-        train = replace(config.train, adapter=adapter, losses=losses, quantizer=quantizer, temperature=temperature)
+        own = {"adapter": adapter, "losses": losses, "quantizer": quantizer, "temperature": temperature}
+        train = replace(config.train, **own, epochs=EPOCHS)
     closed, training, seconds = bench.train(replace(config, train=train), "queries")
     fitted = closed if training is None else training.quantizer
     parts = {end: bench.measure(fitted.truncate(end)) for end in (192, 96, 48)}
