@@ -18,6 +18,10 @@ from numba.np.unsafe.ndarray import to_fixed_tuple
 from faiss_qama.base import WORST
 from faiss_qama.planes import LANES
 
+# Of 12 bits, four thermometer codes: their h in the lower four bits, their g in the upper.
+_UNITS = np.arange(4096)[:, None] >> 3 * np.arange(4)
+_FOURS = (((_UNITS >> 1 & 1) + 16 * ((_UNITS ^ _UNITS >> 2) & 1)) << np.arange(4)).sum(axis=1).astype(np.uint8)
+
 BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB at 12 words
 
 
@@ -80,9 +84,7 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
         for start in range(first, last, BLOCK):
             here = min(BLOCK, last - start)
             for q in range(nq):
-                query = to_fixed_tuple(
-                    queries[q], total
-                )  # in registers; from the array it would be read again and again
+                query = to_fixed_tuple(queries[q], total)  # into registers
                 for group in range((here + LANES - 1) // LANES):
                     words = groups[start // LANES + group]
                     for i in range(LANES):
@@ -100,10 +102,16 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
                 if least >= bound[q]:
                     continue
                 n = found[q]
-                for i in range(here):
-                    if of_block[i] < bound[q] and (len(allowed) == 0 or allowed[start + i]):
-                        distances[q, n], rows[q, n] = of_block[i], start + i
-                        n += 1
+                for group in range((here + LANES - 1) // LANES):
+                    nearest = np.int32(WORST)
+                    for i in range(group * LANES, group * LANES + LANES):
+                        nearest = min(nearest, of_block[i])
+                    if nearest >= bound[q]:
+                        continue
+                    for i in range(group * LANES, min(group * LANES + LANES, here)):
+                        if of_block[i] < bound[q] and (len(allowed) == 0 or allowed[start + i]):
+                            distances[q, n], rows[q, n] = of_block[i], start + i
+                            n += 1
                 if n >= 2 * k:
                     bound[q] = _nearest(distances[q], rows[q], n, k, counts)
                     n = k
@@ -116,6 +124,45 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
 
     compiled: Callable[..., None] = of_so_many_words
     return compiled
+
+
+@njit(cache=True, nogil=True)
+def pack(code: Any, segments: Any, out: Any) -> None:
+    """Fill ``out`` (n, words) with the words of ``code`` (n, code_size), as :func:`faiss_qama.planes.pack` does.
+
+    Parameters
+    ----------
+    segments : (s, 4) int64: the first bit, how many units or bits, whether of four levels, and where they go: the first
+        bit of the h plane, or, 32 times the number of paired words on, of the others
+    """
+    out[:] = 0
+    size = code.shape[1]
+    for row in range(len(code)):
+        for first, count, fours, place in segments:
+            width = 3 if fours else 1
+            for unit in range(0, count, 4):
+                bit = first + width * unit
+                here = min(4, count - unit)
+                value = np.uint32(0)
+                for byte in range(3):  # which holds 12 bits, wherever they begin
+                    if (bit >> 3) + byte < size:
+                        value |= np.uint32(code[row, (bit >> 3) + byte]) << np.uint32(8 * byte)
+                value = value >> np.uint32(bit & 7) & np.uint32((1 << width * here) - 1)
+                word, shift = (place + unit) >> 5, (place + unit) & 31
+                if fours:
+                    both = _FOURS[value]
+                    _put(out[row], 2 * word, 2, shift, np.uint32(both & 15))
+                    _put(out[row], 2 * word + 1, 2, shift, np.uint32(both >> 4))
+                else:
+                    _put(out[row], word, 1, shift, value)
+
+
+@njit(cache=True, nogil=True)
+def _put(words: Any, word: int, step: int, shift: int, bits: Any) -> None:
+    """Set four bits at ``shift`` of a word; those that go over its end in the next one, ``step`` words on."""
+    words[word] |= np.uint32(bits << np.uint32(shift))
+    if shift > 28 and bits >> np.uint32(32 - shift):
+        words[word + step] |= np.uint32(bits >> np.uint32(32 - shift))
 
 
 @njit(cache=True, nogil=True)

@@ -49,6 +49,20 @@ def pack(code: Codes, layout: CodeLayout) -> Words:
     return out
 
 
+def segments(layout: CodeLayout) -> NDArray[np.int64]:
+    """Return where the bits of each segment are and go, a row a segment, as ``kernels.pack`` reads it."""
+    unit, bit = 0, 2 * WORD * widths(layout)[0]
+    rows = []
+    for segment, _, where in layout.slices():
+        if segment.levels == 4:
+            rows.append((where.start, segment.units, 1, unit))
+            unit += segment.units
+        else:
+            rows.append((where.start, segment.n_bits, 0, bit))
+            bit += segment.n_bits
+    return np.array(rows)
+
+
 def unpack(words: Words, layout: CodeLayout) -> Codes:
     """Return the codes (n, layout.code_size) whose :func:`pack` is ``words``."""
     pairs, _ = widths(layout)

@@ -42,6 +42,7 @@ class Scan(Base):
     def __init__(self, layout: CodeLayout, groups: NDArray[np.uint32] | None = None, n: int = 0) -> None:
         super().__init__(layout)
         self._words = sum(words * times for words, times in zip(planes.widths(layout), (2, 1), strict=True))
+        self._segments = planes.segments(layout)
         self._groups = Rows(np.empty((0, self._words, LANES), np.uint32) if groups is None else groups)
         self._n = n
         # The weights that all queries shared last, and their tables: they seldom change.
@@ -70,7 +71,7 @@ class Scan(Base):
         return planes.unpack(self._of(rows), self.layout)
 
     def add(self, codes: Codes) -> None:
-        self._append(planes.pack(codes, self.layout))
+        self._append(self._pack(codes))
 
     def keep(self, kept: Mask) -> None:
         words = self._of(np.flatnonzero(kept))
@@ -97,7 +98,7 @@ class Scan(Base):
         kernels = _kernels()
         if kernels is None:
             return padded(*self._without_numba(queries, found, allowed), k)
-        kernel, words = kernels.scan(*planes.widths(self.layout)), planes.pack(queries, self.layout)
+        kernel, words = kernels.scan(*planes.widths(self.layout)), self._pack(queries)
         # A thread takes some of the queries, or where those are few some of the groups.
         threads, groups = faiss.omp_get_max_threads(), len(self.groups)
         parts = 1 if len(words) > QUERIES * (threads - 1) else min(threads, 1 + self._n * len(words) // WORK)
@@ -133,6 +134,14 @@ class Scan(Base):
         step = 1 + len(rows) // faiss.omp_get_max_threads()
         _each(summed, [slice(start, start + step) for start in range(0, len(rows), step)])
         return own, common
+
+    def _pack(self, code: Codes) -> Words:
+        kernels = _kernels()
+        if kernels is None:
+            return planes.pack(code, self.layout)
+        words = np.empty((len(code), self._words), np.uint32)
+        kernels.pack(np.ascontiguousarray(code), self._segments, words)
+        return words
 
     def _of(self, rows: Ids) -> Words:
         """Return the words (n, words) of ``rows`` (n,)."""

@@ -60,12 +60,13 @@ def threads(request, monkeypatch):
     faiss.omp_set_num_threads(before)
 
 
-@pytest.mark.parametrize("text", MIXTURES)
+@pytest.mark.parametrize("text", [*MIXTURES, "2x30,1x3,2x5,1.5x31,1x7,2x64"])
 @pytest.mark.parametrize("n", [1, 7, 255, 1025])
-def test_words_hold_what_codes_do(text, n):
+def test_words_hold_what_codes_do(kernels, text, n):
     layout = CodeLayout.parse(text)
     code = random_codes(layout, n, 1)
     words = planes.pack(code, layout)
+    np.testing.assert_array_equal(Scan(layout)._pack(code), words)
     assert words.dtype == np.uint32
     np.testing.assert_array_equal(planes.unpack(words, layout), code)
 
