@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint demo results training clean
+.PHONY: test lint demo results speed training clean
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
@@ -21,6 +21,10 @@ demo: $(VENV)/demo.stamp
 # make results DATA=folder: remake docs/results from the data set folders in DATA.
 results: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/results.py $(DATA)
+
+# make speed DATA=folder: measure scans, into docs/results/speed.json.
+speed: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/speed.py $(DATA)
 
 # make training DATA=folder: measure what is trained, into docs/results/training*.json (an hour and more on two cores).
 training: $(VENV)/dev.stamp

@@ -34,6 +34,7 @@ def render() -> dict[Path, str]:
         "stock": _stock_table(data),
         "bases": _bases_table(data),
         "scale": _scale_table(data),
+        "scans": _scans_table(data),
     }
     # Training takes longer to measure than all the rest, so its files may not be there.
     if all(f"training-{name}" in data for name in SETS):
@@ -206,6 +207,23 @@ def _bases_table(data: dict[str, Any]) -> str:
         name = f"`{row['base']}`" + "".join(f", {key} {value}" for key, value in row["settings"].items())
         rows.append([name, _bytes(row), f"{row['recall']:.3f}", f"{row['queries_per_second'] / flat:.1f}"])
     return _markdown(["base", "bytes/vector", "recall@10 for `recall=0.95`", "queries/s, `BFlat` being 1"], rows)
+
+
+def _scans_table(data: dict[str, Any]) -> str:
+    groups: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
+    for row in data["speed"]["scans"]:
+        groups.setdefault(row["layout"], {})[row["threads"], row["batch"]] = row
+    rows = []
+    for layout, cells in groups.items():
+        sizes = next(iter(cells.values()))["bytes"]
+        row = [f"`{layout}`", f"{sizes[0]} and {sizes[1]}"]
+        for cell in cells.values():
+            ours, flat = cell["milliseconds"]
+            row.append(f"{cell['times']:.1f} x ({ours:.2f} and {flat:.2f} ms)")
+        rows.append(row)
+    header = ["", "bytes a code, `Scan` and `IndexBinaryFlat`"]
+    header += [f"{threads} thread{'s' * (threads > 1)}, {batch} at a time" for threads, batch in cells]
+    return _markdown(header, rows)
 
 
 def _scale_table(data: dict[str, Any]) -> str:

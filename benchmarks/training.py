@@ -79,7 +79,7 @@ class Bench:
         self.truth: Truth = exact(self.dataset, 10, METRIC)
 
     def train(self, config: FitConfig, given: str) -> tuple[Quantizer, Training | None, dict[str, float]]:
-        """Return the closed form, the training from it if there is one to be, and the seconds that each took."""
+        """Return the closed form, the training from it if there is one to be, and the seconds until each was there."""
         queries, pairs = Corpus(self.folder / "train_queries.npy"), None
         if given == "pairs":
             pairs = read_pairs(queries, self.folder / "train_qrels.tsv", self.dataset.corpus)

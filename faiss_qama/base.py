@@ -55,19 +55,20 @@ class Base(ABC):
     def take(self, rows: Ids) -> Codes:
         """Return the codes (n, code_size) of ``rows`` (n,)."""
 
-    def sums(self, rows: Ids, weights: Floats, shared: Floats) -> tuple[Floats, Floats]:
-        """Return the sums of the weights of the bits that are set: by each query's own, by shared; (nq, k) float32.
+    def weighted_sums(self, rows: Ids, weights: Floats, shared: Floats | None) -> tuple[Floats, Floats]:
+        """Return the sums of the weights of the bits that are set: each query's own, and the shared; (nq, k) float32.
 
         Parameters
         ----------
         rows : (nq, k) int64
         weights : (nq, n_bits) float32, each query's own
-        shared : (n_bits,) float32, all queries'
+        shared : (n_bits,) float32, all queries', or None for sums of 0
         """
-        own, common = np.empty(rows.shape, dtype=np.float32), np.empty(rows.shape, dtype=np.float32)
+        own, common = np.empty(rows.shape, np.float32), np.zeros(rows.shape, np.float32)
         for block in ranking.blocks(rows, self.layout.n_bits):
             bits = codes.unpack(self.take(rows[block].ravel()), self.layout).astype(np.float32)
-            common[block] = (bits @ shared).reshape(rows[block].shape)
+            if shared is not None:
+                common[block] = (bits @ shared).reshape(rows[block].shape)
             own[block] = np.matmul(bits.reshape(*rows[block].shape, -1), weights[block, :, None])[:, :, 0]
         return own, common
 
@@ -110,9 +111,9 @@ class Base(ABC):
     def truncated(self, layout: CodeLayout) -> Base:
         """Return a base of the same kind whose codes are those of the prefix ``layout``."""
 
-    @abstractmethod
     def prefix(self, layout: CodeLayout) -> Base:
         """Return an exhaustive base whose codes are those of the prefix ``layout``."""
+        return self.truncated(layout)
 
     @abstractmethod
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
@@ -128,11 +129,3 @@ class Base(ABC):
 
     def check_recall(self, settings: Mapping[str, int]) -> None:  # noqa: B027 - what scans everything keeps any promise
         """Raise ValueError where a search with ``settings`` looks at so little that no recall can be promised."""
-
-
-def padded(D: Distances, I: Ids, k: int) -> tuple[Distances, Ids]:
-    """Return D and I with ``k`` columns, those of missing hits added."""
-    if D.shape[1] == k:  # np.pad takes long to do nothing
-        return D, I
-    missing = ((0, 0), (0, k - D.shape[1]))
-    return np.pad(D, missing, constant_values=WORST), np.pad(I, missing, constant_values=-1)

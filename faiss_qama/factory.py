@@ -1,8 +1,8 @@
 """Factory strings: ``Qama2x192,BHNSW32,Refine(SQfp16)``.
 
 That is ``Qama`` and a layout, in brackets if it has commas, or the name of a layout in brackets (``Qama(hybrid)``);
-then the base index, a string of ``faiss.index_binary_factory`` (``BFlat`` if left out); then what rescores, nothing if
-left out: ``Refine(codes)``, ``Refine(SQ8)``, ``Refine(SQfp16)``, ``Refine(Flat)`` or ``RFlat``.
+then the base index, ``Scan`` or a string of ``faiss.index_binary_factory`` (``BFlat`` if left out); then what rescores,
+nothing if left out: ``Refine(codes)``, ``Refine(SQ8)``, ``Refine(SQfp16)``, ``Refine(Flat)`` or ``RFlat``.
 """
 
 from __future__ import annotations

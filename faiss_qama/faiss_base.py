@@ -12,8 +12,8 @@ from typing import Any
 import faiss
 import numpy as np
 
-from faiss_qama import codes
-from faiss_qama.base import WORST, Base, Distances, padded
+from faiss_qama import codes, ranking
+from faiss_qama.base import WORST, Base, Distances
 from faiss_qama.codes import Codes
 from faiss_qama.labels import Ids, Mask
 from faiss_qama.layout import CodeLayout
@@ -239,7 +239,7 @@ class FaissBase(Base):
         if found == 0:
             return np.full((len(queries), k), WORST, np.int32), np.full((len(queries), k), -1)
         D, I = faiss.knn_hamming(queries, codes, found)
-        return padded(D, I if rows is None else rows[I], k)
+        return ranking.padded(D, I if rows is None else rows[I], k, np.int32(WORST))
 
     def _parameters(self, settings: Mapping[str, int], k: int) -> Any:
         """Return FAISS's search parameters for ``settings``. Raises ValueError for one that this index lacks."""

@@ -1,7 +1,6 @@
 """The hot loops, compiled by numba when they are first used and kept in its cache; nothing else imports numba.
 
-A scan reads words (see :mod:`faiss_qama.planes`): groups of ``LANES`` codes, (groups, words, LANES)
-uint32.
+A scan reads words (see :mod:`faiss_qama.planes`) in groups of ``LANES`` codes, (groups, words, LANES) uint32.
 """
 
 from __future__ import annotations
@@ -22,7 +21,15 @@ from faiss_qama.planes import LANES
 _UNITS = np.arange(4096)[:, None] >> 3 * np.arange(4)
 _FOURS = (((_UNITS >> 1 & 1) + 16 * ((_UNITS ^ _UNITS >> 2) & 1)) << np.arange(4)).sum(axis=1).astype(np.uint8)
 
-BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB at 12 words
+BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB of 48 bytes each
+
+
+def _compiled(function: Callable[..., Any]) -> Any:
+    """Return what numba makes of ``function``, from its cache where there is a folder for one."""
+    try:
+        return njit(cache=True, nogil=True)(function)
+    except RuntimeError:  # no such folder can be written
+        return njit(nogil=True)(function)
 
 
 @intrinsic
@@ -33,7 +40,7 @@ def _popcount(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's signatur
     return word(word), generate
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _nearest(distances: Any, rows: Any, n: int, k: int, counts: Any) -> int:
     """Keep the ``k`` smallest of the first ``n`` (all, if fewer), in order of distance and then of row, by counting.
 
@@ -71,12 +78,13 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
     that is empty. It fills D (nq, k) int32 with distances, ascending, and I (nq, k) int64 with rows; of equal distances
     the first rows are taken; where there are fewer than k, D is the worst distance and I is -1.
     """
-    total = 2 * pairs + others
+    # Numba knows what it has compiled by these, and by this file alone: not by constants of other files.
+    total, lanes = 2 * pairs + others, LANES
 
-    @njit(cache=True, nogil=True)
-    def of_so_many_words(groups: Any, first: int, last: int, queries: Any, allowed: Any, D: Any, I: Any) -> None:
+    @_compiled
+    def scan_words(groups: Any, first: int, last: int, queries: Any, allowed: Any, D: Any, I: Any) -> None:
         nq, k = D.shape
-        room = 2 * k + BLOCK
+        room = min(2 * k, last - first) + BLOCK
         distances, rows = np.empty((nq, room), np.int32), np.empty((nq, room), np.int64)
         found, bound = np.zeros(nq, np.int64), np.full(nq, WORST, np.int64)
         counts = np.empty(32 * (3 * pairs + others) + 1, np.int64)
@@ -85,9 +93,9 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
             here = min(BLOCK, last - start)
             for q in range(nq):
                 query = to_fixed_tuple(queries[q], total)  # into registers
-                for group in range((here + LANES - 1) // LANES):
-                    words = groups[start // LANES + group]
-                    for i in range(LANES):
+                for group in range((here + lanes - 1) // lanes):
+                    words = groups[start // lanes + group]
+                    for i in range(lanes):
                         ones, twos = np.int32(0), np.int32(0)
                         for w in range(pairs):
                             h, g = words[2 * w, i] ^ query[2 * w], words[2 * w + 1, i]
@@ -95,20 +103,20 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
                             twos += np.int32(_popcount(np.uint32(h & ~(g & query[2 * w + 1]))))
                         for w in range(2 * pairs, 2 * pairs + others):
                             ones += np.int32(_popcount(np.uint32(words[w, i] ^ query[w])))
-                        of_block[group * LANES + i] = ones + twos + twos
+                        of_block[group * lanes + i] = ones + twos + twos
                 least = np.int32(WORST)
                 for i in range(BLOCK):
                     least = min(least, of_block[i])
                 if least >= bound[q]:
                     continue
                 n = found[q]
-                for group in range((here + LANES - 1) // LANES):
+                for group in range((here + lanes - 1) // lanes):
                     nearest = np.int32(WORST)
-                    for i in range(group * LANES, group * LANES + LANES):
+                    for i in range(group * lanes, group * lanes + lanes):
                         nearest = min(nearest, of_block[i])
                     if nearest >= bound[q]:
                         continue
-                    for i in range(group * LANES, min(group * LANES + LANES, here)):
+                    for i in range(group * lanes, min(group * lanes + lanes, here)):
                         if of_block[i] < bound[q] and (len(allowed) == 0 or allowed[start + i]):
                             distances[q, n], rows[q, n] = of_block[i], start + i
                             n += 1
@@ -122,18 +130,17 @@ def scan(pairs: int, others: int) -> Callable[..., None]:
             D[q, :n], I[q, :n] = distances[q, :n], rows[q, :n]
             D[q, n:], I[q, n:] = WORST, -1
 
-    compiled: Callable[..., None] = of_so_many_words
+    compiled: Callable[..., None] = scan_words
     return compiled
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def pack(code: Any, segments: Any, out: Any) -> None:
     """Fill ``out`` (n, words) with the words of ``code`` (n, code_size), as :func:`faiss_qama.planes.pack` does.
 
     Parameters
     ----------
-    segments : (s, 4) int64: the first bit, how many units or bits, whether of four levels, and where they go: the first
-        bit of the h plane, or, 32 times the number of paired words on, of the others
+    segments : (s, 4) int64, :func:`faiss_qama.planes.segments`
     """
     out[:] = 0
     size = code.shape[1]
@@ -157,7 +164,7 @@ def pack(code: Any, segments: Any, out: Any) -> None:
                     _put(out[row], word, 1, shift, value)
 
 
-@njit(cache=True, nogil=True)
+@_compiled
 def _put(words: Any, word: int, step: int, shift: int, bits: Any) -> None:
     """Set four bits at ``shift`` of a word; those that go over its end in the next one, ``step`` words on."""
     words[word] |= np.uint32(bits << np.uint32(shift))
@@ -165,8 +172,8 @@ def _put(words: Any, word: int, step: int, shift: int, bits: Any) -> None:
         words[word + step] |= np.uint32(bits >> np.uint32(32 - shift))
 
 
-@njit(cache=True, nogil=True)
-def tables(pairs: int, others: int, weights: Any, out: Any) -> None:
+@_compiled
+def lookup_tables(pairs: int, others: int, weights: Any, out: Any) -> None:
     """Fill ``out`` (8 * pairs + 4 * others, 256) with what each byte of a code adds to its sum of weights.
 
     Parameters
@@ -193,20 +200,22 @@ def tables(pairs: int, others: int, weights: Any, out: Any) -> None:
             out[8 * pairs + t, i] = low[i & 15] + high[i >> 4]
 
 
-@njit(cache=True, nogil=True)
-def sums(pairs: int, others: int, groups: Any, rows: Any, weights: Any, shared: Any, own: Any, common: Any) -> None:
+@_compiled
+def weighted_sums(
+    pairs: int, others: int, groups: Any, rows: Any, weights: Any, shared: Any, own: Any, common: Any
+) -> None:
     """Fill ``own`` and ``common`` (nq, k) with sums over the bytes of the codes of ``rows`` (nq, k).
 
     Parameters
     ----------
-    weights : (nq, ...) float32, as :func:`tables` takes them
+    weights : (nq, ...) float32, as :func:`lookup_tables` takes them
     shared : (8 * pairs + 4 * others, 256) float32, tables that all queries share
     """
-    table = np.empty_like(shared)
+    table, lanes = np.empty_like(shared), groups.shape[2]
     for q in range(len(rows)):
-        tables(pairs, others, weights[q], table)
+        lookup_tables(pairs, others, weights[q], table)
         for i in range(rows.shape[1]):
-            words, lane = groups[rows[q, i] // LANES], rows[q, i] % LANES
+            words, lane = groups[rows[q, i] // lanes], rows[q, i] % lanes
             a, b = np.float32(0), np.float32(0)
             for w in range(pairs):
                 h, g = words[2 * w, lane], words[2 * w + 1, lane]

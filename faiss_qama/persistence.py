@@ -37,7 +37,7 @@ from faiss_qama._version import __version__
 from faiss_qama.base import Base
 from faiss_qama.faiss_base import FaissBase
 from faiss_qama.layout import CodeLayout
-from faiss_qama.planes import LANES
+from faiss_qama.planes import LANES, n_words
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, FloatStore
 from faiss_qama.scan import Scan
@@ -227,7 +227,7 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
 
 def _read_base(path: Path, layout: CodeLayout, kind: str, ntotal: int, mmap: bool) -> Base:
     if kind == "Scan":
-        shape = -(-ntotal // LANES), *Scan(layout).groups.shape[1:]
+        shape = -(-ntotal // LANES), n_words(layout), LANES
         return Scan(layout, _read_array(path, shape, np.dtype("<u4"), mmap), ntotal)
     try:
         binary = faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)

@@ -20,7 +20,7 @@ from faiss_qama.layout import CodeLayout
 
 Words = NDArray[np.uint32]
 WORD = 32  # bits
-LANES = 16  # codes whose words lie side by side: a SIMD register holds one word of each
+LANES = 16  # codes whose words lie side by side: one word of each fills a register of 512 bits
 
 
 def widths(layout: CodeLayout) -> tuple[int, int]:
@@ -30,27 +30,18 @@ def widths(layout: CodeLayout) -> tuple[int, int]:
     return -(-fours // WORD), -(-others // WORD)
 
 
-def pack(code: Codes, layout: CodeLayout) -> Words:
-    """Return the words (n, 2 * pairs + others) of ``code`` (n, layout.code_size)."""
-    bits = codes.unpack(code, layout)
+def n_words(layout: CodeLayout) -> int:
+    """Return how many words a code of ``layout`` has."""
     pairs, others = widths(layout)
-    h, g, rest = (np.zeros((len(bits), WORD * words), dtype=np.uint8) for words in (pairs, pairs, others))
-    unit = bit = 0
-    for segment, _, where in layout.slices():
-        if segment.levels == 4:
-            low, middle, high = np.moveaxis(bits[:, where].reshape(len(bits), segment.units, 3), 2, 0)
-            h[:, unit : unit + segment.units], g[:, unit : unit + segment.units] = middle, low ^ high
-            unit += segment.units
-        else:
-            rest[:, bit : bit + segment.n_bits] = bits[:, where]
-            bit += segment.n_bits
-    out = np.empty((len(bits), 2 * pairs + others), dtype=np.uint32)
-    out[:, 0 : 2 * pairs : 2], out[:, 1 : 2 * pairs : 2], out[:, 2 * pairs :] = map(_words, (h, g, rest))
-    return out
+    return 2 * pairs + others
 
 
 def segments(layout: CodeLayout) -> NDArray[np.int64]:
-    """Return where the bits of each segment are and go, a row a segment, as ``kernels.pack`` reads it."""
+    """Return where the bits of each segment are and go, (s, 4).
+
+    The first bit; the number of units, or of bits where those have fewer levels than four; whether they have four;
+    and the first bit in the planes, or, 32 * 2 * pairs and on, in the other words.
+    """
     unit, bit = 0, 2 * WORD * widths(layout)[0]
     rows = []
     for segment, _, where in layout.slices():
@@ -63,33 +54,54 @@ def segments(layout: CodeLayout) -> NDArray[np.int64]:
     return np.array(rows)
 
 
+def pack(code: Codes, layout: CodeLayout) -> Words:
+    """Return the words (n, 2 * pairs + others) of ``code`` (n, layout.code_size)."""
+    bits = codes.unpack(code, layout)
+    pairs, others = widths(layout)
+    h, g, rest = (np.zeros((len(bits), WORD * words), dtype=np.uint8) for words in (pairs, pairs, 2 * pairs + others))
+    for first, count, fours, place in segments(layout):
+        to = slice(place, place + count)
+        if fours:
+            low, middle, high = np.moveaxis(bits[:, first : first + 3 * count].reshape(len(bits), count, 3), 2, 0)
+            h[:, to], g[:, to] = middle, low ^ high
+        else:
+            rest[:, to] = bits[:, first : first + count]
+    out = _words(rest)
+    out[:, 0 : 2 * pairs : 2], out[:, 1 : 2 * pairs : 2] = _words(h), _words(g)
+    return out
+
+
 def unpack(words: Words, layout: CodeLayout) -> Codes:
     """Return the codes (n, layout.code_size) whose :func:`pack` is ``words``."""
     pairs, _ = widths(layout)
-    h, g, rest = map(_bits, (words[:, 0 : 2 * pairs : 2], words[:, 1 : 2 * pairs : 2], words[:, 2 * pairs :]))
+    h, g, rest = map(_bits, (words[:, 0 : 2 * pairs : 2], words[:, 1 : 2 * pairs : 2], words))
     bits = np.empty((len(words), layout.n_bits), dtype=np.uint8)
-    unit = bit = 0
-    for segment, _, where in layout.slices():
-        if segment.levels == 4:
-            middle, odd = h[:, unit : unit + segment.units], g[:, unit : unit + segment.units]
-            bits[:, where] = np.stack([middle | odd, middle, middle & ~odd], axis=2).reshape(len(words), segment.n_bits)
-            unit += segment.units
+    for first, count, fours, place in segments(layout):
+        of = slice(place, place + count)
+        if fours:
+            middle, odd = h[:, of], g[:, of]
+            levels = np.stack([middle | odd, middle, middle & ~odd], axis=2)
+            bits[:, first : first + 3 * count] = levels.reshape(len(words), 3 * count)
         else:
-            bits[:, where] = rest[:, bit : bit + segment.n_bits]
-            bit += segment.n_bits
+            bits[:, first : first + count] = rest[:, of]
     return np.packbits(bits, axis=1, bitorder="little")
 
 
-def _words(bits: NDArray[np.uint8]) -> Words:
-    words: Words = np.packbits(bits, axis=1, bitorder="little").view("<u4")
-    return words
+def truncate(groups: NDArray[np.uint32], layout: CodeLayout, prefix: CodeLayout) -> NDArray[np.uint32]:
+    """Return groups (m, words, lanes) of the codes' first components, those of ``prefix``: their first words."""
+    pairs, others = widths(prefix)
+    start = 2 * widths(layout)[0]
+    out = np.concatenate([groups[:, : 2 * pairs], groups[:, start : start + others]], axis=1)
+    fours = sum(segment.units for segment in prefix.segments if segment.levels == 4)
+    rest = sum(segment.n_bits for segment in prefix.segments if segment.levels < 4)
+    if fours % WORD:
+        out[:, 2 * pairs - 2 : 2 * pairs] &= np.uint32((1 << fours % WORD) - 1)
+    if rest % WORD:
+        out[:, -1] &= np.uint32((1 << rest % WORD) - 1)
+    return out
 
 
-def _bits(words: Words) -> NDArray[np.uint8]:
-    return np.unpackbits(np.ascontiguousarray(words).view(np.uint8), axis=1, bitorder="little")
-
-
-def byte_weights(weights: Floats, layout: CodeLayout) -> Floats:
+def level_weights(weights: Floats, layout: CodeLayout) -> Floats:
     """Return what bits add, (nq, n_bits), as the words have them: (nq, 128 * pairs + 32 * others).
 
     Of a component of four levels: what each of h + 2 g adds; of other segments each bit; 0 for padding.
@@ -97,13 +109,20 @@ def byte_weights(weights: Floats, layout: CodeLayout) -> Floats:
     pairs, others = widths(layout)
     fours = np.zeros((len(weights), WORD * pairs, 4), dtype=np.float32)
     rest = np.zeros((len(weights), WORD * others), dtype=np.float32)
-    unit = bit = 0
-    for segment, _, where in layout.slices():
-        if segment.levels == 4:
-            levels = np.cumsum(weights[:, where].reshape(len(weights), segment.units, 3), axis=2)
-            fours[:, unit : unit + segment.units][..., [2, 3, 1]] = levels  # levels 1, 2, 3 are g, g and h, h
-            unit += segment.units
+    for first, count, of_four, place in segments(layout):
+        if of_four:
+            own = weights[:, first : first + 3 * count].reshape(len(weights), count, 3)
+            fours[:, place : place + count][..., [2, 3, 1]] = np.cumsum(own, axis=2)  # levels 1, 2, 3: g, g and h, h
         else:
-            rest[:, bit : bit + segment.n_bits] = weights[:, where]
-            bit += segment.n_bits
+            start = place - 2 * WORD * pairs
+            rest[:, start : start + count] = weights[:, first : first + count]
     return np.concatenate([fours.reshape(len(weights), -1), rest], axis=1)
+
+
+def _words(bits: NDArray[np.uint8]) -> Words:
+    words: Words = np.packbits(bits, axis=1, bitorder="little").view("<u4").astype(np.uint32, copy=False)
+    return words
+
+
+def _bits(words: Words) -> NDArray[np.uint8]:
+    return np.unpackbits(np.ascontiguousarray(words, "<u4").view(np.uint8), axis=1, bitorder="little")

@@ -233,11 +233,11 @@ class CodesStore(Store):
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         quantizer, decoder = self.quantizer, self.quantizer.bit_decoder
         xq = quantizer.adapt_queries(xq)
-        squares = decoder.energy_steps
-        shared = np.zeros(quantizer.layout.n_bits, np.float32) if squares is None else squares
-        products, energies = self._base.sums(rows, xq @ decoder.steps.T, shared)
+        plain = not quantizer.unit and quantizer.metric == faiss.METRIC_INNER_PRODUCT  # no norms are needed
+        squares = None if plain else decoder.energy_steps
+        products, energies = self._base.weighted_sums(rows, xq @ decoder.steps.T, squares)
         products += (xq @ decoder.offset)[:, None]
-        if not quantizer.unit and quantizer.metric == faiss.METRIC_INNER_PRODUCT:
+        if plain:
             return products
         if squares is None:
             energies = self._energies(rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -12,8 +13,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama import codes, planes, ranking
-from faiss_qama.base import Base, Distances, padded
+from faiss_qama import planes, ranking
+from faiss_qama.base import WORST, Base, Distances
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.labels import Ids, Mask
 from faiss_qama.layout import CodeLayout
@@ -22,7 +23,8 @@ from faiss_qama.rows import Rows
 
 QUERIES = 32  # that look at a block together
 WORK = 1 << 22  # codes times queries that are worth a thread of their own
-CHUNK = 1 << 16  # codes that are compared at a time where there is no numba
+CHUNK = 1 << 16  # codes that those are compared with at a time where there is no numba
+UNPACKED = 1 << 12  # codes that are expanded at a time
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,12 +43,12 @@ class Scan(Base):
 
     def __init__(self, layout: CodeLayout, groups: NDArray[np.uint32] | None = None, n: int = 0) -> None:
         super().__init__(layout)
-        self._words = sum(words * times for words, times in zip(planes.widths(layout), (2, 1), strict=True))
+        self._words = planes.n_words(layout)
         self._segments = planes.segments(layout)
         self._groups = Rows(np.empty((0, self._words, LANES), np.uint32) if groups is None else groups)
         self._n = n
         # The weights that all queries shared last, and their tables: they seldom change.
-        self._shared: tuple[Floats, Floats] = np.empty(0, np.float32), np.empty((0, 256), np.float32)
+        self._shared: tuple[Floats | None, Floats] = None, np.empty((0, 256), np.float32)
 
     @property
     def groups(self) -> NDArray[np.uint32]:
@@ -68,13 +70,17 @@ class Scan(Base):
         return 4 * self._words
 
     def take(self, rows: Ids) -> Codes:
-        return planes.unpack(self._of(rows), self.layout)
+        code = np.empty((len(rows), self.layout.code_size), np.uint8)
+        for start in range(0, len(rows), UNPACKED):
+            part = slice(start, start + UNPACKED)
+            code[part] = planes.unpack(self._gather(rows[part]), self.layout)
+        return code
 
     def add(self, codes: Codes) -> None:
         self._append(self._pack(codes))
 
     def keep(self, kept: Mask) -> None:
-        words = self._of(np.flatnonzero(kept))
+        words = self._gather(np.flatnonzero(kept))
         self.reset()
         self._append(words)
 
@@ -83,55 +89,62 @@ class Scan(Base):
         self._n = 0
 
     def truncated(self, layout: CodeLayout) -> Scan:
-        other = Scan(layout)
-        other.add(codes.truncate(self.codes, layout))
-        return other
-
-    def prefix(self, layout: CodeLayout) -> Scan:
-        return self.truncated(layout)
+        return Scan(layout, planes.truncate(self.groups, self.layout, layout), self._n)
 
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
         for name in settings:
             raise ValueError(f"{name} means nothing to {self}; it takes no search parameters")
-        found = min(k, self._n)
+        groups, n, found = self.groups, self._n, min(k, self._n)
         allowed = np.empty(0, bool) if rows is None else rows
         kernels = _kernels()
         if kernels is None:
-            return padded(*self._without_numba(queries, found, allowed), k)
+            blocks = [queries[start : start + QUERIES] for start in range(0, len(queries) or 1, QUERIES)]
+            done = [self._without_numba(block, found, allowed) for block in blocks]
+            return ranking.padded(*_joined(done, axis=0), k, np.int32(WORST))
         kernel, words = kernels.scan(*planes.widths(self.layout)), self._pack(queries)
         # A thread takes some of the queries, or where those are few some of the groups.
-        threads, groups = faiss.omp_get_max_threads(), len(self.groups)
-        parts = 1 if len(words) > QUERIES * (threads - 1) else min(threads, 1 + self._n * len(words) // WORK)
-        D, I = np.empty((parts, len(words), found), np.int32), np.empty((parts, len(words), found), np.int64)
+        threads, batches, parts = faiss.omp_get_max_threads(), max(1, -(-len(words) // QUERIES)), 1
+        if batches < threads:
+            parts = min(threads, 1 + n * len(words) // WORK)
+        else:
+            batches = -(-batches // threads) * threads
+        ends = [part * len(groups) // parts * LANES for part in range(parts)] + [n]
 
-        def scanned(task: tuple[slice, int]) -> None:
+        def scanned(task: tuple[Words, int]) -> tuple[Distances, Ids]:
             batch, part = task
-            first, last = part * groups // parts * LANES, min((part + 1) * groups // parts * LANES, self._n)
-            kernel(self.groups, first, last, words[batch], allowed, D[part, batch], I[part, batch])
+            shape = len(batch), min(found, ends[part + 1] - ends[part])
+            D, I = np.empty(shape, np.int32), np.empty(shape, np.int64)
+            kernel(groups, ends[part], ends[part + 1], batch, allowed, D, I)
+            return D, I
 
-        batches = [slice(start, start + QUERIES) for start in range(0, len(words), QUERIES)]
-        _each(scanned, [(batch, part) for batch in batches for part in range(parts)])
-        if parts == 1:
-            return padded(D[0], I[0], k)
-        nearest = ranking.best(np.concatenate(list(D), axis=1), np.concatenate(list(I), axis=1), found, larger=False)
-        return padded(*nearest, k)
+        tasks = [(batch, part) for batch in np.array_split(words, batches) for part in range(parts)]
+        done = _each(scanned, tasks)
+        if parts > 1:
+            joined = [_joined(done[start : start + parts], axis=1) for start in range(0, len(done), parts)]
+            done = [ranking.best(D, I, found, larger=False) for D, I in joined]
+        return ranking.padded(*_joined(done, axis=0), k, np.int32(WORST))
 
-    def sums(self, rows: Ids, weights: Floats, shared: Floats) -> tuple[Floats, Floats]:
+    def weighted_sums(self, rows: Ids, weights: Floats, shared: Floats | None) -> tuple[Floats, Floats]:
+        if rows.size and not 0 <= rows.min() <= rows.max() < self._n:
+            raise IndexError(f"rows must be from 0 to {self._n - 1}; got {rows.min()} to {rows.max()}")
         kernels = _kernels()
         if kernels is None:
-            return super().sums(rows, weights, shared)
-        pairs, others = planes.widths(self.layout)
-        if shared is not self._shared[0]:
+            return super().weighted_sums(rows, weights, shared)
+        groups, (pairs, others) = self.groups, planes.widths(self.layout)
+        cached = self._shared
+        if shared is None:
+            cached = None, np.zeros((8 * pairs + 4 * others, 256), np.float32)
+        elif cached[0] is not shared:
             table: Floats = np.empty((8 * pairs + 4 * others, 256), np.float32)
-            kernels.tables(pairs, others, planes.byte_weights(shared[None], self.layout)[0], table)
-            self._shared = shared, table
-        weights, tables = planes.byte_weights(weights, self.layout), self._shared[1]
+            kernels.lookup_tables(pairs, others, planes.level_weights(shared[None], self.layout)[0], table)
+            cached = self._shared = shared, table
+        weights = planes.level_weights(weights, self.layout)
         own, common = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
 
         def summed(part: slice) -> None:
-            kernels.sums(pairs, others, self.groups, rows[part], weights[part], tables, own[part], common[part])
+            kernels.weighted_sums(pairs, others, groups, rows[part], weights[part], cached[1], own[part], common[part])
 
-        step = 1 + len(rows) // faiss.omp_get_max_threads()
+        step = -(-len(rows) // faiss.omp_get_max_threads()) or 1
         _each(summed, [slice(start, start + step) for start in range(0, len(rows), step)])
         return own, common
 
@@ -143,7 +156,7 @@ class Scan(Base):
         kernels.pack(np.ascontiguousarray(code), self._segments, words)
         return words
 
-    def _of(self, rows: Ids) -> Words:
+    def _gather(self, rows: Ids) -> Words:
         """Return the words (n, words) of ``rows`` (n,)."""
         words: Words = self.groups[rows // LANES, :, rows % LANES]
         return words
@@ -179,12 +192,22 @@ class Scan(Base):
 
 @cache
 def _kernels() -> Any:
-    """Return the module of compiled loops, or None where numba is missing."""
+    """Return the module of compiled loops, or None, with a warning, where numba is missing."""
     try:
         from faiss_qama import kernels  # here, because importing numba takes half a second
-    except ImportError:
+    except ModuleNotFoundError as error:
+        if error.name != "numba":
+            raise
+        warnings.warn("Scan is slower without numba: pip install 'faiss-qama[scan]'", stacklevel=2)
         return None
     return kernels
+
+
+def _joined(done: Sequence[tuple[Distances, Ids]], axis: int) -> tuple[Distances, Ids]:
+    """Return all D and all I side by side."""
+    if len(done) == 1:
+        return done[0]
+    return np.concatenate([D for D, _ in done], axis=axis), np.concatenate([I for _, I in done], axis=axis)
 
 
 def _each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:

@@ -37,7 +37,7 @@ def test_pruned_codes_are_shorter_and_rank_as_the_masked_ones():
     tx, txq = seen(model, x, xq)
     with torch.no_grad():
         documents, queries = model.code_documents(tx, 0.1), model.code_queries(txq, 0.1)
-        decoded = model.decode(documents.bits)[-1].numpy() * model.length
+        decoded = model.decode(documents.bits)[-1].numpy() * model.deviation
     assert (documents.bits[:, gone] == documents.bits[0, gone]).all()
     masked = (queries.bits[:, None] != documents.bits[None]).sum(dim=2).numpy()
     ours = codes.hamming(pruned.encode_queries(xq)[:, None], pruned.encode(x)[None])

@@ -13,6 +13,7 @@ from conftest import fit_quietly, make_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import faiss_qama
 from faiss_qama import QamaIndex, codes, planes, scan
 from faiss_qama.base import WORST
 from faiss_qama.layout import CodeLayout
@@ -42,12 +43,11 @@ def by_numpy(code, queries, k, rows):
 @pytest.fixture(params=["numba", "faiss"])
 def kernels(request, monkeypatch):
     """Both ways to scan."""
-    scan._kernels.cache_clear()
+    assert scan._kernels() is not None
     if request.param == "faiss":
-        monkeypatch.setitem(sys.modules, "faiss_qama.kernels", None)
+        monkeypatch.setattr(scan, "_kernels", lambda: None)
         monkeypatch.setattr(scan, "CHUNK", 300)
-    yield request.param
-    scan._kernels.cache_clear()
+    return request.param
 
 
 @pytest.fixture(params=[1, 2])
@@ -73,9 +73,10 @@ def test_words_hold_what_codes_do(kernels, text, n):
 
 @pytest.mark.parametrize("text", MIXTURES)
 @pytest.mark.parametrize("n", [1, 7, 255, 1025])
-def test_scan_is_numpys(kernels, threads, text, n):
+@pytest.mark.parametrize("nq", [1, 3, 35, 70])
+def test_scan_is_numpys(kernels, threads, text, n, nq):
     layout = CodeLayout.parse(text)
-    code, queries = random_codes(layout, n, 1), random_codes(layout, 35, 2)
+    code, queries = random_codes(layout, n, 1), random_codes(layout, nq, 2)
     base = Scan(layout)
     for part in np.array_split(code, 3):
         base.add(part)
@@ -88,7 +89,7 @@ def test_scan_is_numpys(kernels, threads, text, n):
             allowed = np.arange(n) if rows is None else np.flatnonzero(rows)
             want_d, want_i = by_numpy(code, queries, k, allowed)
             found = want_i.shape[1]
-            assert D.shape == I.shape == (35, k)
+            assert D.shape == I.shape == (nq, k)
             np.testing.assert_array_equal(D[:, :found], want_d)
             np.testing.assert_array_equal(I[:, :found], want_i)
             assert (D[:, found:] == WORST).all()
@@ -103,11 +104,15 @@ def test_sums_are_those_of_the_bits(kernels, threads, text, nq):
     base.add(random_codes(layout, 1025, 1))
     rows = rng.integers(0, 1025, (nq, 77))
     weights = rng.standard_normal((nq, layout.n_bits)).astype(np.float32)
-    shared = rng.standard_normal(layout.n_bits).astype(np.float32)
     bits = codes.unpack(base.codes, layout).astype(np.float64)[rows]
-    own, common = base.sums(rows, weights, shared)
-    np.testing.assert_allclose(own, np.einsum("qkb,qb->qk", bits, weights), atol=1e-4)
-    np.testing.assert_allclose(common, bits @ shared, atol=1e-4)
+    for shared in [*rng.standard_normal((2, layout.n_bits)).astype(np.float32), None]:
+        own, common = base.weighted_sums(rows, weights, shared)
+        np.testing.assert_allclose(own, np.einsum("qkb,qb->qk", bits, weights), atol=1e-4)
+        np.testing.assert_allclose(common, 0 if shared is None else bits @ shared, atol=1e-4)
+    if kernels == "numba":
+        for row in (-1, 1025):
+            with pytest.raises(IndexError, match=f"rows must be from 0 to 1024; got .*{row}"):
+                base.weighted_sums(np.array([[3, row]]), weights[:1], None)
 
 
 @pytest.mark.parametrize("text", MIXTURES)
@@ -165,15 +170,57 @@ def test_an_index_holds_two_bits_a_component_and_finds_what_the_flat_one_does(tm
     ours.save(tmp_path / "i.qama")
     assert sum(f.stat().st_size for f in (tmp_path / "i.qama").glob("codes-*")) < 8 * 3064 + 200
     for index in (ours, QamaIndex.load(tmp_path / "i.qama"), QamaIndex.load(tmp_path / "i.qama", mmap=True)):
-        np.testing.assert_array_equal(index.search(xq, 5, oversample=600)[1], flat.search(xq, 5, oversample=600)[1])
+        for oversample in (4, 600):
+            np.testing.assert_allclose(
+                index.search(xq, 5, oversample=oversample)[0], flat.search(xq, 5, oversample=oversample)[0], rtol=1e-5
+            )
+        hamming = (i.with_rescore("none").search(xq, 50)[0] for i in (index, flat))
+        np.testing.assert_array_equal(*hamming)
     with pytest.raises(ValueError, match=r"base Scan is no faiss.IndexBinary; to_faiss\('binary'\) makes one"):
         _ = ours.binary
+
+
+@pytest.mark.parametrize("text", MIXTURES)
+def test_prefixes_are_cut_from_the_words(text):
+    layout = CodeLayout.parse(text)
+    base = Scan(layout)
+    base.add(random_codes(layout, 77, 1))
+    for components in range(1, layout.components + 1):
+        try:
+            prefix = layout.truncate(components)
+        except ValueError:  # half a pair
+            continue
+        np.testing.assert_array_equal(base.truncated(prefix).codes, codes.truncate(base.codes, prefix))
+
+
+def test_without_numba_the_remedy_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "faiss_qama.kernels")
+    monkeypatch.delattr(faiss_qama, "kernels")
+    scan._kernels.cache_clear()
+    with pytest.warns(UserWarning, match=r"pip install 'faiss-qama\[scan\]'"):
+        assert scan._kernels() is None
+    scan._kernels.cache_clear()
+
+
+def test_what_is_compiled_needs_no_folder_for_its_cache(tmp_path):
+    """As in a container whose file system cannot be written."""
+    program = (
+        "import numba.core.caching as caching\n"
+        "caching.CacheImpl._locator_classes = []\n"
+        "import numpy as np\nfrom faiss_qama.layout import CodeLayout\nfrom faiss_qama.scan import Scan\n"
+        "base = Scan(CodeLayout.parse('1x64'))\nbase.add(np.arange(80, dtype=np.uint8).reshape(-1, 8))\n"
+        "print(base.search(base.codes[3:4], 1, None, {})[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=100)
+    assert done.stdout == "[[3]]\n", done.stderr
 
 
 def test_a_child_process_scans_too():
     program = (
         "import os, faiss, numpy as np\nfrom faiss_qama import scan\nfrom faiss_qama.layout import CodeLayout\n"
-        "scan.WORK = 10; faiss.omp_set_num_threads(2)\nlayout = CodeLayout.parse('1x64'); base = scan.Scan(layout)\n"
+        "assert scan._kernels() is not None\nscan.WORK = 10\n"
+        "faiss.omp_set_num_threads(2)\nlayout = CodeLayout.parse('1x64'); base = scan.Scan(layout)\n"
         "base.add(np.arange(8000, dtype=np.uint8).reshape(-1, 8)); q = base.take(np.array([5]))\n"
         "assert base.search(q, 1, None, {})[0][0, 0] == 0\npid = os.fork()\n"
         "if pid == 0:\n    os._exit(int(base.search(q, 1, None, {})[0][0, 0]))\n"

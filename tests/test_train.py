@@ -67,7 +67,7 @@ def trained(config: FitConfig, metric=faiss.METRIC_INNER_PRODUCT, unit=True):
 
 def seen(model, *vectors):
     """Vectors as the model sees them."""
-    return [torch.from_numpy(v) / model.length for v in vectors]
+    return [torch.from_numpy(v) / model.deviation for v in vectors]
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
@@ -83,9 +83,9 @@ def test_numpy_forward_is_torchs(adapter, query_side):
     quantizer = model.frozen()
     tx, txq = seen(model, x, xq)
     with torch.no_grad():
-        z = model.adapter(tx) * model.length
+        z = model.adapter(tx) * model.deviation
         documents, queries = model.code_documents(tx, 0.1), model.code_queries(txq, 0.1)
-        adc = model.adc_scores(txq, model.decode(documents.bits))[-1] * model.length**2
+        adc = model.adc_scores(txq, model.decode(documents.bits))[-1] * model.deviation**2
     np.testing.assert_allclose(quantizer.transform(x), z.numpy(), atol=CLOSE)
     for coded, encoded in ((documents, quantizer.encode(x)), (queries, quantizer.encode_queries(xq))):
         clear = (coded.u * model.spread[:, None]).abs().amin(dim=(1, 2)).numpy() > CLOSE
@@ -126,7 +126,7 @@ def test_scores_of_hard_bits_are_those_of_the_index(layout):
         tx, txq = seen(model, x, xq)
         with torch.no_grad():
             documents, queries = model.code_documents(tx, 0.1), model.code_queries(txq, 0.1)
-            decoded = model.decode(documents.bits)[-1].numpy() * model.length
+            decoded = model.decode(documents.bits)[-1].numpy() * model.deviation
             hamming = model.hamming_scores(queries, documents)[-1].numpy()
         clear = (documents.u * model.spread[:, None]).abs().amin(dim=(1, 2)).numpy() > CLOSE
         np.testing.assert_allclose(quantizer.decode(quantizer.encode(x[clear])), decoded[clear], rtol=1e-3, atol=1e-3)

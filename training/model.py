@@ -33,7 +33,7 @@ class Coded:
 class Model(nn.Module):
     """A quantizer in training.
 
-    It sees vectors divided by ``length``, their root mean square distance from their mean, because rates of learning
+    It sees vectors divided by ``deviation``, their root mean square distance from their mean, because rates of learning
     and temperatures are lengths too. Scores are inner products or -|q - x|^2 / 2 of these.
 
     Parameters
@@ -57,9 +57,9 @@ class Model(nn.Module):
         super().__init__()
         assert isinstance(start.transform, Linear)
         assert isinstance(start.query_transform, Linear)
-        self.length = float(np.sqrt(np.mean(lengths(x - x.mean(axis=0)) ** 2))) or 1.0
+        self.deviation = float(np.sqrt(np.mean(lengths(x - x.mean(axis=0)) ** 2))) or 1.0
         self.start, self.config, layout = start, config, start.layout
-        of_document, of_query = (t.rescaled(1 / self.length) for t in (start.transform, start.query_transform))
+        of_document, of_query = (t.rescaled(1 / self.deviation) for t in (start.transform, start.query_transform))
         prefixes = [layout.truncate(end) for end in ends]
         self.column_ends, self.bit_ends = [p.columns for p in prefixes], [p.n_bits for p in prefixes]
         weights = torch.tensor([(p.components / layout.components) ** config.slice_power for p in prefixes])
@@ -77,18 +77,18 @@ class Model(nn.Module):
         own = config.query_side and "adc" in stages
         self.query_matrix = nn.Parameter(torch.eye(start.d)) if own else None
 
-        z = start.transform(x) / np.float32(self.length)
+        z = start.transform(x) / np.float32(self.deviation)
         self.register_buffer("spread", torch.from_numpy(np.maximum(z.std(axis=0), 1e-9)))
-        cuts = torch.from_numpy(start.thresholds / np.float32(self.length))
+        cuts = torch.from_numpy(start.thresholds / np.float32(self.deviation))
         self.register_buffer("used", cuts.isfinite())
         self.thresholds = nn.Parameter(cuts.masked_fill(~self.used, 0.0), documents and config.thresholds == "learned")
         below = np.stack([np.mean(z < cut, axis=0, dtype=np.float32) for cut in cuts.numpy().T], axis=1)
         self.register_buffer("below", torch.from_numpy(below))
 
-        self.values = nn.Parameter(torch.from_numpy(start.decoder.values / np.float32(self.length)), documents)
+        self.values = nn.Parameter(torch.from_numpy(start.decoder.values / np.float32(self.deviation)), documents)
         # The decoder's map stays: what queries learn does the same, and with orthogonal rows norms are cheap to find.
         self.register_buffer("matrix", torch.from_numpy(start.decoder.matrix.copy()))
-        self.register_buffer("offset", torch.from_numpy(start.decoder.offset / np.float32(self.length)))
+        self.register_buffer("offset", torch.from_numpy(start.decoder.offset / np.float32(self.deviation)))
         # Similarities of columns and of bits are brought to the scale of the teacher's: a factor and a shift a slice.
         self.scales = nn.Parameter(torch.zeros(2, len(ends), 2))
         # What the bits' losses need: the share of documents that each is to be set in, and which bits are of one unit.
@@ -104,7 +104,7 @@ class Model(nn.Module):
     @property
     def scale(self) -> float:
         """Root mean square length of the vectors."""
-        return self.start.scale / self.length
+        return self.start.scale / self.deviation
 
     def code_documents(self, x: Tensor, temperature: float) -> Coded:
         """Cut documents (n, d)."""
@@ -190,7 +190,7 @@ class Model(nn.Module):
             self.pruning.observe()
         if self.config.thresholds != "moving" or self.config.adapter == "none":
             return
-        x = torch.from_numpy(draw()).to(self.spread.device) / self.length
+        x = torch.from_numpy(draw()).to(self.spread.device) / self.deviation
         ordered = self.adapter(x).sort(dim=0).values
         place = (self.below * (len(x) - 1)).round().long()  # (columns, cuts)
         own = ordered.T.gather(1, place)
@@ -214,13 +214,15 @@ class Model(nn.Module):
         query_adapter = None
         if self.query_matrix is not None:
             query_adapter = Linear(to_numpy(self.query_matrix), np.zeros(self.start.d, np.float32))
-        length = np.float32(self.length)
+        deviation = np.float32(self.deviation)
         quantizer = replace(
             self.start,
-            transform=transform.rescaled(self.length),
-            thresholds=to_numpy(self._cuts()) * length,
-            decoder=Decoder(to_numpy(self.values) * length, to_numpy(self.matrix), to_numpy(self.offset) * length),
-            query_transform=query_transform.rescaled(self.length),
+            transform=transform.rescaled(self.deviation),
+            thresholds=to_numpy(self._cuts()) * deviation,
+            decoder=Decoder(
+                to_numpy(self.values) * deviation, to_numpy(self.matrix), to_numpy(self.offset) * deviation
+            ),
+            query_transform=query_transform.rescaled(self.deviation),
             query_adapter=query_adapter,
         )
         return quantizer if self.pruning is None else self.pruning.applied(quantizer)

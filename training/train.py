@@ -208,7 +208,7 @@ def tensors(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, T
     xq, x, grades, itself = (
         torch.from_numpy(a).to(device) for a in (batch.queries, batch.documents, batch.grades, batch.itself)
     )
-    xq, x = xq / model.length, x / model.length
+    xq, x = xq / model.deviation, x / model.deviation
     return xq, x, grades, model.teacher(xq, x).masked_fill(itself, -torch.inf)
 
 
