@@ -78,7 +78,8 @@ def _training_table(data: dict[str, Any]) -> str:
             kept = sum(seed["kept"] == "trained" for seed in seeds)
             seconds = np.mean([seed["seconds"]["trained"] for seed in seeds])
             rows.append([*row, f"{kept} of {len(seeds)}", f"{seconds:.0f}"])
-    rows.sort(key=lambda row: [r[:3] for r in rows].index(row[:3]))
+    order = list(dict.fromkeys(tuple(row[:3]) for row in rows))
+    rows.sort(key=lambda row: order.index(tuple(row[:3])))
     header = ["preset", "layout", "given", "data", "codes: nDCG %", "recall@10", "Hamming: nDCG %", "recall@10"]
     return _markdown([*header, "trained one kept", "seconds"], rows)
 

@@ -31,22 +31,23 @@ class Contents:
     base : the codes
     labels : the ids
     store : what scores candidates again, or None
-
-    Attributes
-    ----------
-    version : counts the changes
     """
 
     def __init__(self, quantizer: Quantizer, base: Base, labels: Labels, store: Store | None) -> None:
         self.quantizer, self.base, self.labels, self.store = quantizer, base, labels, store
-        self.version = 0
+        self._changes = [0]  # of all that share the codes
         self._prefixes: dict[int, Base] = {}
 
     def rescored_by(self, store: Store | None) -> Contents:
         """Return contents that share all but the store, and change with these."""
         other = Contents(self.quantizer, self.base, self.labels, store)
-        other._prefixes = self._prefixes
+        other._prefixes, other._changes = self._prefixes, self._changes
         return other
+
+    @property
+    def version(self) -> int:
+        """Counts the changes."""
+        return self._changes[0]
 
     @property
     def larger(self) -> bool:
@@ -152,7 +153,7 @@ class Contents:
         return hits
 
     def _changed(self) -> None:
-        self.version += 1
+        self._changes[0] += 1
         self._prefixes.clear()
 
     def _mask(self, sel: Any) -> tuple[Mask | None, int]:
@@ -213,6 +214,6 @@ class Contents:
         distances = np.empty(rows.shape, dtype=np.int32)
         for block in ranking.blocks(rows, code.shape[1]):
             distances[block] = codes.hamming(
-                self.base.take(rows[block].ravel()).reshape(*rows[block].shape, -1), code[block, None]
+                self.base.take(rows[block].ravel()).reshape(*rows[block].shape, code.shape[1]), code[block, None]
             )
         return ranking.best(distances, rows, candidates, larger=False)

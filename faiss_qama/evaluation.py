@@ -208,11 +208,11 @@ def ndcg(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> float | None:
 def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[np.int64]:
     """Read a tab-separated file: (m, columns) int64, whose query and corpus rows exist by ``sizes``.
 
-    A first line that is not of whole numbers is a header.
+    A first line without a whole number is a header.
     Raises ValueError naming the file and the line.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
     rows = []
@@ -220,7 +220,7 @@ def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[n
         try:
             row = [int(np.int64(int(field))) for field in line.split("\t")]
         except (ValueError, OverflowError):
-            if number == 1:
+            if number == 1 and not any(field.strip().lstrip("-").isdigit() for field in line.split()):
                 continue
             raise ValueError(f"{path}: line {number}: whole numbers are needed; got {line!r}") from None
         if len(row) != columns:

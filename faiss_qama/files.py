@@ -69,6 +69,10 @@ def _replacing(final: Path) -> Iterator[Path]:
         yield part
         sync(part)
         os.replace(part, final)
+    except OSError as error:
+        if error.errno is not None and error.filename is None:  # a full disk names no file
+            error.filename = str(final)
+        raise
     finally:
         part.unlink(missing_ok=True)
 

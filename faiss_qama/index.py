@@ -66,7 +66,7 @@ class QamaIndex:
         self.rescore: str = rescore if isinstance(rescore, str) else BORROWED
         self._source = rescore
         self._plan: Unfitted | None = None
-        self._made_of: tuple[Contents, int] | None = None  # by truncate, which copied the codes at that version
+        self._made_of: tuple[tuple[Contents, int], ...] = ()  # by truncate, which copied codes at these versions
         self._lock, self._read_only = ReadWriteLock(), False
         if not isinstance(quantizer, Quantizer | Unfitted):
             raise TypeError(f"a Quantizer is needed, such as fit() returns; got {type(quantizer).__name__}")
@@ -416,7 +416,7 @@ class QamaIndex:
             base = held.base.truncated(quantizer.layout)
             store = CodesStore(quantizer, base) if self.rescore == "codes" else held.store
             other = self._sharing(Contents(quantizer, base, held.labels, store), self.rescore)
-            other._made_of = held, held.version
+            other._made_of = (*self._made_of, (held, held.version))
             return other
 
     def with_rescore(self, rescore: str) -> QamaIndex:
@@ -499,7 +499,7 @@ class QamaIndex:
         """The contents. Raises ValueError if there is no quantizer yet."""
         if self._plan is not None:
             raise ValueError("this index is not trained: call train(x) first")
-        if self._made_of is not None and self._made_of[0].version != self._made_of[1]:
+        if any(held.version != version for held, version in self._made_of):
             raise ValueError("the index that this was truncated from was changed since: truncate it again")
         return self._contents
 
@@ -519,7 +519,7 @@ class QamaIndex:
         """Return a read-only index of ``contents``, which share something with those of this one."""
         other = QamaIndex(contents.quantizer, "none")
         other.rescore, other._base, other._read_only, other._lock = rescore, contents.base, True, self._lock
-        other._contents = contents
+        other._contents, other._made_of = contents, self._made_of
         return other
 
     def _check_writable(self) -> None:

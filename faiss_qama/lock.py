@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from weakref import WeakSet
+
+_LOCKS: WeakSet[ReadWriteLock] = WeakSet()
 
 
 class ReadWriteLock:
@@ -14,6 +18,10 @@ class ReadWriteLock:
     """
 
     def __init__(self) -> None:
+        self._reset()
+        _LOCKS.add(self)
+
+    def _reset(self) -> None:
         self._free = threading.Condition()
         self._readers, self._waiting, self._writing = 0, 0, False
 
@@ -46,3 +54,13 @@ class ReadWriteLock:
             with self._free:
                 self._writing = False
                 self._free.notify_all()
+
+
+def _after_fork() -> None:
+    """Free every lock in a child process, which has none of the threads that may have held them."""
+    for lock in _LOCKS:
+        lock._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -155,6 +155,8 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         for name, array in bundle.arrays.items():
             stream = array if isinstance(array, files.Stream) else files.Stream(array.shape, array.dtype, [array])
             files.write_stream(folder / names[name], stream)
+            if stream.shape[0] != len(bundle.base):
+                raise ValueError(f"{folder}: {stream.shape[0]} rows of {name} for {len(bundle.base)} codes; not saved")
         arrays, settings = bundle.quantizer.to_state()
         (folder / names["quantizer"]).write_bytes(safetensors.numpy.save(arrays))
         _write_codes(folder / names["codes"], bundle.base)
@@ -248,9 +250,12 @@ def _read_base(path: Path, layout: CodeLayout, kind: str, ntotal: int, mmap: boo
 def _read_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], mmap: bool) -> NDArray[Any]:
     try:
         array: NDArray[Any] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"{path}: not a whole .npy file ({error})") from None
-    if array.shape != shape or array.dtype != dtype:
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header makes numpy raise almost anything
+        reason = "damaged" if "pickle" in str(error) else str(error)
+        raise ValueError(f"{path}: not a whole .npy file ({reason})") from None
+    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
         raise ValueError(f"{path}: {array.shape} {array.dtype}; the manifest says {shape} {dtype}")
     return array
 

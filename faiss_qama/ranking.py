@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from faiss_qama.labels import Ids
 
+MOST = 2**31 - 1  # hits a query
 BLOCK = 1 << 19  # values gathered at a time: 2 MB of floats, so that a block stays in cache until it is summed
 
 
@@ -19,6 +20,8 @@ def as_k(k: Any) -> int:
     k = operator.index(k)
     if k < 1:
         raise ValueError(f"k must be at least 1; got {k}")
+    if k > MOST:
+        raise ValueError(f"k must be at most {MOST}; got {k}")
     return int(k)
 
 

@@ -57,7 +57,7 @@ def test_fit_on_pairs_says_what_it_was_worth(folder):
     assert [line for line in inspected if line.startswith("training")] == [lines[2]]
     assert all(len(line) < 1200 for line in inspected)
     left = sorted(f.name for f in (folder / "corpus.qama.training").iterdir())
-    assert left == ["log.jsonl"]
+    assert left == [".lock", "log.jsonl"]
     log = [json.loads(line) for line in (folder / "corpus.qama.training" / "log.jsonl").read_text().splitlines()]
     assert log == record["log"]
 

@@ -52,7 +52,32 @@ def test_one_vector(index, tmp_path):
     assert index.ntotal == 0
 
 
-@pytest.mark.parametrize(("k", "error"), [(0, ValueError), (-3, ValueError), (2.0, TypeError), ("2", TypeError)])
+def test_a_prefix_of_nothing_finds_nothing(index):
+    for sel in (None, faiss.IDSelectorBatch([])):
+        scores, ids = index.search(QUERIES, 3, prefix=8, sel=sel)
+        assert (ids == -1).all()
+        assert ids.shape == scores.shape == (4, 3)
+        index.add(X)
+
+
+def test_what_was_made_of_an_index_in_several_steps_knows_that_it_changed(index, tmp_path):
+    index.add(X)
+    derived = [
+        index.truncate(18).truncate(9),
+        index.with_rescore("codes").truncate(9),
+        index.truncate(9).with_rescore("none"),
+    ]
+    index.remove_ids(np.arange(5))
+    for other in derived:
+        for ask in (lambda o=other: o.search(QUERIES, 3), lambda o=other: o.save(tmp_path / "o.qama")):
+            with pytest.raises(ValueError, match="was changed since: truncate it again"):
+                ask()
+    assert not (tmp_path / "o.qama").exists()
+
+
+@pytest.mark.parametrize(
+    ("k", "error"), [(0, ValueError), (-3, ValueError), (2**70, ValueError), (2.0, TypeError), ("2", TypeError)]
+)
 def test_k_must_be_a_positive_integer(index, k, error):
     index.add(X)
     for ask in (index.search, index.assign, index.search_and_reconstruct):

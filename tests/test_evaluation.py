@@ -247,9 +247,12 @@ def test_wrong_qrels_are_refused_by_line(tmp_path, line, message):
 
 
 def test_qrels_need_no_header(tmp_path):
-    for text in ("q\td\tg\n0\t3\t1\n2\t4\t2\n", "0\t3\t1\n2\t4\t2\n"):
-        (tmp_path / "qrels.tsv").write_text(text)
+    for text in ("q\td\tg\n0\t3\t1\n2\t4\t2\n", "0\t3\t1\n2\t4\t2\n", "\ufeff0\t3\t1\n2\t4\t2\n"):
+        (tmp_path / "qrels.tsv").write_text(text, encoding="utf-8")
         np.testing.assert_array_equal(read_rows(tmp_path / "qrels.tsv", 3, (5, 100)), [[0, 3, 1], [2, 4, 2]])
+    (tmp_path / "qrels.tsv").write_text("0 3 1\n2\t4\t2\n")
+    with pytest.raises(ValueError, match="line 1: whole numbers are needed; got '0 3 1'"):
+        read_rows(tmp_path / "qrels.tsv", 3, (5, 100))
 
 
 def test_an_index_of_ours_and_of_faiss_are_measured_alike():

@@ -85,6 +85,20 @@ def test_saving_again_replaces_and_leaves_nothing_behind(small, corpus, tmp_path
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("role", ["codes", "store"])
+def test_a_damaged_header_of_a_mapped_file_is_noticed(corpus, tmp_path, role):
+    """Mapped, it has no checksum to fail."""
+    index = QamaIndex(fit_quietly(corpus, layout="2x18"), "fp16", base="Scan")
+    index.add(corpus)
+    index.save(tmp_path / "i.qama")
+    path = tmp_path / "i.qama" / f"{role}-1.npy"
+    whole = path.read_bytes()
+    for old, new in ((b"descr", b"drcse"), (b"{'", b"(("), (b": False", b": True ")):
+        path.write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(ValueError, match=f"{role}-1.npy"):
+            QamaIndex.load(tmp_path / "i.qama", mmap=True)
+
+
 def test_a_damaged_byte_anywhere_is_noticed(small, corpus, tmp_path):
     make(small, "fp16", corpus[:20]).save(tmp_path / "i.qama")
     rng = np.random.default_rng(0)

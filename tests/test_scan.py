@@ -216,6 +216,20 @@ def test_what_is_compiled_needs_no_folder_for_its_cache(tmp_path):
     assert done.stdout == "[[3]]\n", done.stderr
 
 
+def test_a_child_process_can_change_what_its_parent_searches():
+    program = (
+        "import os, threading, numpy as np\nfrom faiss_qama import QamaIndex\nfrom faiss_qama.training import fit\n"
+        "x = np.random.default_rng(0).standard_normal((500, 16)).astype('f4')\n"
+        "index = QamaIndex(fit(x), 'none', base='Scan'); index.add(x)\n"
+        "with index._lock.read():\n    pid = os.fork()\n    if pid == 0:\n"
+        "        index.add(x[:1])\n        os._exit(index.ntotal - 501)\n"
+        "    assert os.waitpid(pid, 0)[1] == 0\n"
+    )
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+
+
 def test_a_child_process_scans_too():
     program = (
         "import os, faiss, numpy as np\nfrom faiss_qama import scan\nfrom faiss_qama.layout import CodeLayout\n"

@@ -18,7 +18,7 @@ from faiss_qama import QamaIndex, codes
 from faiss_qama.training import FitConfig, TrainConfig, fit
 from faiss_qama.training import train as loop
 from faiss_qama.training.batches import NEIGHBOURS, Batches
-from faiss_qama.training.checkpoint import CHECKPOINT, LOG
+from faiss_qama.training.checkpoint import CHECKPOINT, LOG, locked
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.data import draw
 from faiss_qama.training.held_out import HeldOut
@@ -279,13 +279,43 @@ def test_another_or_a_damaged_checkpoint_is_not_gone_on_from(tmp_path):
     config = FitConfig(layout="2x18", train=TrainConfig(**SHORT))
     first = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
     other = dataclasses.replace(config, train=TrainConfig(**SHORT | {"learning_rate": 1e-2}))
-    again = fit(x, config=other, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+    with pytest.warns(UserWarning, match=r"checkpoint.safetensors.old: the checkpoint of another training"):
+        again = fit(x, config=other, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+    assert (tmp_path / "t" / f"{CHECKPOINT}.old").exists()
     assert again.config["training"]["log"] != first.config["training"]["log"]
     whole = (tmp_path / "t" / CHECKPOINT).read_bytes()
     (tmp_path / "t" / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
     with pytest.warns(UserWarning, match="checkpoint.safetensors: a damaged checkpoint, so the training begins anew"):
         anew = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
     np.testing.assert_array_equal(anew.encode(x), first.encode(x))
+
+
+def test_two_processes_do_not_train_into_one_folder(tmp_path):
+    x, xq, qrels = make_pairs()
+    config = FitConfig(layout="2x18", train=TrainConfig(**SHORT))
+    with locked(tmp_path / "t"), pytest.raises(OSError, match="t: another process is training here"):
+        fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pruning": True}, "pruning: a mapping of settings is needed; got True"),
+        ({"losses": 5}, "losses: a mapping of weights by name is needed; got 5"),
+        ({"losses": ["adc.mse"]}, "losses: a mapping of weights by name is needed"),
+        ({"learning_rate": "fast"}, "train.learning_rate must be float; got 'fast'"),
+        ({"epoch_steps": 10**20}, "epoch_steps must be from 1 to 1000000000"),
+    ],
+)
+def test_settings_of_the_wrong_kind_are_named(settings, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        FitConfig(train=settings)
+
+
+def test_rates_may_be_written_as_yaml_does_not_read_them():
+    assert FitConfig(train={"learning_rate": "1e-4", "temperature": ["1e0", 0.5]}).train == TrainConfig(
+        learning_rate=1e-4, temperature=(1.0, 0.5)
+    )
 
 
 def test_early_stopping_keeps_the_best_epoch():

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import safetensors
 import safetensors.torch
@@ -18,7 +20,7 @@ from torch.optim import Optimizer
 
 from faiss_qama import files
 
-CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+CHECKPOINT, LOG, LOCK = "checkpoint.safetensors", "log.jsonl", ".lock"
 
 
 class Journal:
@@ -43,9 +45,11 @@ class Journal:
         """Bring ``modules``, ``optimizer`` and the log to where they were; return the best state, None at the start."""
         if self._folder is None:
             return None
-        self._folder.mkdir(parents=True, exist_ok=True)
         tensors, metadata = _read(self._folder / CHECKPOINT)
         if metadata.get("training") != self._key:
+            if metadata:
+                old = (self._folder / CHECKPOINT).replace(self._folder / f"{CHECKPOINT}.old")
+                warnings.warn(f"{old}: the checkpoint of another training; this one begins anew", stacklevel=2)
             self._write_log()
             return None
         for name, module in modules.items():
@@ -79,6 +83,20 @@ class Journal:
     def _write_log(self) -> None:
         assert self._folder is not None
         files.write_text(self._folder / LOG, "".join(json.dumps(line) + "\n" for line in self.log))
+
+
+@contextmanager
+def locked(folder: Path | None) -> Iterator[None]:
+    """Keep other processes from training in ``folder``. Raises OSError if one does."""
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / LOCK, timeout=0):
+            yield
+    except filelock.Timeout:
+        raise OSError(f"{folder}: another process is training here") from None
 
 
 def discard(folder: Path) -> None:

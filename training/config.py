@@ -95,7 +95,7 @@ class FitConfig:
             ("query_center", "from 0 to 1", 0 <= self.query_center <= 1),
             ("query_gain", "above 0 and finite", self.query_gain is None or 0 < self.query_gain < float("inf")),
             ("sample", "at least 2", self.sample >= 2),
-            ("seed", "at least 0", self.seed >= 0),
+            ("seed", "from 0 to 4294967295", 0 <= self.seed < 2**32),
         ):
             if not good:
                 raise ValueError(f"{name} must be {possible}; got {getattr(self, name)}")
@@ -181,7 +181,7 @@ def layout_for(size: int, d: int) -> CodeLayout:
 
 def _listed(slices: Iterable[int] | str) -> tuple[int, ...]:
     """Return the component counts that are given as numbers."""
-    if isinstance(slices, str) and slices != "nested":
+    if slices != "nested" and (isinstance(slices, str) or not isinstance(slices, Iterable)):
         raise ValueError(f"slices must be component counts, or 'nested'; got {slices!r}")
     return () if isinstance(slices, str) else tuple(slices)
 

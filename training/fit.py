@@ -89,11 +89,13 @@ def _check_trainable(drawn: Draw) -> None:
 
 def _trained(start: Quantizer, drawn: Draw, config: FitConfig, checkpoint: Path | None) -> Quantizer:
     """Return ``start`` after training, or as it is where that is better on the held-out queries."""
-    from faiss_qama.training.train import train  # here, because the closed form needs no torch
+    from faiss_qama.training.checkpoint import locked  # here, because the closed form needs no torch
+    from faiss_qama.training.train import train
 
     assert config.train is not None
     ends = sorted({*config.slices_in(start.layout), start.layout.components})
-    training = train(start, drawn, config.train, ends, config.seed, checkpoint)
+    with locked(checkpoint):
+        training = train(start, drawn, config.train, ends, config.seed, checkpoint)
     kept = training.quantizer if training.better else start
     record: dict[str, Any] = {
         "kept": "trained" if training.better else "closed form",

@@ -116,11 +116,13 @@ class TrainConfig:
     pruning: PruningConfig | None = None
 
     def __post_init__(self) -> None:
-        losses = {name: _schedule(f"losses.{name}", weight) for name, weight in dict(self.losses).items()}
+        if not isinstance(self.losses, Mapping):
+            raise TypeError(f"losses: a mapping of weights by name is needed; got {self.losses!r}")
+        losses = {name: _schedule(f"losses.{name}", weight) for name, weight in self.losses.items()}
         object.__setattr__(self, "losses", losses)
         for name in ("score_temperature", "temperature"):
             object.__setattr__(self, name, _schedule(name, getattr(self, name)))
-        if isinstance(self.pruning, Mapping):
+        if self.pruning is not None and not isinstance(self.pruning, PruningConfig):
             object.__setattr__(self, "pruning", make(PruningConfig, self.pruning, "pruning"))
         self._check_names()
         self._check_ranges()
@@ -161,7 +163,7 @@ class TrainConfig:
     def _check_ranges(self) -> None:
         infinite = float("inf")
         for names, least, most in (
-            (("batch", "epochs", "epoch_steps", "patience"), 1, infinite),
+            (("batch", "epochs", "epoch_steps", "patience"), 1, 1e9),
             (("hard", "random", "warmup", "noise", "weight_decay"), 0, infinite),
             (("slice_power",), -10, 10),
             (("learning_rate", "clip", "expansion", "temperature", "score_temperature"), SMALLEST, infinite),
@@ -193,18 +195,29 @@ def make(kind: Any, settings: object, where: str) -> Any:
     """Return ``kind(**settings)``; raises ValueError or TypeError naming the setting."""
     if not isinstance(settings, Mapping):
         raise TypeError(f"{where}: a mapping of settings is needed; got {settings!r}")
-    known = {f.name: f for f in dataclasses.fields(kind)}
+    known, checked = {f.name: f for f in dataclasses.fields(kind)}, {}
     for key, value in settings.items():
         if key not in known:
             raise ValueError(f"{where}: unknown setting {key!r}; there are {', '.join(known)}")
+        if known[key].type == "float":
+            value = _number(value)
         wanted = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(str(known[key].type))
         if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
             raise TypeError(f"{where}.{key} must be {known[key].type}; got {value!r}")
-    return kind(**settings)
+        checked[key] = value
+    return kind(**checked)
+
+
+def _number(value: Any) -> Any:
+    """Return a number that YAML took for text, which is what it does with 1e-4; all else as it is."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _schedule(name: str, value: Any) -> Schedule:
-    ends: list[Any] = list(value) if isinstance(value, list | tuple) else [value, value]
+    ends: list[Any] = [_number(v) for v in (value if isinstance(value, list | tuple) else (value, value))]
     if len(ends) != 2 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in ends):
         raise TypeError(f"{name} must be a number, or [first, last]; got {value!r}")
     if not all(0 <= v < float("inf") for v in ends):
