@@ -221,6 +221,17 @@ def test_training_does_not_depend_on_the_unit_of_length(metric, factor):
     np.testing.assert_array_equal(a.encode(x), b.encode(np.float32(factor) * x))
 
 
+def test_a_stage_that_finds_nothing_does_not_decide():
+    x, xq, qrels = make_pairs()
+    held_out = HeldOut(draw(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x))), faiss.METRIC_INNER_PRODUCT)
+    closed = {"adc": {"nDCG@10": 0.5}, "hamming": {"nDCG@10": 0.0}}
+    assert held_out.gain(closed, closed) == 0
+    assert held_out.never_worse(closed, closed)
+    worse = {"adc": {"nDCG@10": 0.3}, "hamming": {"nDCG@10": 0.0001}}
+    assert held_out.gain(worse, closed) < -0.1
+    assert not held_out.never_worse(worse, closed)
+
+
 def test_a_training_that_does_harm_is_not_kept():
     x, xq, qrels = make_pairs()
     settings = TrainConfig(**SHORT | {"epochs": 1, "epoch_steps": 3}, learning_rate=1e3, clip=1e9)

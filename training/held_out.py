@@ -17,6 +17,7 @@ from faiss_qama.training.twins import Twins, but_one
 
 SAMPLE = 100_000  # fewer documents would forgive a quantizer that confuses them
 K = 10
+LITTLE = 0.001  # added to what is compared, so that a stage which finds next to nothing does not decide alone
 NOISE = 0.005  # a difference that some hundred queries cannot tell from none
 
 
@@ -78,7 +79,9 @@ class HeldOut:
         return bool(min(self._ratios(quality, reference)) >= 1 - NOISE)
 
     def _ratios(self, quality: Quality, reference: Quality) -> list[float]:
-        return [quality[stage][self.measure] / max(reference[stage][self.measure], 1e-9) for stage in reference]
+        return [
+            (quality[stage][self.measure] + LITTLE) / (reference[stage][self.measure] + LITTLE) for stage in reference
+        ]
 
     def _without_itself(self, D: NDArray[Any], I: Ids) -> tuple[NDArray[Any], Ids]:
         """Return the first K of K + 1 hits, but for one that is the query itself and not known to be relevant."""
