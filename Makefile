@@ -26,7 +26,7 @@ results: $(VENV)/dev.stamp
 speed: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/speed.py $(DATA)
 
-# make training DATA=folder: measure what is trained, into docs/results/training*.json (an hour and more on two cores).
+# make training DATA=folder: measure what is trained, into docs/results/training*.json (two hours and more on two cores).
 training: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/training.py $(DATA)
 

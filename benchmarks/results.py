@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from threadpoolctl import threadpool_limits
 
 import faiss_qama
 from faiss_qama import QamaIndex, baselines
+from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
 from faiss_qama.export import K_FACTOR
 from faiss_qama.training import FitConfig, fit
@@ -260,14 +261,20 @@ def scale(folder: Path) -> None:
     write("scale", record)
 
 
+def million(x: Floats) -> Iterator[Floats]:
+    """Yield a million unit vectors: each a row of ``x`` moved half-way along another, so shaped as they are."""
+    rng, center = np.random.default_rng(0), x.mean(axis=0)
+    for _ in range(20):
+        rows = x[rng.integers(0, len(x), 50_000)] + 0.5 * (x[rng.integers(0, len(x), 50_000)] - center)
+        yield rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def _make_million(source: Path, path: Path) -> None:
-    """Write a million unit vectors: each a row of ``source`` moved half-way along another, so shaped as they are."""
+    """Write the :func:`million` that is made from ``source``."""
     x = np.load(source).astype(np.float32)
-    rng = np.random.default_rng(0)
     out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(1_000_000, x.shape[1]))
-    for start in range(0, len(out), 50_000):
-        rows = x[rng.integers(0, len(x), 50_000)] + 0.5 * (x[rng.integers(0, len(x), 50_000)] - x.mean(axis=0))
-        out[start : start + 50_000] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    for start, rows in zip(range(0, len(out), 50_000), million(x), strict=True):
+        out[start : start + 50_000] = rows
     out.flush()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import click
 import faiss
 import numpy as np
-from results import METRIC, write
+from results import METRIC, million, write
 from tables import render
 
 from faiss_qama.codes import Codes
@@ -25,27 +25,23 @@ from faiss_qama.scan import Scan
 from faiss_qama.training import FitConfig, fit
 
 LAYOUTS = ("2x85", "2x128", "2x192", "1x256", "1x384")
-N, K, ROUNDS = 1_000_000, 100, 15
+K, ROUNDS = 100, 15
 
 
-def million(folder: Path, layout: str) -> tuple[CodeLayout, Codes, Codes]:
-    """Return the layout, a million codes of documents, each moved half-way along another, and codes of queries."""
+def coded(folder: Path, layout: str) -> tuple[CodeLayout, Codes, Codes]:
+    """Return the layout, codes of a million documents made from those of ``folder``, and codes of its queries."""
     dataset = Dataset.load(folder)
     x = np.concatenate(list(dataset.corpus.chunks()))
     quantizer = fit(x, config=FitConfig(layout=layout, rotation="random"), metric=METRIC)
-    rng, center = np.random.default_rng(0), x.mean(axis=0)
-    parts = []
-    for _ in range(0, N, 50_000):
-        moved = x[rng.integers(0, len(x), 50_000)] + 0.5 * (x[rng.integers(0, len(x), 50_000)] - center)
-        parts.append(quantizer.encode(moved / np.linalg.norm(moved, axis=1, keepdims=True)))
-    return quantizer.layout, np.concatenate(parts), quantizer.encode_queries(dataset.queries[:1024])
+    code = np.concatenate([quantizer.encode(rows) for rows in million(x)])
+    return quantizer.layout, code, quantizer.encode_queries(dataset.queries[:1024])
 
 
 def scans(folder: Path) -> list[dict[str, Any]]:
     """Time ``Scan`` against ``IndexBinaryFlat``, 32 queries at a time and one."""
     rows = []
     for text in LAYOUTS:
-        layout, code, queries = million(folder, text)
+        layout, code, queries = coded(folder, text)
         ours, flat = Scan(layout), faiss.IndexBinaryFlat(8 * layout.code_size)
         ours.add(code)
         flat.add(code)
@@ -78,7 +74,7 @@ def in_turns(asked: list[Codes], *searches: Callable[[Codes], Any]) -> list[floa
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 def main(data: Path) -> None:
     """Measure on quora's vectors in DATA, and remake the tables."""
-    write("speed", {"k": K, "n": N, "scans": scans(data / "quora")})
+    write("speed", {"k": K, "n": 1_000_000, "scans": scans(data / "quora")})
     for path, text in render().items():
         path.write_text(text)
 

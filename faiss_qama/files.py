@@ -66,15 +66,23 @@ def _replacing(final: Path) -> Iterator[Path]:
         raise FileNotFoundError(f"{final}: the folder {final.absolute().parent} does not exist")
     part = final.with_name(final.name + ".part")
     try:
-        yield part
-        sync(part)
-        os.replace(part, final)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:  # a full disk names no file
-            error.filename = str(final)
-        raise
+        with naming(final):
+            yield part
+            sync(part)
+            os.replace(part, final)
     finally:
         part.unlink(missing_ok=True)
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Name ``path`` in an OSError that names no file, as that of a full disk."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_stream(path: Path, stream: Stream) -> None:

@@ -41,7 +41,7 @@ from faiss_qama.planes import LANES, n_words
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, FloatStore
 from faiss_qama.scan import Scan
-from faiss_qama.vectors import PathLike
+from faiss_qama.vectors import PathLike, open_npy
 
 FORMAT, VERSION, OLDEST = "faiss-qama", 3, 1
 MANIFEST, LOCK = "manifest.json", ".lock"
@@ -99,7 +99,7 @@ def write(path: PathLike, bundle: Bundle) -> None:
     check_writable(folder)
     folder.mkdir(exist_ok=True)
     try:
-        with filelock.FileLock(folder / LOCK, timeout=0):
+        with files.naming(folder), filelock.FileLock(folder / LOCK, timeout=0):
             try:
                 previous = _parse(folder) if (folder / MANIFEST).exists() else {"generation": 0}
                 _write_generation(folder, previous["generation"] + 1, bundle)
@@ -110,10 +110,6 @@ def write(path: PathLike, bundle: Bundle) -> None:
                         folder.rmdir()
     except filelock.Timeout:
         raise OSError(f"{folder}: another process is writing this index") from None
-    except OSError as error:
-        if error.errno is not None and error.filename is None:  # a full disk names no file
-            error.filename = str(folder)
-        raise
 
 
 def read(path: PathLike, *, mmap: bool = False) -> Bundle:
@@ -248,13 +244,7 @@ def _read_base(path: Path, layout: CodeLayout, kind: str, ntotal: int, mmap: boo
 
 
 def _read_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], mmap: bool) -> NDArray[Any]:
-    try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged header makes numpy raise almost anything
-        reason = "damaged" if "pickle" in str(error) else str(error)
-        raise ValueError(f"{path}: not a whole .npy file ({reason})") from None
+    array: NDArray[Any] = open_npy(path, mmap)
     if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
         raise ValueError(f"{path}: {array.shape} {array.dtype}; the manifest says {shape} {dtype}")
     return array

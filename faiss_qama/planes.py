@@ -25,8 +25,7 @@ LANES = 16  # codes whose words lie side by side: one word of each fills a regis
 
 def widths(layout: CodeLayout) -> tuple[int, int]:
     """Return how many pairs of words (h, g), and how many other words, a code of ``layout`` has."""
-    fours = sum(segment.units for segment in layout.segments if segment.levels == 4)
-    others = sum(segment.n_bits for segment in layout.segments if segment.levels < 4)
+    fours, others = _counts(layout)
     return -(-fours // WORD), -(-others // WORD)
 
 
@@ -92,8 +91,7 @@ def truncate(groups: NDArray[np.uint32], layout: CodeLayout, prefix: CodeLayout)
     pairs, others = widths(prefix)
     start = 2 * widths(layout)[0]
     out = np.concatenate([groups[:, : 2 * pairs], groups[:, start : start + others]], axis=1)
-    fours = sum(segment.units for segment in prefix.segments if segment.levels == 4)
-    rest = sum(segment.n_bits for segment in prefix.segments if segment.levels < 4)
+    fours, rest = _counts(prefix)
     if fours % WORD:
         out[:, 2 * pairs - 2 : 2 * pairs] &= np.uint32((1 << fours % WORD) - 1)
     if rest % WORD:
@@ -117,6 +115,13 @@ def level_weights(weights: Floats, layout: CodeLayout) -> Floats:
             start = place - 2 * WORD * pairs
             rest[:, start : start + count] = weights[:, first : first + count]
     return np.concatenate([fours.reshape(len(weights), -1), rest], axis=1)
+
+
+def _counts(layout: CodeLayout) -> tuple[int, int]:
+    """Return how many components have four levels, and how many bits the others have."""
+    fours = sum(segment.units for segment in layout.segments if segment.levels == 4)
+    others = sum(segment.n_bits for segment in layout.segments if segment.levels < 4)
+    return fours, others
 
 
 def _words(bits: NDArray[np.uint8]) -> Words:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -154,15 +154,18 @@ def _all_paths(source: Sequence[object]) -> bool:
 
 
 def _open(part: Path | NDArray[np.generic]) -> NDArray[np.generic]:
-    if not isinstance(part, Path):
-        return part
+    return open_npy(part) if isinstance(part, Path) else part
+
+
+def open_npy(path: Path, mmap: bool = True) -> NDArray[Any]:
+    """Return the array in a .npy file, mapped or read. Raises OSError, or ValueError naming the file and the fault."""
     try:
-        array = np.load(part, mmap_mode="r", allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # a damaged header makes numpy raise almost anything
         reason = "it holds no numbers" if "pickle" in str(error) else str(error)
-        raise ValueError(f"{part}: not a whole .npy file ({reason})") from None
+        raise ValueError(f"{path}: not a whole .npy file ({reason})") from None
     if not isinstance(array, np.ndarray):
-        raise ValueError(f"{part}: one array in a .npy file is needed; this is an archive")
+        raise ValueError(f"{path}: one array in a .npy file is needed; this is an archive")
     return array

@@ -216,6 +216,13 @@ def test_what_is_compiled_needs_no_folder_for_its_cache(tmp_path):
     assert done.stdout == "[[3]]\n", done.stderr
 
 
+def in_a_child(program: str) -> None:
+    """Run a program that forks."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+
+
 def test_a_child_process_can_change_what_its_parent_searches():
     program = (
         "import os, threading, numpy as np\nfrom faiss_qama import QamaIndex\nfrom faiss_qama.training import fit\n"
@@ -225,9 +232,7 @@ def test_a_child_process_can_change_what_its_parent_searches():
         "        index.add(x[:1])\n        os._exit(index.ntotal - 501)\n"
         "    assert os.waitpid(pid, 0)[1] == 0\n"
     )
-    if not hasattr(os, "fork"):
-        pytest.skip("no fork here")
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+    in_a_child(program)
 
 
 def test_a_child_process_scans_too():
@@ -240,6 +245,4 @@ def test_a_child_process_scans_too():
         "if pid == 0:\n    os._exit(int(base.search(q, 1, None, {})[0][0, 0]))\n"
         "assert os.waitpid(pid, 0)[1] == 0\n"
     )
-    if not hasattr(os, "fork"):
-        pytest.skip("no fork here")
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
+    in_a_child(program)
