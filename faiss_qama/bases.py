@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from faiss_qama.base import Base
 from faiss_qama.faiss_base import FaissBase
 from faiss_qama.layout import CodeLayout
 from faiss_qama.scan import Scan
+from faiss_qama.scan_ivf import ScanIVF
 
 
 def make_base(base: Any, layout: CodeLayout) -> Base:
-    """Return an empty base: ``Scan``, a string of ``faiss.index_binary_factory``, or a faiss.IndexBinary of yours.
+    """Return an empty base.
+
+    That is ``Scan``, ``ScanIVFn``, a string of ``faiss.index_binary_factory``, or a faiss.IndexBinary of yours.
 
     Raises TypeError or ValueError for anything else.
     """
+    lists = re.fullmatch(r"ScanIVF(\d+)", base) if isinstance(base, str) else None
+    if lists:
+        return ScanIVF(layout, int(lists[1]))
     return Scan(layout) if base == "Scan" else FaissBase(base, layout)

@@ -32,7 +32,9 @@ _rescore = click.option("--rescore", type=click.Choice(STORES), default="fp16", 
 _rescore_of_fit = click.option(
     "--rescore", type=click.Choice(STORES), help="Second stage.  [default: fp16; codes with --pairs]"
 )
-_base = click.option("--base", default="BFlat", show_default=True, help="Index of the codes: Scan, BFlat, BHNSW32, ...")
+_base = click.option(
+    "--base", default="BFlat", show_default=True, help="Index of the codes: Scan, ScanIVF1024, BFlat, BHNSW32, ..."
+)
 
 
 def main() -> None:

@@ -49,14 +49,27 @@ def unpack(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
 
 def levels(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
     """Return the level of every unit as (n, units) uint8."""
-    bits = unpack(codes, layout)
-    return np.concatenate(
-        [
-            bits[:, where].reshape(len(bits), segment.units, segment.levels - 1).sum(axis=2, dtype=np.uint8)
-            for segment, _, where in layout.slices()
-        ],
-        axis=1,
-    )
+    bits, units = unpack(codes, layout), sum(segment.units for segment in layout.segments)
+    out, unit = np.empty((len(bits), units), np.uint8), 0
+    for segment, _, where in layout.slices():
+        of_segment = out[:, unit : unit + segment.units]
+        cuts = segment.levels - 1
+        of_segment[:] = bits[:, where.start : where.stop : cuts]
+        for cut in range(1, cuts):
+            of_segment += bits[:, where.start + cut : where.stop : cuts]
+        unit += segment.units
+    return out
+
+
+def of_levels(levels: NDArray[np.uint8], layout: CodeLayout) -> Codes:
+    """Return the codes (n, layout.code_size) whose units have these ``levels`` (n, units)."""
+    bits, unit = np.empty((len(levels), layout.n_bits), bool), 0
+    for segment, _, where in layout.slices():
+        cuts = segment.levels - 1
+        for cut in range(cuts):
+            bits[:, where.start + cut : where.stop : cuts] = levels[:, unit : unit + segment.units] > cut
+        unit += segment.units
+    return np.packbits(bits, axis=1, bitorder="little")
 
 
 def truncate(codes: Codes, layout: CodeLayout) -> Codes:

@@ -14,10 +14,12 @@ from faiss_qama import codes, ranking
 from faiss_qama.base import WORST, Base
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.labels import Ids, Labels, Mask
+from faiss_qama.loops import each, shares
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import Store
 
 DEFAULT_OVERSAMPLE = 10.0  # where nothing was calibrated
+QUERIES = 32  # from which on a thread answers some of them from beginning to end; of fewer the scan is shared
 PREFIX_WIDTH = 8  # prefix candidates a candidate, where nothing was calibrated
 RANGE_START = 1024  # candidates that a range search starts with
 
@@ -118,15 +120,20 @@ class Contents:
             self.base.check_recall(settings)
         mask, left = self._mask(sel)
         candidates = min(self._candidates(k, left, oversample, recall), left)
-        code = self.quantizer.encode_queries(xq)
-        if prefix is not None:
-            width = self._prefix_width(prefix, k, left, candidates, recall)
-            D, rows = self._funnel(code, prefix, width, candidates, mask)
-        else:
-            D, rows = self.base.search(code, candidates, mask, settings)
-        if self.store is None or candidates == 0:
-            return D[:, :k], rows[:, :k]
-        return ranking.best(self._scores(xq, rows), rows, k, self.larger)
+        funnel = None if prefix is None else self._funnel(prefix)
+        width = 0 if prefix is None else self._prefix_width(prefix, k, left, candidates, recall)
+
+        def answered(part: slice) -> tuple[NDArray[Any], Ids]:
+            code = self.quantizer.encode_queries(xq[part])
+            if funnel is not None:
+                D, rows = self._through(funnel, code, width, candidates, mask)
+            else:
+                D, rows = self.base.search(code, candidates, mask, settings)
+            if self.store is None or candidates == 0:
+                return D[:, :k], rows[:, :k]
+            return ranking.best(self._scores(xq[part], rows), rows, k, self.larger)
+
+        return ranking.joined(each(answered, shares(len(xq)) if len(xq) >= QUERIES else [slice(None)]), axis=0)
 
     def within(
         self, xq: Floats, radius: float, *, sel: Any = None, settings: Mapping[str, int]
@@ -202,15 +209,19 @@ class Contents:
             width = PREFIX_WIDTH * candidates
         return min(max(width, candidates), left)
 
-    def _funnel(
-        self, code: Codes, prefix: int, width: int, candidates: int, mask: Mask | None
-    ) -> tuple[NDArray[np.int32], Ids]:
-        """Return the ``candidates`` nearest of the ``width`` whose first ``prefix`` components are nearest."""
+    def _funnel(self, prefix: int) -> Base:
+        """Return the codes' first ``prefix`` components."""
         layout = self.quantizer.layout.truncate(operator.index(prefix))
-        scanned = self._prefixes.get(prefix)
-        if scanned is None:
-            scanned = self._prefixes[prefix] = self.base.prefix(layout)
-        _, rows = scanned.search(codes.truncate(code, layout), width, mask, {})
+        funnel = self._prefixes.get(prefix)
+        if funnel is None:
+            funnel = self._prefixes[prefix] = self.base.prefix(layout)
+        return funnel
+
+    def _through(
+        self, funnel: Base, code: Codes, width: int, candidates: int, mask: Mask | None
+    ) -> tuple[NDArray[np.int32], Ids]:
+        """Return the ``candidates`` nearest of the ``width`` whose first components are nearest."""
+        _, rows = funnel.search(codes.truncate(code, funnel.layout), width, mask, {})
         distances = np.empty(rows.shape, dtype=np.int32)
         for block in ranking.blocks(rows, code.shape[1]):
             distances[block] = codes.hamming(

@@ -62,7 +62,7 @@ def _binary(base: Base, code: Codes, ids: Ids | None) -> Any:
         index = faiss.clone_binary_index(base.index)
     else:  # without what was removed from a graph; and hash tables cannot be cloned
         made = FaissBase(kind, base.layout)
-        made.set(base.settings)
+        made.set(base.settings if kind == str(base) else {})
         made.add(code)
         index = made.index
     return index if ids is None else _with_ids(index, ids, faiss.IndexBinaryIDMap2(faiss.IndexBinaryFlat(index.d)))

@@ -19,7 +19,7 @@ from faiss_qama.labels import Ids, Mask
 from faiss_qama.layout import CodeLayout
 
 EF_WIDTH = 2  # nodes of a graph looked at, at least, a candidate asked for: with as many only, a tenth is missed
-KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb, Scan"
+KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb, Scan, ScanIVFn"
 _CLASSES = (
     faiss.IndexBinaryFlat,
     faiss.IndexBinaryIVF,

@@ -53,7 +53,8 @@ class QamaIndex:
         ``none`` (nothing: D is the Hamming distance, int32, smallest first),
         ``codes`` (the codes themselves, decoded; no further memory), ``sq8``, ``fp16`` or ``fp32`` (the vectors, kept);
         or vectors that you keep, whose i-th is the i-th that is added: an (n, d) array, a memory map, a faiss.Index
-    base : what scans the codes: ``Scan``, a string of ``faiss.index_binary_factory``, or an empty faiss.IndexBinary
+    base : what scans the codes: ``Scan``, ``ScanIVFn``, a string of ``faiss.index_binary_factory``, or an empty
+        faiss.IndexBinary
 
     Attributes
     ----------
@@ -87,7 +88,7 @@ class QamaIndex:
     def binary(self) -> Any:
         """The faiss.IndexBinary of the codes, whose ids are row numbers. Set ``nprobe`` and ``efSearch`` here.
 
-        Raises ValueError where the base is ``Scan``.
+        Raises ValueError where the base is ``Scan`` or ``ScanIVFn``.
         """
         return self._base.index
 

@@ -10,7 +10,9 @@ from functools import cache
 from typing import Any
 
 import numpy as np
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
@@ -24,117 +26,227 @@ _FOURS = (((_UNITS >> 1 & 1) + 16 * ((_UNITS ^ _UNITS >> 2) & 1)) << np.arange(4
 BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB of 48 bytes each
 
 
-def _compiled(function: Callable[..., Any]) -> Any:
-    """Return what numba makes of ``function``, from its cache where there is a folder for one."""
-    try:
-        return njit(cache=True, nogil=True)(function)
-    except RuntimeError:  # no such folder can be written
-        return njit(nogil=True)(function)
+def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return what makes of a function what numba compiles of it, from its cache where there is a folder for one."""
+
+    def make(function: Callable[..., Any]) -> Any:
+        try:
+            return njit(cache=True, nogil=True, **options)(function)
+        except RuntimeError:  # no such folder can be written
+            return njit(nogil=True, **options)(function)
+
+    return make
 
 
-@intrinsic
-def _popcount(typing: Any, word: Any) -> Any:  # noqa: ARG001 - numba's signature
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:  # noqa: ARG001
-        return builder.ctpop(arguments[0])
-
-    return word(word), generate
+_NUMBERS = ir.VectorType(ir.IntType(32), LANES)
 
 
-@_compiled
+def _vector(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    """Return a pointer to ``LANES`` numbers, ``at`` times as many from the beginning of ``array``."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.gep(builder.bitcast(data, _NUMBERS.as_pointer()), [at])
+
+
+def _called(builder: Any, name: str, result: Any, argument: Any) -> Any:
+    """Return what LLVM's function ``name`` makes of ``LANES`` numbers."""
+    kind = ir.FunctionType(result, [_NUMBERS])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}i32"), [argument])
+
+
+@intrinsic(prefer_literal=True)
+def _measure(typing: Any, pairs: Any, groups: Any, group: Any, query: Any, out: Any) -> Any:
+    """Write the distances of the codes of a group to ``out`` (LANES,), and return the least of them.
+
+    ``query`` is a tuple of words, of which the first 2 * ``pairs`` are pairs (h, g); it stays in registers.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, groups_, group_, query_, out_ = arguments
+        zero = ir.Constant(group_.type, 0)
+        words = _vector(context, builder, groups, groups_, builder.mul(group_, ir.Constant(group_.type, query.count)))
+
+        def word(w: int) -> tuple[Any, Any]:
+            own = builder.insert_element(ir.Constant(_NUMBERS, ir.Undefined), builder.extract_value(query_, w), zero)
+            own = builder.shuffle_vector(own, own, ir.Constant(_NUMBERS, [0] * LANES))
+            return builder.load(builder.gep(words, [ir.Constant(group_.type, w)]), align=4), own
+
+        def counted(bits: Any) -> Any:
+            return _called(builder, "ctpop", _NUMBERS, bits)
+
+        ones = twos = ir.Constant(_NUMBERS, [0] * LANES)
+        for w in range(pairs.literal_value):
+            (h, qh), (g, qg) = word(2 * w), word(2 * w + 1)
+            x = builder.xor(h, qh)
+            ones = builder.add(ones, counted(builder.xor(x, builder.xor(g, qg))))
+            twos = builder.add(twos, counted(builder.and_(x, builder.not_(builder.and_(g, qg)))))
+        for w in range(2 * pairs.literal_value, query.count):
+            bits, own = word(w)
+            ones = builder.add(ones, counted(builder.xor(bits, own)))
+        distances = builder.add(ones, builder.add(twos, twos))
+        builder.store(distances, _vector(context, builder, out, out_, zero), align=4)
+        return _called(builder, "vector.reduce.smin", ir.IntType(32), distances)
+
+    return types.int32(pairs, groups, types.intp, query, out), generate
+
+
+@jitted()
 def _nearest(distances: Any, rows: Any, n: int, k: int, counts: Any) -> int:
     """Keep the ``k`` smallest of the first ``n`` (all, if fewer), in order of distance and then of row, by counting.
 
     Returns the largest distance that is kept.
     """
-    counts[:] = 0
+    if n == 0:
+        return 0
+    low = high = distances[0]
+    for i in range(1, n):
+        low, high = min(low, distances[i]), max(high, distances[i])
+    counts[: high - low + 1] = 0
     for i in range(n):
-        counts[distances[i]] += 1
+        counts[distances[i] - low] += 1
     # Where each distance begins.
     total = 0
-    last = 0
-    for d in range(len(counts)):
+    last = low
+    for d in range(high - low + 1):
         here = counts[d]
         counts[d] = total
         if total < k and here:
-            last = d
+            last = low + d
         total += here
     kept_d, kept_r = np.empty(k, np.int32), np.empty(k, np.int64)
     for i in range(n):
-        place = counts[distances[i]]
-        counts[distances[i]] += 1
+        place = counts[distances[i] - low]
+        counts[distances[i] - low] += 1
         if place < k:
             kept_d[place], kept_r[place] = distances[i], rows[i]
     n = min(n, k)
     distances[:n], rows[:n] = kept_d[:n], kept_r[:n]
-    return last
+    return int(last)
 
 
 @cache
-def scan(pairs: int, others: int) -> Callable[..., None]:
-    """Return the scan of codes of so many words.
+def scans(pairs: int, others: int) -> tuple[Callable[..., None], Callable[..., None]]:
+    """Return the scans of codes of so many words: of rows from one to another, and of lists.
 
-    ``scan(groups, first, last, queries, allowed, D, I)`` finds the nearest of the rows ``first`` (a multiple of
-    ``LANES``) to ``last``, for each of ``queries`` (nq, words), and of those where ``allowed`` (n,) is true, unless
-    that is empty. It fills D (nq, k) int32 with distances, ascending, and I (nq, k) int64 with rows; of equal distances
-    the first rows are taken; where there are fewer than k, D is the worst distance and I is -1.
+    Both find the nearest codes of each of ``queries`` (nq, words), among rows where ``allowed`` (n,) is true, unless
+    that is empty. They fill D (nq, k) int32 with distances, ascending, and I (nq, k) int64 with rows; where there are
+    fewer than k, D is the worst distance and I is -1.
+
+    ``scan(groups, first, last, queries, allowed, D, I)`` looks at the rows ``first`` (a multiple of ``LANES``) to
+    ``last``; of equal distances the first rows are taken.
+
+    ``scan_lists(groups, rows, heads, following, probes, queries, allowed, D, I)`` looks at the lists ``probes``
+    (nq, nprobe) int64; of equal distances those looked at first are taken. A list begins with the group ``heads`` and
+    goes on with what is ``following`` each group, until that is -1; ``rows`` (groups, LANES) int32 are those of the
+    codes, -1 where there is none.
     """
     # Numba knows what it has compiled by these, and by this file alone: not by constants of other files.
     total, lanes = 2 * pairs + others, LANES
+    most = 32 * (3 * pairs + others)
 
-    @_compiled
-    def scan_words(groups: Any, first: int, last: int, queries: Any, allowed: Any, D: Any, I: Any) -> None:
+    @jitted()
+    def scan(groups: Any, first: int, last: int, queries: Any, allowed: Any, D: Any, I: Any) -> None:
         nq, k = D.shape
         room = min(2 * k, last - first) + BLOCK
         distances, rows = np.empty((nq, room), np.int32), np.empty((nq, room), np.int64)
         found, bound = np.zeros(nq, np.int64), np.full(nq, WORST, np.int64)
-        counts = np.empty(32 * (3 * pairs + others) + 1, np.int64)
-        of_block = np.empty(BLOCK, np.int32)
+        counts, of_block = np.empty(most + 1, np.int64), np.empty((BLOCK // lanes, lanes), np.int32)
+        leasts = np.empty(BLOCK // lanes, np.int32)
         for start in range(first, last, BLOCK):
             here = min(BLOCK, last - start)
             for q in range(nq):
                 query = to_fixed_tuple(queries[q], total)  # into registers
-                for group in range((here + lanes - 1) // lanes):
-                    words = groups[start // lanes + group]
-                    for i in range(lanes):
-                        ones, twos = np.int32(0), np.int32(0)
-                        for w in range(pairs):
-                            h, g = words[2 * w, i] ^ query[2 * w], words[2 * w + 1, i]
-                            ones += np.int32(_popcount(np.uint32(h ^ g ^ query[2 * w + 1])))
-                            twos += np.int32(_popcount(np.uint32(h & ~(g & query[2 * w + 1]))))
-                        for w in range(2 * pairs, 2 * pairs + others):
-                            ones += np.int32(_popcount(np.uint32(words[w, i] ^ query[w])))
-                        of_block[group * lanes + i] = ones + twos + twos
-                least = np.int32(WORST)
-                for i in range(BLOCK):
-                    least = min(least, of_block[i])
-                if least >= bound[q]:
-                    continue
+                n_groups = (here + lanes - 1) // lanes
+                for b in range(n_groups):
+                    leasts[b] = _measure(pairs, groups, start // lanes + b, query, of_block[b])
                 n = found[q]
-                for group in range((here + lanes - 1) // lanes):
-                    nearest = np.int32(WORST)
-                    for i in range(group * lanes, group * lanes + lanes):
-                        nearest = min(nearest, of_block[i])
-                    if nearest >= bound[q]:
+                for b in range(n_groups):
+                    if leasts[b] >= bound[q]:
                         continue
-                    for i in range(group * lanes, min(group * lanes + lanes, here)):
-                        if of_block[i] < bound[q] and (len(allowed) == 0 or allowed[start + i]):
-                            distances[q, n], rows[q, n] = of_block[i], start + i
+                    for i in range(min(lanes, here - b * lanes)):
+                        row = start + b * lanes + i
+                        if of_block[b, i] < bound[q] and (len(allowed) == 0 or allowed[row]):
+                            distances[q, n], rows[q, n] = of_block[b, i], row
                             n += 1
                 if n >= 2 * k:
                     bound[q] = _nearest(distances[q], rows[q], n, k, counts)
                     n = k
                 found[q] = n
         for q in range(nq):
-            _nearest(distances[q], rows[q], found[q], k, counts)
-            n = min(found[q], k)
-            D[q, :n], I[q, :n] = distances[q, :n], rows[q, :n]
-            D[q, n:], I[q, n:] = WORST, -1
+            _answer(distances[q], rows[q], found[q], counts, D[q], I[q])
 
-    compiled: Callable[..., None] = scan_words
-    return compiled
+    @jitted()
+    def scan_lists(
+        groups: Any, rows: Any, heads: Any, following: Any, probes: Any, queries: Any, allowed: Any, D: Any, I: Any
+    ) -> None:
+        nq, k = D.shape
+        distances, found = np.empty((nq, 2 * k + lanes), np.int32), np.empty((nq, 2 * k + lanes), np.int64)
+        n, bound = np.zeros(nq, np.int64), np.full(nq, WORST, np.int64)
+        counts, of_group = np.empty(most + 1, np.int64), np.empty(lanes, np.int32)
+        nearest = max(1, probes.shape[1] // 8)
+        # All queries look at a list together, while it is in the cache; but first at their nearest lists, so that what
+        # comes later is seldom near enough.
+        for some in (probes[:, :nearest], probes[:, nearest:]):
+            ends, members = _by_list(some, len(heads))
+            for number in range(len(heads)):
+                first = heads[number] if ends[number + 1] > ends[number] else -1
+                while first >= 0:
+                    after = first
+                    for q in members[ends[number] : ends[number + 1]]:
+                        query = to_fixed_tuple(queries[q], total)
+                        after, left, here, limit = first, BLOCK // lanes, n[q], bound[q]
+                        while after >= 0 and left > 0:
+                            if _measure(pairs, groups, after, query, of_group) < limit:
+                                for i in range(lanes):  # without a branch, as nobody could predict it
+                                    row = rows[after, i]
+                                    distances[q, here], found[q, here] = of_group[i], row
+                                    here += of_group[i] < limit and row >= 0 and (len(allowed) == 0 or allowed[row])
+                                if here >= 2 * k:
+                                    limit = _nearest(distances[q], found[q], here, k, counts)
+                                    here = k
+                            after, left = following[after], left - 1
+                        n[q], bound[q] = here, limit
+                    first = after
+        for q in range(nq):
+            _answer(distances[q], found[q], n[q], counts, D[q], I[q])
+
+    return scan, scan_lists
 
 
-@_compiled
+@jitted()
+def _by_list(probes: Any, nlist: int) -> tuple[Any, Any]:
+    """Return which queries (nq,) probe each list, list after list, and where each list's end and the next one's begin.
+
+    Parameters
+    ----------
+    probes : (nq, nprobe)
+    """
+    ends, members = np.zeros(nlist + 1, np.int64), np.empty(probes.size, np.int64)
+    for q in range(len(probes)):
+        for p in range(probes.shape[1]):
+            ends[probes[q, p]] += 1
+    total = 0
+    for number in range(nlist + 1):
+        total, ends[number] = total + ends[number], total
+    for q in range(len(probes)):
+        for p in range(probes.shape[1]):
+            members[ends[probes[q, p]]] = q
+            ends[probes[q, p]] += 1
+    ends[1:] = ends[:-1].copy()
+    ends[0] = 0
+    return ends, members
+
+
+@jitted()
+def _answer(distances: Any, rows: Any, n: int, counts: Any, D: Any, I: Any) -> None:
+    """Fill D and I (k,) with the nearest of the ``n`` found, and what is left with the worst distance and -1."""
+    k = len(D)
+    _nearest(distances, rows, n, k, counts)
+    n = min(n, k)
+    D[:n], I[:n] = distances[:n], rows[:n]
+    D[n:], I[n:] = WORST, -1
+
+
+@jitted()
 def pack(code: Any, segments: Any, out: Any) -> None:
     """Fill ``out`` (n, words) with the words of ``code`` (n, code_size), as :func:`faiss_qama.planes.pack` does.
 
@@ -164,7 +276,7 @@ def pack(code: Any, segments: Any, out: Any) -> None:
                     _put(out[row], word, 1, shift, value)
 
 
-@_compiled
+@jitted()
 def _put(words: Any, word: int, step: int, shift: int, bits: Any) -> None:
     """Set four bits at ``shift`` of a word; those that go over its end in the next one, ``step`` words on."""
     words[word] |= np.uint32(bits << np.uint32(shift))
@@ -172,7 +284,7 @@ def _put(words: Any, word: int, step: int, shift: int, bits: Any) -> None:
         words[word + step] |= np.uint32(bits >> np.uint32(32 - shift))
 
 
-@_compiled
+@jitted()
 def lookup_tables(pairs: int, others: int, weights: Any, out: Any) -> None:
     """Fill ``out`` (8 * pairs + 4 * others, 256) with what each byte of a code adds to its sum of weights.
 
@@ -200,7 +312,7 @@ def lookup_tables(pairs: int, others: int, weights: Any, out: Any) -> None:
             out[8 * pairs + t, i] = low[i & 15] + high[i >> 4]
 
 
-@_compiled
+@jitted()
 def weighted_sums(
     pairs: int, others: int, groups: Any, rows: Any, weights: Any, shared: Any, own: Any, common: Any
 ) -> None:

@@ -2,12 +2,16 @@
 
 A save writes the files of the next generation, syncs them, and then replaces the manifest in one atomic step: a crash
 leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself.
-Format version 3; version 2 has no codes-G.npy, and version 1 a gain and a shift in place of the queries' transform::
+Format version 4; version 3 has no lists, version 2 no codes-G.npy, and version 1 a gain and a shift in place of the
+queries' transform::
 
     manifest.json                quantizer's settings, and name, size, SHA-256 of the files
     quantizer-G.safetensors      its arrays
     codes-G.faissindex           the faiss.IndexBinary of the codes; for hash tables, which are made anew, a flat one
-    codes-G.npy                  instead, of the base Scan: (ceil(n / 16), words, 16) uint32, see faiss_qama.planes
+    codes-G.npy                  instead, of the base Scan: (groups, words, 16) uint32, see faiss_qama.planes
+    rows-G.npy, places-G.npy     of the base ScanIVF, whose groups lie in the order of its lists: (groups, 16) int32,
+                                 the rows of codes, -1 where there is none; (n,) int32, where each row's code lies
+    sizes-G.npy, centroids-G.npy (nlist,) int64, codes in each list; (nlist, code_size) uint8, what lists lie around
     store-G.npy                  what rescores, a row a code, where it is kept: float16, float32, or int8 (sq8)
     ids-G.npy                    (n,) int64, the user's own ids, where there are any
     alive-G.npy                  (n,) bool, false where a row is removed, where there are any
@@ -19,7 +23,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -41,13 +45,20 @@ from faiss_qama.planes import LANES, n_words
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, FloatStore
 from faiss_qama.scan import Scan
+from faiss_qama.scan_ivf import ScanIVF
 from faiss_qama.vectors import PathLike, open_npy
 
-FORMAT, VERSION, OLDEST = "faiss-qama", 3, 1
+FORMAT, VERSION, OLDEST = "faiss-qama", 4, 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 ARRAYS = ("store", "ids", "alive")
+PARTS: dict[type[Base], tuple[str, ...]] = {
+    Scan: ("codes",),
+    ScanIVF: ("codes", "rows", "places", "sizes", "centroids"),
+}
+MAPPED = ("store", "rows", "places")
 _OURS = re.compile(
-    r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|(codes|store|ids|alive)-\d+\.npy|manifest\.json\.new)"
+    r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|manifest\.json\.new"
+    r"|(codes|rows|places|sizes|centroids|store|ids|alive)-\d+\.npy)"
 )
 
 
@@ -144,9 +155,9 @@ def fingerprint(path: PathLike) -> str:
 
 
 def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
-    suffix = "npy" if isinstance(bundle.base, Scan) else "faissindex"
-    names = {"quantizer": f"quantizer-{generation}.safetensors", "codes": f"codes-{generation}.{suffix}"}
-    names |= {name: f"{name}-{generation}.npy" for name in ARRAYS if name in bundle.arrays}
+    names = {"quantizer": f"quantizer-{generation}.safetensors", "codes": f"codes-{generation}.faissindex"}
+    roles = [*PARTS.get(type(bundle.base), ()), *(name for name in ARRAYS if name in bundle.arrays)]
+    names |= {role: f"{role}-{generation}.npy" for role in roles}
     try:
         for name, array in bundle.arrays.items():
             stream = array if isinstance(array, files.Stream) else files.Stream(array.shape, array.dtype, [array])
@@ -155,7 +166,7 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
                 raise ValueError(f"{folder}: {stream.shape[0]} rows of {name} for {len(bundle.base)} codes; not saved")
         arrays, settings = bundle.quantizer.to_state()
         (folder / names["quantizer"]).write_bytes(safetensors.numpy.save(arrays))
-        _write_codes(folder / names["codes"], bundle.base)
+        _write_codes({role: folder / name for role, name in names.items()}, bundle.base)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -185,11 +196,13 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
                     entry.unlink()
 
 
-def _write_codes(path: Path, base: Base) -> None:
+def _write_codes(paths: Mapping[str, Path], base: Base) -> None:
     if isinstance(base, Scan):
-        files.write_stream(path, files.Stream(base.groups.shape, base.groups.dtype, [base.groups]))
+        for role, array in base.parts().items():
+            files.write_stream(paths[role], files.Stream(array.shape, array.dtype, [array]))
         return
     assert isinstance(base, FaissBase)
+    path = paths["codes"]
     binary = base.storable
     files.faiss_writes(faiss.write_index_binary, binary, path)
     if path.stat().st_size < binary.ntotal * binary.code_size:  # faiss does not see that a flush failed
@@ -200,10 +213,11 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
     named, ntotal, rescore = manifest["files"], manifest["ntotal"], manifest["rescore"]
     kind = manifest.get("base", "BFlat")
     for role, entry in named.items():
-        mapped = mmap and (role == "store" or role == "codes" and kind in ("BFlat", "Scan"))
+        mapped = mmap and (role in MAPPED or role == "codes" and kind.startswith(("BFlat", "Scan")))
         _verify(folder / entry["name"], entry, hash_it=not mapped)
     quantizer = _read_quantizer(folder / named["quantizer"]["name"], manifest["quantizer"])
-    base = _read_base(folder / named["codes"]["name"], quantizer.layout, kind, ntotal, mmap)
+    paths = {role: folder / entry["name"] for role, entry in named.items()}
+    base = _read_base(paths, quantizer.layout, kind, ntotal, mmap)
     base.set(manifest.get("base_settings", {}))
     if rescore in DTYPES and "store" not in named:
         raise ValueError(f"{folder / MANIFEST}: rescore is {rescore}, but no store is named")
@@ -223,10 +237,13 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
     return Bundle(quantizer, rescore, base, arrays)
 
 
-def _read_base(path: Path, layout: CodeLayout, kind: str, ntotal: int, mmap: bool) -> Base:
+def _read_base(paths: Mapping[str, Path], layout: CodeLayout, kind: str, ntotal: int, mmap: bool) -> Base:
     if kind == "Scan":
         shape = -(-ntotal // LANES), n_words(layout), LANES
-        return Scan(layout, _read_array(path, shape, np.dtype("<u4"), mmap), ntotal)
+        return Scan(layout, _read_array(paths["codes"], shape, np.dtype("<u4"), mmap), ntotal)
+    if kind.startswith("ScanIVF"):
+        return _read_lists(paths, layout, int(kind.removeprefix("ScanIVF")), ntotal, mmap)
+    path = paths["codes"]
     try:
         binary = faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
     except RuntimeError as error:
@@ -241,6 +258,19 @@ def _read_base(path: Path, layout: CodeLayout, kind: str, ntotal: int, mmap: boo
     made_anew = FaissBase(kind, layout)
     made_anew.add(base.codes)
     return made_anew
+
+
+def _read_lists(paths: Mapping[str, Path], layout: CodeLayout, nlist: int, ntotal: int, mmap: bool) -> ScanIVF:
+    sizes = _read_array(paths["sizes"], (nlist,), np.dtype("<i8"), mmap=False)
+    groups = int((-(-sizes // LANES)).sum())
+    wanted: dict[str, tuple[tuple[int, ...], str]] = {
+        "codes": ((groups, n_words(layout), LANES), "<u4"),
+        "rows": ((groups, LANES), "<i4"),
+        "places": ((ntotal,), "<i4"),
+        "centroids": ((nlist, layout.code_size), "|u1"),
+    }
+    parts = {role: _read_array(paths[role], shape, np.dtype(dtype), mmap) for role, (shape, dtype) in wanted.items()}
+    return ScanIVF.of_parts(layout, nlist, parts | {"sizes": sizes})
 
 
 def _read_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], mmap: bool) -> NDArray[Any]:

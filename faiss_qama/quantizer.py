@@ -16,6 +16,7 @@ from faiss_qama.calibration import Calibration
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.decoder import BitDecoder, Decoder
 from faiss_qama.layout import CodeLayout
+from faiss_qama.loops import each
 from faiss_qama.transform import Linear, Transform, from_arrays
 from faiss_qama.vectors import as_vectors
 
@@ -217,9 +218,11 @@ class Quantizer:
 
     def _encode(self, x: Floats, transform: Transform) -> Codes:
         out = np.empty((len(x), self.code_size), dtype=np.uint8)
-        for start in range(0, len(x), CHUNK):
-            z = transform(x[start : start + CHUNK])
-            out[start : start + CHUNK] = codes.encode(z, self.thresholds, self.layout)
+
+        def encode(chunk: slice) -> None:
+            out[chunk] = codes.encode(transform(x[chunk]), self.thresholds, self.layout)
+
+        each(encode, [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)])
         return out
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,12 @@ def as_k(k: Any) -> int:
     return int(k)
 
 
+def check_rows(rows: Ids, n: int) -> None:
+    """Raise IndexError unless all ``rows`` are from 0 to ``n`` - 1."""
+    if rows.size and not 0 <= rows.min() <= rows.max() < n:
+        raise IndexError(f"rows must be from 0 to {n - 1}; got {rows.min()} to {rows.max()}")
+
+
 def blocks(rows: Ids, width: int) -> Iterator[slice]:
     """Yield slices of queries whose candidates ``rows`` (nq, k'), ``width`` values each, make a block."""
     step = max(1, BLOCK // max(1, rows.shape[1] * width))
@@ -36,6 +42,13 @@ def best(scores: NDArray[Any], rows: Ids, k: int, larger: bool) -> tuple[NDArray
     """Return the best ``k`` of each row of ``scores`` and ``rows``, best first; ties in the order that they have."""
     order = np.argsort(-scores if larger else scores, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+
+
+def joined(done: Sequence[tuple[NDArray[Any], Ids]], axis: int) -> tuple[NDArray[Any], Ids]:
+    """Return all scores and all rows side by side."""
+    if len(done) == 1:
+        return done[0]
+    return np.concatenate([D for D, _ in done], axis=axis), np.concatenate([I for _, I in done], axis=axis)
 
 
 def padded(D: NDArray[Any], I: Ids, k: int, worst: np.generic) -> tuple[NDArray[Any], Ids]:

@@ -14,13 +14,13 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama import codes
+from faiss_qama import codes, ranking
 from faiss_qama.base import Base
 from faiss_qama.codes import Floats
 from faiss_qama.faiss_vectors import FaissVectors
 from faiss_qama.labels import Ids, Mask
+from faiss_qama.loops import each, loops, shares
 from faiss_qama.quantizer import Quantizer
-from faiss_qama.ranking import blocks
 from faiss_qama.rows import Rows
 from faiss_qama.vectors import check_dtype_and_shape
 
@@ -84,19 +84,39 @@ class _Vectors(Store):
     def take(self, rows: Ids) -> Floats:
         return self._gather(rows) * np.float32(self.scale)
 
+    def _in_place(self, rows: Ids) -> tuple[NDArray[Any], Ids] | None:
+        """Return vectors (n, d) as they lie, divided by ``scale``, in float32 or float16, and where ``rows`` are there.
+
+        None where they do not lie so.
+        """
+        return None
+
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         out = np.empty(rows.shape, dtype=np.float32)
-        inner_product = self.quantizer.metric == faiss.METRIC_INNER_PRODUCT
         xq = xq / np.float32(self.scale)
-        for block in blocks(rows, self.quantizer.d):
-            x = self._gather(rows[block])  # (queries, k', d)
-            if inner_product:
-                out[block] = np.matmul(x, xq[block, :, None])[:, :, 0]
-            else:
-                x -= xq[block, None, :]
-                out[block] = np.einsum("qkd,qkd->qk", x, x)
+        there = self._in_place(rows) if loops("dots") else None
+        if there is not None:
+            ranking.check_rows(there[1], len(there[0]))
+            each(lambda part: self._compare(there[0], there[1][part], xq[part], out[part]), shares(len(rows)))
+        else:
+            for block in ranking.blocks(rows, self.quantizer.d):
+                x = self._gather(rows[block])  # (queries, k', d)
+                places = np.arange(rows[block].size).reshape(rows[block].shape)
+                self._compare(x.reshape(-1, self.quantizer.d), places, xq[block], out[block])
         out *= np.float32(self.scale**2)
         return out
+
+    def _compare(self, x: NDArray[Any], rows: Ids, xq: Floats, out: Floats) -> None:
+        """Fill ``out`` (nq, k') with the scores of ``rows`` of ``x``."""
+        dots, inner_product = loops("dots"), self.quantizer.metric == faiss.METRIC_INNER_PRODUCT
+        if dots is not None:
+            score = dots.inner_products if inner_product else dots.squared_distances
+            score(x.view(np.uint16) if x.dtype == np.float16 else x, rows, xq, out)
+        elif inner_product:
+            out[:] = np.matmul(x[rows], xq[:, :, None])[:, :, 0]
+        else:
+            differences = x[rows] - xq[:, None, :]
+            out[:] = np.einsum("qkd,qkd->qk", differences, differences)
 
 
 class FloatStore(_Vectors):
@@ -146,6 +166,9 @@ class FloatStore(_Vectors):
 
     def clear(self) -> None:
         self._rows.clear()
+
+    def _in_place(self, rows: Ids) -> tuple[NDArray[Any], Ids] | None:
+        return None if self.kind == "sq8" else (self.rows, rows)
 
     def _gather(self, rows: Ids) -> Floats:
         stored, d = self.rows[rows], self.quantizer.d
@@ -204,8 +227,16 @@ class BorrowedStore(_Vectors):
     def clear(self) -> None:
         self._places = Rows(np.empty(0, np.int64))
 
+    def _in_place(self, rows: Ids) -> tuple[NDArray[Any], Ids] | None:
+        x = self._source
+        readable = isinstance(x, np.ndarray) and x.dtype in (np.float32, np.float16) and x.flags.c_contiguous
+        return (x, self._place(rows)) if readable else None
+
+    def _place(self, rows: Ids) -> Ids:
+        return rows if self._places is None else self._places.array[rows]
+
     def _gather(self, rows: Ids) -> Floats:
-        places = rows if self._places is None else self._places.array[rows]
+        places = self._place(rows)
         if isinstance(self._source, np.ndarray):
             return self._source[places].astype(np.float32, copy=False)
         x: Floats = self._source.take(places)
@@ -255,7 +286,7 @@ class CodesStore(Store):
     def _energies(self, rows: Ids) -> Floats:
         """Return the squared norms of what ``rows`` decode to, where they are no sum over the bits."""
         out = np.empty(rows.shape, dtype=np.float32)
-        for block in blocks(rows, self.quantizer.d):
+        for block in ranking.blocks(rows, self.quantizer.d):
             bits = codes.unpack(self._base.take(rows[block].ravel()), self.quantizer.layout).astype(np.float32)
             vectors = self.quantizer.bit_decoder.vectors(bits)
             out[block] = np.square(vectors).sum(axis=1).reshape(rows[block].shape)

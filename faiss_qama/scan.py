@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 import faiss
 import numpy as np
@@ -18,6 +14,7 @@ from faiss_qama.base import WORST, Base, Distances
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.labels import Ids, Mask
 from faiss_qama.layout import CodeLayout
+from faiss_qama.loops import each, loops, shares
 from faiss_qama.planes import LANES, Words
 from faiss_qama.rows import Rows
 
@@ -25,9 +22,6 @@ QUERIES = 32  # that look at a block together
 WORK = 1 << 22  # codes times queries that are worth a thread of their own
 CHUNK = 1 << 16  # codes that those are compared with at a time where there is no numba
 UNPACKED = 1 << 12  # codes that are expanded at a time
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Scan(Base):
@@ -57,7 +51,7 @@ class Scan(Base):
 
     @property
     def index(self) -> Any:
-        raise ValueError("base Scan is no faiss.IndexBinary; to_faiss('binary') makes one of its codes")
+        raise ValueError(f"base {self} is no faiss.IndexBinary; to_faiss('binary') makes one of its codes")
 
     def __len__(self) -> int:
         return self._n
@@ -91,75 +85,79 @@ class Scan(Base):
     def truncated(self, layout: CodeLayout) -> Scan:
         return Scan(layout, planes.truncate(self.groups, self.layout, layout), self._n)
 
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that it is made of, by name."""
+        return {"codes": self.groups}
+
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
         for name in settings:
             raise ValueError(f"{name} means nothing to {self}; it takes no search parameters")
         groups, n, found = self.groups, self._n, min(k, self._n)
         allowed = np.empty(0, bool) if rows is None else rows
-        kernels = _kernels()
-        if kernels is None:
-            blocks = [queries[start : start + QUERIES] for start in range(0, len(queries) or 1, QUERIES)]
-            done = [self._without_numba(block, found, allowed) for block in blocks]
-            return ranking.padded(*_joined(done, axis=0), k, np.int32(WORST))
-        kernel, words = kernels.scan(*planes.widths(self.layout)), self._pack(queries)
-        # A thread takes some of the queries, or where those are few some of the groups.
-        threads, batches, parts = faiss.omp_get_max_threads(), max(1, -(-len(words) // QUERIES)), 1
-        if batches < threads:
-            parts = min(threads, 1 + n * len(words) // WORK)
-        else:
-            batches = -(-batches // threads) * threads
+        compiled, blocks = loops("kernels"), max(1, -(-len(queries) // QUERIES))
+        if compiled is None:
+            done = [self._without_numba(block, found, allowed) for block in np.array_split(queries, blocks)]
+            return ranking.padded(*ranking.joined(done, axis=0), k, np.int32(WORST))
+        kernel, _ = compiled.scans(*planes.widths(self.layout))
+        # Threads take parts of the groups; Contents has given each its queries where there are many.
+        parts = min(faiss.omp_get_max_threads(), 1 + n * min(len(queries), QUERIES) // WORK)
         ends = [part * len(groups) // parts * LANES for part in range(parts)] + [n]
 
         def scanned(task: tuple[Words, int]) -> tuple[Distances, Ids]:
-            batch, part = task
-            shape = len(batch), min(found, ends[part + 1] - ends[part])
+            block, part = task
+            shape = len(block), min(found, ends[part + 1] - ends[part])
             D, I = np.empty(shape, np.int32), np.empty(shape, np.int64)
-            kernel(groups, ends[part], ends[part + 1], batch, allowed, D, I)
+            kernel(groups, ends[part], ends[part + 1], block, allowed, D, I)
             return D, I
 
-        tasks = [(batch, part) for batch in np.array_split(words, batches) for part in range(parts)]
-        done = _each(scanned, tasks)
+        tasks = [(block, part) for block in np.array_split(self._pack(queries), blocks) for part in range(parts)]
+        done = each(scanned, tasks)
         if parts > 1:
-            joined = [_joined(done[start : start + parts], axis=1) for start in range(0, len(done), parts)]
+            joined = [ranking.joined(done[start : start + parts], axis=1) for start in range(0, len(done), parts)]
             done = [ranking.best(D, I, found, larger=False) for D, I in joined]
-        return ranking.padded(*_joined(done, axis=0), k, np.int32(WORST))
+        return ranking.padded(*ranking.joined(done, axis=0), k, np.int32(WORST))
 
     def weighted_sums(self, rows: Ids, weights: Floats, shared: Floats | None) -> tuple[Floats, Floats]:
-        if rows.size and not 0 <= rows.min() <= rows.max() < self._n:
-            raise IndexError(f"rows must be from 0 to {self._n - 1}; got {rows.min()} to {rows.max()}")
-        kernels = _kernels()
-        if kernels is None:
+        ranking.check_rows(rows, self._n)
+        compiled = loops("kernels")
+        if compiled is None:
             return super().weighted_sums(rows, weights, shared)
-        groups, (pairs, others) = self.groups, planes.widths(self.layout)
+        groups, places, (pairs, others) = self.groups, self._place(rows), planes.widths(self.layout)
         cached = self._shared
         if shared is None:
             cached = None, np.zeros((8 * pairs + 4 * others, 256), np.float32)
         elif cached[0] is not shared:
             table: Floats = np.empty((8 * pairs + 4 * others, 256), np.float32)
-            kernels.lookup_tables(pairs, others, planes.level_weights(shared[None], self.layout)[0], table)
+            compiled.lookup_tables(pairs, others, planes.level_weights(shared[None], self.layout)[0], table)
             cached = self._shared = shared, table
         weights = planes.level_weights(weights, self.layout)
         own, common = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
 
         def summed(part: slice) -> None:
-            kernels.weighted_sums(pairs, others, groups, rows[part], weights[part], cached[1], own[part], common[part])
+            compiled.weighted_sums(
+                pairs, others, groups, places[part], weights[part], cached[1], own[part], common[part]
+            )
 
-        step = -(-len(rows) // faiss.omp_get_max_threads()) or 1
-        _each(summed, [slice(start, start + step) for start in range(0, len(rows), step)])
+        each(summed, shares(len(rows)))
         return own, common
 
     def _pack(self, code: Codes) -> Words:
-        kernels = _kernels()
-        if kernels is None:
+        compiled = loops("kernels")
+        if compiled is None:
             return planes.pack(code, self.layout)
         words = np.empty((len(code), self._words), np.uint32)
-        kernels.pack(np.ascontiguousarray(code), self._segments, words)
+        compiled.pack(np.ascontiguousarray(code), self._segments, words)
         return words
 
     def _gather(self, rows: Ids) -> Words:
         """Return the words (n, words) of ``rows`` (n,)."""
-        words: Words = self.groups[rows // LANES, :, rows % LANES]
+        places = self._place(rows)
+        words: Words = self.groups[places // LANES, :, places % LANES]
         return words
+
+    def _place(self, rows: Ids) -> Ids:
+        """Return where ``rows`` lie: ``LANES`` times their group, plus their lane."""
+        return rows
 
     def _append(self, words: Words) -> None:
         rows = np.arange(self._n, self._n + len(words))
@@ -169,58 +167,26 @@ class Scan(Base):
         self._n += len(words)
 
     def _without_numba(self, queries: Codes, k: int, allowed: Mask) -> tuple[Distances, Ids]:
-        D, I = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
-        for start in range(0, self._n, CHUNK):
-            rows = np.arange(start, min(start + CHUNK, self._n))
-            if len(allowed):
-                rows = rows[allowed[rows]]
-            distances = np.empty((len(queries), len(rows)), np.int32)
-            code = self.take(rows)
-            faiss.hammings(
-                faiss.swig_ptr(queries),
-                faiss.swig_ptr(code),
-                len(queries),
-                len(rows),
-                code.shape[1],
-                faiss.swig_ptr(distances),
-            )
-            D = np.concatenate([D, distances], axis=1)
-            I = np.concatenate([I, np.broadcast_to(rows, distances.shape)], axis=1)
-            D, I = ranking.best(D, I, k, larger=False)
-        return D, I
+        rows = np.flatnonzero(allowed) if len(allowed) else np.arange(self._n)
+        return nearest_of(self, queries, rows, k)
 
 
-@cache
-def _kernels() -> Any:
-    """Return the module of compiled loops, or None, with a warning, where numba is missing."""
-    try:
-        from faiss_qama import kernels  # here, because importing numba takes half a second
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            raise
-        warnings.warn("Scan is slower without numba: pip install 'faiss-qama[scan]'", stacklevel=2)
-        return None
-    return kernels
-
-
-def _joined(done: Sequence[tuple[Distances, Ids]], axis: int) -> tuple[Distances, Ids]:
-    """Return all D and all I side by side."""
-    if len(done) == 1:
-        return done[0]
-    return np.concatenate([D for D, _ in done], axis=axis), np.concatenate([I for _, I in done], axis=axis)
-
-
-def _each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
-    """Return what ``do`` returns of each task, as many at a time as FAISS may use threads."""
-    if len(tasks) <= 1 or faiss.omp_get_max_threads() == 1:
-        return [do(task) for task in tasks]
-    return list(_threads(faiss.omp_get_max_threads()).map(do, tasks))
-
-
-@cache
-def _threads(number: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(number, thread_name_prefix="faiss-qama-scan")
-
-
-if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
-    os.register_at_fork(after_in_child=_threads.cache_clear)
+def nearest_of(base: Base, queries: Codes, rows: Ids, k: int) -> tuple[Distances, Ids]:
+    """Return the ``k`` nearest codes of ``rows`` of ``base``, of equal distances the first, by FAISS's kernels."""
+    D, I = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(rows), CHUNK):
+        some = rows[start : start + CHUNK]
+        distances = np.empty((len(queries), len(some)), np.int32)
+        code = base.take(some)
+        faiss.hammings(
+            faiss.swig_ptr(queries),
+            faiss.swig_ptr(code),
+            len(queries),
+            len(some),
+            code.shape[1],
+            faiss.swig_ptr(distances),
+        )
+        D = np.concatenate([D, distances], axis=1)
+        I = np.concatenate([I, np.broadcast_to(some, distances.shape)], axis=1)
+        D, I = ranking.best(D, I, k, larger=False)
+    return ranking.padded(D, I, k, np.int32(WORST))

@@ -16,7 +16,8 @@ from conftest import D, fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex, contents, index_factory
 
-BASES = ("Scan", "BFlat", "BIVF8", "BIVF8_HNSW4", "BHNSW8", "BHash8", "BHash3x8")
+LISTS = ("ScanIVF", "BIVF")
+BASES = ("Scan", "ScanIVF8", "BFlat", "BIVF8", "BIVF8_HNSW4", "BHNSW8", "BHash8", "BHash3x8")
 STORES = ("none", "codes", "sq8", "fp16", "fp32", "array", "faiss.Index")
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
 N, K = 240, 5
@@ -55,7 +56,7 @@ class Subject:
         self.store, self.base = store, base
         rescore = {"array": self.x.copy(), "faiss.Index": faiss.IndexFlat(D, self.quantizer.metric)}.get(store, store)
         self.index = QamaIndex(self.quantizer, rescore, base=base)
-        assert self.index.is_trained == (not base.startswith("BIVF"))
+        assert self.index.is_trained == (not base.startswith(LISTS))
         self.index.train(world[1])
         assert self.index.is_trained
         if ids is None:
@@ -138,7 +139,7 @@ def search_by_the_base_index(s):
     """Few candidates, so that the base index is asked: distances are right, and few nearer ones are missed."""
     codes = s.index.with_rescore("none")
     query = s.quantizer.encode_queries(s.xq)
-    settings = {"nprobe": 8} if s.base.startswith("BIVF") else {"efSearch": 64} if s.base == "BHNSW8" else {}
+    settings = {"nprobe": 8} if s.base.startswith(LISTS) else {"efSearch": 64} if s.base == "BHNSW8" else {}
     for _ in range(2):
         ids = codes.ids
         distances = np.bitwise_count(query[:, None] ^ s.quantizer.encode(np.stack(list(s.held.values())))[None]).sum(
@@ -155,7 +156,7 @@ def search_by_the_base_index(s):
                 np.testing.assert_array_equal(scores[: len(there)], own[there])
                 assert (np.diff(scores) >= 0).all()
             best = np.sort(distances[:, allowed], axis=1)[:, :K]
-            if s.base in ("BFlat", "BIVF8"):
+            if s.base in ("Scan", "ScanIVF8", "BFlat", "BIVF8"):
                 np.testing.assert_array_equal(D, best)
             elif not s.base.startswith("BHash"):
                 assert (best == D).mean() >= 0.9
@@ -177,14 +178,14 @@ def search(s):
         order = np.sort(scores[: len(hits)])
         smaller = s.store == "none" or s.quantizer.metric == faiss.METRIC_L2
         np.testing.assert_array_equal(scores[: len(hits)], order if smaller else order[::-1])
-    if s.base in ("BFlat", "BHNSW8"):
+    if s.base in ("Scan", "ScanIVF8", "BFlat", "BHNSW8"):
         assert (I >= 0).all()
     s.check(s.find(N + 3), k=N + 3)  # more than there are
 
 
 @operation
 def search_settings(s):
-    names = {"BIVF8": "nprobe", "BIVF8_HNSW4": "nprobe", "BHNSW8": "efSearch"}
+    names = {"ScanIVF8": "nprobe", "BIVF8": "nprobe", "BIVF8_HNSW4": "nprobe", "BHNSW8": "efSearch"}
     name = names.get(s.base)
     for other in {"nprobe", "efSearch", "nonsense"} - {name}:
         with pytest.raises(ValueError, match=f"{other} means nothing to {s.base}"):
@@ -526,6 +527,7 @@ def test_the_docs_show_the_operations_and_bases(request):
     header = next(line for line in text.splitlines() if line.startswith("| operation"))
     assert [cell.strip(" `") for cell in header.split("|")[2:-1]] == [
         "Scan",
+        "ScanIVF",
         "BFlat",
         "BIVF",
         "BIVF_HNSW",

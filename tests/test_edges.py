@@ -12,7 +12,7 @@ from conftest import D, fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex, index_factory
 
-BASES = ("Scan", "BFlat", "BIVF4", "BIVF4_HNSW4", "BHNSW4", "BHash6", "BHash2x6")
+BASES = ("Scan", "ScanIVF4", "BFlat", "BIVF4", "BIVF4_HNSW4", "BHNSW4", "BHash6", "BHash2x6")
 X = make_vectors(300, seed=51)
 QUANTIZER = fit_quietly(X, layout="2x18")
 QUERIES = make_vectors(4, seed=52)
@@ -161,6 +161,8 @@ def test_ready_objects_and_id_maps():
         ("nonsense", ValueError, "base 'nonsense' is not one of BFlat, BIVFn"),
         ("BHNSW1", ValueError, "links 2 or more"),
         ("BIVF0", ValueError, "lists must be 1 or more"),
+        ("ScanIVF0", ValueError, "lists must be 1 or more"),
+        ("ScanIVF", ValueError, "base 'ScanIVF' is not one of BFlat, BIVFn"),
         ("BHash1000", ValueError, "hashed bits from 1 to 56"),
         (3, TypeError, "base must be one of BFlat"),
         (faiss.IndexFlatL2(8), TypeError, "got IndexFlatL2"),
@@ -169,12 +171,13 @@ def test_ready_objects_and_id_maps():
     ]:
         with pytest.raises(error, match=message):
             QamaIndex(QUANTIZER, base=base)
-    with pytest.raises(ValueError, match="BIVF64 needs at least 64 vectors to train; got 5"):
-        QamaIndex(QUANTIZER, base="BIVF64").train(X[:5])
+    for base in ("BIVF64", "ScanIVF64"):
+        with pytest.raises(ValueError, match=f"{base} needs at least 64 vectors to train; got 5"):
+            QamaIndex(QUANTIZER, base=base).train(X[:5])
 
 
 def test_settings_are_faiss_attributes_and_are_kept(tmp_path):
-    for base, name in (("BIVF4", "nprobe"), ("BHNSW4", "efSearch")):
+    for base, name in (("BIVF4", "nprobe"), ("ScanIVF4", "nprobe"), ("BHNSW4", "efSearch")):
         index = QamaIndex(QUANTIZER, "fp32", base=base)
         index.train(X)
         index.add(X)

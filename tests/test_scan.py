@@ -43,9 +43,9 @@ def by_numpy(code, queries, k, rows):
 @pytest.fixture(params=["numba", "faiss"])
 def kernels(request, monkeypatch):
     """Both ways to scan."""
-    assert scan._kernels() is not None
+    assert scan.loops("kernels") is not None
     if request.param == "faiss":
-        monkeypatch.setattr(scan, "_kernels", lambda: None)
+        monkeypatch.setattr(scan, "loops", lambda name: None)
         monkeypatch.setattr(scan, "CHUNK", 300)
     return request.param
 
@@ -197,10 +197,10 @@ def test_without_numba_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "faiss_qama.kernels")
     monkeypatch.delattr(faiss_qama, "kernels")
-    scan._kernels.cache_clear()
+    scan.loops.cache_clear()
     with pytest.warns(UserWarning, match=r"pip install 'faiss-qama\[scan\]'"):
-        assert scan._kernels() is None
-    scan._kernels.cache_clear()
+        assert scan.loops("kernels") is None
+    scan.loops.cache_clear()
 
 
 def test_what_is_compiled_needs_no_folder_for_its_cache(tmp_path):
@@ -238,7 +238,7 @@ def test_a_child_process_can_change_what_its_parent_searches():
 def test_a_child_process_scans_too():
     program = (
         "import os, faiss, numpy as np\nfrom faiss_qama import scan\nfrom faiss_qama.layout import CodeLayout\n"
-        "assert scan._kernels() is not None\nscan.WORK = 10\n"
+        "assert scan.loops('kernels') is not None\nscan.WORK = 10\n"
         "faiss.omp_set_num_threads(2)\nlayout = CodeLayout.parse('1x64'); base = scan.Scan(layout)\n"
         "base.add(np.arange(8000, dtype=np.uint8).reshape(-1, 8)); q = base.take(np.array([5]))\n"
         "assert base.search(q, 1, None, {})[0][0, 0] == 0\npid = os.fork()\n"

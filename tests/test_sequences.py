@@ -26,7 +26,7 @@ class AnIndexIsADictionary(RuleBasedStateMachine):
     """The dictionary's keys are ids; without ids of the user's own they are the places of the values."""
 
     @initialize(
-        base=st.sampled_from(["Scan", "BFlat", "BIVF4", "BHNSW4", "BHash6", "BHash2x6"]),
+        base=st.sampled_from(["Scan", "ScanIVF4", "BFlat", "BIVF4", "BHNSW4", "BHash6", "BHash2x6"]),
         store=st.sampled_from(["none", "codes", "sq8", "fp16", "fp32"]),
         own=st.booleans(),
     )
@@ -156,7 +156,7 @@ AnIndexIsADictionary.TestCase.settings = settings(max_examples=150, stateful_ste
 TestAnIndexIsADictionary = AnIndexIsADictionary.TestCase
 
 
-@pytest.mark.parametrize("base", ["Scan", "BFlat", "BIVF4", "BHNSW4"])
+@pytest.mark.parametrize("base", ["Scan", "ScanIVF4", "BFlat", "BIVF4", "BHNSW4"])
 @pytest.mark.parametrize("store", ["codes", "fp32"])
 def test_searches_see_before_or_after_a_change(base, store):
     """Blocks of 50 vectors come and go while four threads search: a search finds all of a block or none of it."""
@@ -164,7 +164,7 @@ def test_searches_see_before_or_after_a_change(base, store):
     index.add_with_ids(POOL[:100], np.arange(100))
     block = np.tile(POOL[300], (50, 1))  # nearer to its query than anything else
     stop, faults, seen = threading.Event(), [], set()
-    settings = {"nprobe": 4} if base == "BIVF4" else {}
+    settings = {"nprobe": 4} if base.endswith("IVF4") else {}
 
     def reader():
         while not stop.is_set():

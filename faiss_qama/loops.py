@@ -1,0 +1,51 @@
+"""The compiled loops, where numba is there to compile them, and the threads that they run in."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any, TypeVar
+
+import faiss
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@cache
+def loops(name: str) -> Any:
+    """Return the module ``name`` of compiled loops, ``kernels`` or ``dots``, or None, with a warning, without numba."""
+    try:
+        return importlib.import_module(f"faiss_qama.{name}")  # here, because importing numba takes half a second
+    except ModuleNotFoundError as error:
+        if error.name not in ("numba", "llvmlite"):
+            raise
+        warnings.warn("Scan is slower without numba: pip install 'faiss-qama[scan]'", stacklevel=2)
+        return None
+
+
+def each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+    """Return what ``do`` returns of each task, as many at a time as FAISS may use threads."""
+    if len(tasks) <= 1 or faiss.omp_get_max_threads() == 1:
+        return [do(task) for task in tasks]
+    return list(_threads(faiss.omp_get_max_threads()).map(do, tasks))
+
+
+def shares(n: int) -> list[slice]:
+    """Return ``n`` things in as many slices as FAISS may use threads."""
+    step = -(-n // faiss.omp_get_max_threads()) or 1
+    return [slice(start, start + step) for start in range(0, n, step)]
+
+
+@cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    # Such a thread is one of those that FAISS may use, so what it asks of FAISS stays within it.
+    return ThreadPoolExecutor(number, "faiss-qama", initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)

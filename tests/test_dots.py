@@ -1,0 +1,31 @@
+"""Scores of stored vectors: the compiled loops' are numpy's, of any dimension, memory mapped or not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from faiss_qama import dots
+
+
+@pytest.mark.parametrize("d", [1, 7, 16, 33, 384])
+@pytest.mark.parametrize("k", [1, 2, 9])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("mapped", [False, True])
+def test_scores_are_numpys(tmp_path, d, k, dtype, mapped):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((50, d)).astype(dtype)
+    x[:3] = [[0], [6e-8], [65504]]  # also what half precision holds at its ends
+    np.save(tmp_path / "x.npy", x)
+    stored = np.load(tmp_path / "x.npy", mmap_mode="r") if mapped else x
+    queries, rows = rng.standard_normal((4, d)).astype(np.float32), rng.integers(0, 50, (4, k))
+    rows[0, 0], rows[1, 0] = 1, 2
+    wanted, x = x[rows].astype(np.float64), queries[:, None].astype(np.float64)
+    for loop, exact in (
+        (dots.inner_products, (wanted * x).sum(axis=2)),
+        (dots.squared_distances, np.square(wanted - x).sum(axis=2)),
+    ):
+        out = np.empty((4, k), np.float32)
+        loop(stored.view(np.uint16) if dtype == np.float16 else stored, rows, queries, out)
+        size = np.square(wanted).sum(axis=2) + np.square(x).sum(axis=2)
+        assert (np.abs(out - exact) <= 1e-5 * size).all()

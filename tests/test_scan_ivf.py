@@ -1,0 +1,111 @@
+"""Inverted lists: exactly what numpy finds in the lists that are probed, however they came about."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_scan import MIXTURES, random_codes
+
+from faiss_qama import codes, scan, scan_ivf
+from faiss_qama.base import WORST
+from faiss_qama.layout import CodeLayout
+from faiss_qama.scan_ivf import ScanIVF
+
+NLIST = 6
+
+
+@pytest.fixture(params=["numba", "faiss"])
+def kernels(request, monkeypatch):
+    """Both ways to scan."""
+    if request.param == "faiss":
+        for module in (scan, scan_ivf):
+            monkeypatch.setattr(module, "loops", lambda name: None)
+
+
+def filled(text: str, n: int, pieces: int = 3) -> tuple[ScanIVF, np.ndarray]:
+    layout = CodeLayout.parse(text)
+    code = random_codes(layout, n, 1)
+    base = ScanIVF(layout, NLIST)
+    base.train(random_codes(layout, 500, 3))
+    for part in np.array_split(code, pieces):
+        base.add(part)
+    return base, code
+
+
+def probed(base: ScanIVF, code: np.ndarray, query: np.ndarray, nprobe: int) -> np.ndarray:
+    """The distances (n,) of the codes from a query, the worst outside of the lists that it probes."""
+    centroids = base._coarse.codes
+    lists = np.argsort(codes.hamming(query, centroids), kind="stable")[:nprobe]
+    own = codes.hamming(code[:, None], centroids[None]).argmin(axis=1)
+    return np.where(np.isin(own, lists), codes.hamming(query, code), WORST)
+
+
+@pytest.mark.parametrize("text", MIXTURES)
+@pytest.mark.parametrize("n", [7, 255, 1025])
+@pytest.mark.parametrize("nprobe", [1, 2, NLIST])
+def test_what_is_found_is_what_the_nearest_lists_hold(kernels, text, n, nprobe):
+    base, code = filled(text, n)
+    queries = random_codes(base.layout, 9, 2)
+    np.testing.assert_array_equal(base.codes, code)
+    some = np.random.default_rng(3).random(n) < 0.8
+    for k in (1, 5, n, n + 3):
+        for rows in (None, some, np.zeros(n, bool)):
+            allowed = np.ones(n, bool) if rows is None else rows
+            D, I = base.search(queries, k, rows, {"nprobe": nprobe})
+            for query, distances, found in zip(queries, D, I, strict=True):
+                wanted = np.where(allowed, probed(base, code, query, nprobe), WORST)
+                if (wanted < WORST).sum() < k or 2 * allowed.sum() < n:  # then every list is probed
+                    wanted = np.where(allowed, codes.hamming(query, code), WORST)
+                hits = found[found >= 0]
+                assert len(set(hits.tolist())) == len(hits) == min(k, int(allowed.sum()))
+                np.testing.assert_array_equal(distances[: len(hits)], np.sort(wanted)[:k][: len(hits)])
+                np.testing.assert_array_equal(distances[: len(hits)], wanted[hits])
+                assert (distances[len(hits) :] == WORST).all()
+
+
+@settings(deadline=None)
+@given(sizes=st.lists(st.integers(0, 120), min_size=1, max_size=8), seed=st.integers(0, 99))
+def test_lists_hold_every_code_once_however_codes_come_and_go(sizes, seed):
+    base, _ = filled("2x7,1x3", 0, 1)
+    rng, held = np.random.default_rng(seed), np.empty((0, base.layout.code_size), np.uint8)
+    for step, size in enumerate(sizes):
+        new = random_codes(base.layout, size, seed + step)
+        base.add(new)
+        held = np.concatenate([held, new])
+        if step % 3 == 2:
+            kept = rng.random(len(held)) < 0.7
+            base.keep(kept)
+            held = held[kept]
+        for there in (base, ScanIVF.of_parts(base.layout, NLIST, base.parts())):
+            check_chains(there, held)
+
+
+def check_chains(base: ScanIVF, held: np.ndarray) -> None:
+    """Every row is in the list of its centroid, in order, and only groups at the end of a list have room."""
+    np.testing.assert_array_equal(base.codes, held)
+    seen = []
+    for number in range(NLIST):
+        group, rows = base._heads[number], []
+        while group >= 0:
+            assert base._lists.array[group] == number
+            rows.append(base._rows.array[group])
+            assert base._following.array[group] >= 0 or group == base._tails[number]
+            group = base._following.array[group]
+        rows = np.concatenate([*rows, np.empty(0, np.int32)])
+        size = base._sizes[number]
+        assert (rows[:size] >= 0).all()
+        assert (rows[size:] == -1).all()
+        assert (np.diff(rows[:size]) > 0).all()
+        seen.append(rows[:size])
+        nearest = codes.hamming(held[rows[:size], None], base._coarse.codes[None]).argmin(axis=1)
+        assert (nearest == number).all()
+    np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(len(held)))
+
+
+def test_bytes_are_counted_in_full():
+    base, _ = filled("2x192", 1025, 1)
+    held = [base.groups, *(rows.array for rows in (base._rows, base._places, base._following, base._lists))]
+    assert base.bytes_per_vector == round((sum(a.nbytes for a in held) + base._coarse.groups.nbytes) / 1025)
+    assert base.bytes_per_vector >= 48 + 8
