@@ -12,18 +12,38 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
+from numba.core import cgutils, event
 from numba.extending import intrinsic
 from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from faiss_qama.base import WORST
 from faiss_qama.planes import LANES
+from faiss_qama.progress import announced
 
 # Of 12 bits, four thermometer codes: their h in the lower four bits, their g in the upper.
 _UNITS = np.arange(4096)[:, None] >> 3 * np.arange(4)
 _FOURS = (((_UNITS >> 1 & 1) + 16 * ((_UNITS ^ _UNITS >> 2) & 1)) << np.arange(4)).sum(axis=1).astype(np.uint8)
 
 BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB of 48 bytes each
+
+
+class _Announced(event.Listener):
+    """Says that our loops are compiled, which takes some seconds the first time that a layout is searched."""
+
+    def __init__(self) -> None:
+        self._shown: list[Any] = []
+
+    def on_start(self, event: Any) -> None:
+        ours = event.data["dispatcher"].py_func.__module__.startswith("faiss_qama.")
+        self._shown.append(announced("compiling the scan of these codes, once") if ours and not self._shown else None)
+
+    def on_end(self, event: Any) -> None:  # noqa: ARG002
+        shown = self._shown.pop()
+        if shown is not None:
+            shown.close()
+
+
+event.register("numba:compile", _Announced())
 
 
 def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:

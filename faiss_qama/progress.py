@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
@@ -13,3 +13,8 @@ T = TypeVar("T")
 def progress(items: Iterable[T], what: str, total: int | None = None) -> tqdm[T]:
     """Yield ``items``, drawing a bar on standard error if that is a terminal."""
     return tqdm(items, desc=what, total=total, delay=2, leave=False, disable=None)
+
+
+def announced(what: str) -> Any:
+    """Show ``what`` on standard error, if that is a terminal, until it is closed."""
+    return tqdm(desc=what, bar_format="{desc}", leave=False, disable=None)

@@ -28,8 +28,8 @@ class ScanIVF(Scan):
     """Lists of codes that lie near each other, of which a search probes the nearest.
 
     A list is a chain of groups of ``LANES`` codes, of which the last may have room left. Which list a code belongs to,
-    and which are probed, is told by Hamming distance from the lists' centroids, codes themselves: the means that k-means
-    found of levels, rounded.
+    and which are probed, is told by Hamming distance from the lists' centroids, codes themselves: the means of levels
+    that k-means found, rounded.
 
     Parameters
     ----------
