@@ -25,6 +25,7 @@ from faiss_qama.evaluation import search_in_blocks
 from faiss_qama.index import QamaIndex
 from faiss_qama.pipeline import fit_index
 from faiss_qama.rescore import STORES
+from faiss_qama.tuning import AUTO, RECALL
 from faiss_qama.vectors import Corpus, load_vectors
 
 _metric = click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True)
@@ -33,7 +34,10 @@ _rescore_of_fit = click.option(
     "--rescore", type=click.Choice(STORES), help="Second stage.  [default: fp16; codes with --pairs]"
 )
 _base = click.option(
-    "--base", default="BFlat", show_default=True, help="Index of the codes: Scan, ScanIVF1024, BFlat, BHNSW32, ..."
+    "--base",
+    default="BFlat",
+    show_default=True,
+    help="Index of the codes: auto, Scan, ScanIVF1024, BFlat, BHNSW32, ...",
 )
 
 
@@ -86,6 +90,7 @@ cli.add_command(eval_command)
 )
 @_rescore_of_fit
 @_base
+@click.option("--recall", type=click.FloatRange(0, 1, True, True), help="What --base auto must keep  [default: 0.95]")
 @nprobe_option
 @ef_search_option
 @_metric
@@ -99,6 +104,7 @@ def fit(
     pairs: tuple[Path, Path] | None,
     rescore: str | None,
     base: str,
+    recall: float | None,
     nprobe: int | None,
     ef_search: int | None,
     metric: str,
@@ -117,7 +123,10 @@ def fit(
     searched = given(nprobe=nprobe, efSearch=ef_search)
     rescore = rescore or ("fp16" if pairs is None else "codes")  # floats would rank as they did before the training
     labelled = None if pairs is None else read_pairs(*pairs, vectors)
-    click.echo(fit_index(vectors, output, config, METRIC_CHOICES[metric], rescore, queries, base, searched, labelled))
+    if recall is not None and base != AUTO:
+        raise ValueError(f"--recall chooses --base auto; the base is {base}")
+    metric_type, aim = METRIC_CHOICES[metric], recall or RECALL
+    click.echo(fit_index(vectors, output, config, metric_type, rescore, queries, base, searched, labelled, aim))
 
 
 @cli.command()

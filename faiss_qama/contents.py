@@ -16,7 +16,7 @@ from faiss_qama.codes import Codes, Floats
 from faiss_qama.labels import Ids, Labels, Mask
 from faiss_qama.loops import each, shares
 from faiss_qama.quantizer import Quantizer
-from faiss_qama.rescore import Store
+from faiss_qama.rescore import CodesStore, Store
 
 DEFAULT_OVERSAMPLE = 10.0  # where nothing was calibrated
 QUERIES = 32  # from which on a thread answers some of them from beginning to end; of fewer the scan is shared
@@ -45,6 +45,11 @@ class Contents:
         other = Contents(self.quantizer, self.base, self.labels, store)
         other._prefixes, other._changes = self._prefixes, self._changes
         return other
+
+    def over(self, base: Base) -> Contents:
+        """Return contents of the same codes in another base, to search as long as these do not change."""
+        store = CodesStore(self.quantizer, base) if isinstance(self.store, CodesStore) else self.store
+        return Contents(self.quantizer, base, self.labels, store)
 
     @property
     def version(self) -> int:

@@ -22,6 +22,7 @@ from faiss_qama.lock import ReadWriteLock
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, STORES, BorrowedStore, CodesStore, FloatStore, Store
+from faiss_qama.tuning import AUTO, RECALL, Tried, fastest, tune
 from faiss_qama.vectors import Corpus, PathLike, as_vectors
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ class QamaIndex:
         ``codes`` (the codes themselves, decoded; no further memory), ``sq8``, ``fp16`` or ``fp32`` (the vectors, kept);
         or vectors that you keep, whose i-th is the i-th that is added: an (n, d) array, a memory map, a faiss.Index
     base : what scans the codes: ``Scan``, ``ScanIVFn``, a string of ``faiss.index_binary_factory``, or an empty
-        faiss.IndexBinary
+        faiss.IndexBinary; ``auto`` for the fastest of ``Scan`` and some ``ScanIVFn``, which ``train`` finds out
 
     Attributes
     ----------
@@ -69,6 +70,9 @@ class QamaIndex:
         self._plan: Unfitted | None = None
         self._made_of: tuple[tuple[Contents, int], ...] = ()  # by truncate, which copied codes at these versions
         self._lock, self._read_only = ReadWriteLock(), False
+        self._tried: list[Tried] | None = None  # what a base was chosen from
+        self._auto = isinstance(base, str) and base == AUTO  # and none is yet
+        base = "Scan" if self._auto else base
         if not isinstance(quantizer, Quantizer | Unfitted):
             raise TypeError(f"a Quantizer is needed, such as fit() returns; got {type(quantizer).__name__}")
         if isinstance(quantizer, Unfitted):
@@ -115,7 +119,7 @@ class QamaIndex:
     @property
     def is_trained(self) -> bool:
         """Whether vectors can be added: the quantizer is fitted, and the base index trained if it needs that."""
-        return self._plan is None and self._base.is_trained
+        return self._plan is None and self._base.is_trained and not self._auto
 
     @property
     def bytes_per_vector(self) -> tuple[int, int]:
@@ -144,6 +148,11 @@ class QamaIndex:
         self._setting("efSearch", value)
 
     @property
+    def tried(self) -> list[Tried]:
+        """What base ``auto`` was chosen from, itself first."""
+        return self._tried or []
+
+    @property
     def ids(self) -> Ids:
         """The ids (ntotal,) of the vectors, in the order of their rows."""
         labels = self._fitted.labels
@@ -170,8 +179,14 @@ class QamaIndex:
 
     # Filling and changing it.
 
-    def train(self, x: ArrayLike, *, queries: ArrayLike | None = None) -> None:
+    def train(self, x: ArrayLike, *, queries: ArrayLike | None = None, recall: float = RECALL) -> None:
         """Fit the quantizer, where :func:`~faiss_qama.index_factory` left that to do, and train the base index.
+
+        Parameters
+        ----------
+        x : (n, d) vectors like those to be added; of base ``auto`` all of them, as it depends on their number
+        queries : (nq, d) unlabelled queries, to fit the quantizer or to choose the base with
+        recall : what base ``auto`` must keep, the fastest that does is taken; :attr:`tried` tells what was measured
 
         Raises ValueError for fewer vectors than they need.
         """
@@ -179,17 +194,38 @@ class QamaIndex:
         with self._lock.write():
             self._check_writable()
             if self._plan is None:
-                if queries is not None:
+                if queries is not None and not self._auto:
                     raise ValueError("queries= are for fitting, and this index has a quantizer")
                 quantizer = self.quantizer
             else:
                 from faiss_qama.training import fit  # here, because run time does not depend on training
 
                 quantizer = fit(x, config=self._plan.config, metric=self._plan.metric, queries=queries)
+            if self._auto:
+                base = self._choose(quantizer, quantizer.encode(x), _queries(x, queries, self.d), recall)
+                base.reset()
+                self._hold(quantizer, base, Labels())
             if not self._base.is_trained:
                 self._base.train(quantizer.encode(x))
             if self._plan is not None:
                 self._hold(quantizer, self._base, Labels())
+
+    def tune(self, queries: ArrayLike, k: int = 10, *, recall: float = RECALL) -> Tried:
+        """Set ``nprobe`` or ``efSearch`` to the smallest value that keeps ``recall``, and return what was measured.
+
+        Parameters
+        ----------
+        queries : (nq, d) unlabelled queries like those to come
+        k : how many are searched for
+
+        Raises ValueError if nothing does.
+        """
+        xq, k = as_vectors(queries, self.d, "queries"), ranking.as_k(k)
+        with self._lock.write():
+            tried = tune(self._fitted, xq, k, recall)
+        if tried is None:
+            raise ValueError(f"{self._base} keeps recall {recall} with no setting")
+        return tried
 
     def add(self, x: ArrayLike) -> None:
         """Append the vectors ``x`` (n, d); their ids follow on from ``ntotal``.
@@ -466,23 +502,34 @@ class QamaIndex:
         rescore: str = "fp16",
         base: str = "BFlat",
         settings: Mapping[str, int] | None = None,
+        queries: Floats | None = None,
+        recall: float = RECALL,
     ) -> QamaIndex:
         """Index ``corpus`` straight to the folder ``path`` and load it memory-mapped: no vector stays in memory.
 
-        ``settings`` are search parameters to set, ``nprobe`` or ``efSearch``.
+        ``settings`` are search parameters to set, ``nprobe`` or ``efSearch``; ``queries`` and ``recall`` choose base
+        ``auto``, as in :meth:`train`.
         """
         persistence.check_writable(path, corpus.paths)
         index = cls(quantizer, rescore, base=base)
         index._base.set(settings or {})
-        if not index.is_trained:
-            index.train(corpus.take(np.unique(np.linspace(0, len(corpus) - 1, TRAINING, dtype=np.int64))))
+        sample = corpus.take(np.unique(np.linspace(0, len(corpus) - 1, TRAINING, dtype=np.int64)))
+        chosen = index._auto
+        if chosen:
+            code = np.concatenate([quantizer.encode(x) for x in progress(corpus.chunks(), "encoding", corpus.n_chunks)])
+            filled = index._choose(quantizer, code, _queries(sample, queries, index.d), recall)
+            index._hold(quantizer, filled, Labels(len(filled)))
+        elif not index.is_trained:
+            index.train(sample)
         held = index._fitted
 
         def rows() -> Iterator[NDArray[Any]]:
-            for x in progress(corpus.chunks(), "encoding", corpus.n_chunks):
-                first = len(held.base)
-                held.base.add(quantizer.encode(x))
+            first = 0
+            for x in progress(corpus.chunks(), "storing" if chosen else "encoding", corpus.n_chunks):
+                if not chosen:
+                    held.base.add(quantizer.encode(x))
                 yield x if held.store is None else held.store.convert(x, first)
+                first += len(x)
 
         bundle = index._bundle()
         if isinstance(held.store, FloatStore):
@@ -491,7 +538,9 @@ class QamaIndex:
             for _ in rows():
                 pass
         persistence.write(path, bundle)
-        return cls.load(path, mmap=True)
+        loaded = cls.load(path, mmap=True)
+        loaded._tried = index._tried
+        return loaded
 
     # Inside.
 
@@ -515,6 +564,12 @@ class QamaIndex:
             store = BorrowedStore(quantizer, self._source)
         self._plan, self._base = None, base
         self._contents = Contents(quantizer, base, labels, store)
+
+    def _choose(self, quantizer: Quantizer, code: Codes, xq: Floats, recall: float) -> Base:
+        """Return the fastest base of ``code`` that keeps ``recall``, filled."""
+        base, self._tried = fastest(quantizer, code, xq, recall)
+        self._auto = False
+        return base
 
     def _sharing(self, contents: Contents, rescore: str) -> QamaIndex:
         """Return a read-only index of ``contents``, which share something with those of this one."""
@@ -573,6 +628,16 @@ class QamaIndex:
             rescore, arrays["store"] = "fp32", files.Stream((n, self.d), DTYPES["fp32"], chunks)
         arrays = {name: array for name, array in arrays.items() if array is not None}
         return persistence.Bundle(held.quantizer, rescore, held.base, arrays)
+
+
+def _queries(x: Floats, queries: ArrayLike | None, d: int) -> Floats:
+    """Return what a base is chosen with: some of ``queries``, or documents ``x`` that stand in for them."""
+    from faiss_qama.training.data import draw  # here, because run time does not depend on training
+
+    drawn = draw(Corpus(x), None if queries is None else Corpus(as_vectors(queries, d, "queries")), len(x), seed=0)
+    if not len(drawn.calibration):
+        raise ValueError(f"base auto is chosen with queries, or with 200 documents or more; got {len(x)} documents")
+    return drawn.calibration
 
 
 def _parameters(sel: Any, params: Any, settings: dict[str, int]) -> tuple[Any, dict[str, int]]:

@@ -14,6 +14,7 @@ from faiss_qama import persistence, report
 from faiss_qama.bases import make_base
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
 from faiss_qama.index import QamaIndex
+from faiss_qama.tuning import AUTO, RECALL
 from faiss_qama.vectors import Corpus
 
 if TYPE_CHECKING:
@@ -57,6 +58,9 @@ class Outcome:
             ("corpus", f"{what:<{width}}metric {quantizer.metric_name}"),
             ("quantizer", f"{how:<{width}}fitted in {self.fit_seconds:.1f} s"),
         ]
+        if self.index.tried:
+            head += [("base", f"{self.index.tried[0]}, the fastest of")]
+            head += [("", str(tried)) for tried in self.index.tried[1:]]
         if "training" in quantizer.config:
             head += report.training_facts(quantizer.config["training"])
         codes, kept = (n * part for part in self.index.bytes_per_vector)
@@ -78,6 +82,7 @@ def fit_index(
     base: str = "BFlat",
     settings: Mapping[str, int] | None = None,
     pairs: Pairs | None = None,
+    recall: float = RECALL,
 ) -> Outcome:
     """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen.
 
@@ -87,13 +92,17 @@ def fit_index(
     from faiss_qama.training.fit import fit_draw
 
     persistence.check_writable(path, corpus.paths)
-    make_base(base, config.layout_in(corpus.shape[1])).set(settings or {})  # refused before anything is read
+    if base == AUTO and settings:
+        raise ValueError(f"base auto finds out {', '.join(settings)} by itself")
+    # Refused before anything is read.
+    make_base("Scan" if base == AUTO else base, config.layout_in(corpus.shape[1])).set(settings or {})
     start = time.perf_counter()
     drawn = draw(corpus, queries, config.sample, config.seed, pairs)
     work = path.with_name(path.name + ".training")
     quantizer = fit_draw(drawn, config, metric, work)
     seconds = time.perf_counter() - start
-    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings)
+    asked = drawn.calibration if len(drawn.calibration) else None
+    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, queries=asked, recall=recall)
     if config.train is not None:
         from faiss_qama.training.checkpoint import discard
 

@@ -1,0 +1,158 @@
+"""Measure whole searches against FAISS's and others': python benchmarks/peers.py DATA.
+
+Every arrangement is tried at the settings of its grid, once; of those that reach a recall the fastest is kept. What was
+kept takes turns in one run, with one thread and with two; medians. Between turns there is a pause, in which the idle
+threads of the one before go to sleep.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import faiss
+import numpy as np
+from arrangements import Arrangement, K, of_faiss, of_ours
+from results import million, write
+from tables import render
+from threadpoolctl import threadpool_limits
+
+from faiss_qama.codes import Floats
+from faiss_qama.evaluation import Dataset
+from faiss_qama.labels import Ids
+
+TARGETS = (0.95, 0.99)
+QUERIES, ROUNDS, PAUSE = 1000, 9, 0.05
+BEYOND = 3  # widths tried after the first that reaches the last of the targets
+
+# FAISS's arrangements, and what refines them. Those that nothing refines hold what they rank by.
+FLAT = ["PCAR192,PQ96x4fs", "PCAR96,PQ48x4fs", "RaBitQfs"]
+LISTS = ["PCAR192,IVF{},PQ96x4fs", "PCAR128,IVF{},PQ64x4fs", "IVF{},RaBitQfs"]
+LARGER = ["PCAR192,HNSW16,SQ4", "PCAR192,IVF{},SQ8", "IVF{},PQ192x4fs"]
+OURS = [("2x192", "Scan"), ("2x128", "Scan"), ("2x192", "ScanIVF{}"), ("2x128", "ScanIVF{}"), ("1x384", "ScanIVF{}")]
+
+
+def vectors(folder: Path, size: str) -> tuple[Floats, Floats]:
+    """Return the documents and the queries: quora's own, or a million documents made from them."""
+    dataset = Dataset.load(folder)
+    x = np.concatenate(list(dataset.corpus.chunks()))
+    if size == "million":
+        x = np.concatenate(list(million(x)))
+    return x, np.ascontiguousarray(dataset.queries[:QUERIES])
+
+
+def arrangements(x: Floats, lists: tuple[int, ...]) -> Iterator[Arrangement]:
+    """Yield what is compared."""
+    for layout, base in OURS:
+        for n in lists if "{}" in base else (0,):
+            yield of_ours(x, layout, base.format(n))
+    for factory in [*FLAT, *LISTS, *LARGER]:
+        for n in lists if "{}" in factory else (0,):
+            yield of_faiss(x, factory.format(n), "Flat")
+    for n in lists:
+        yield of_faiss(x, f"PCAR192,IVF{n},PQ96x4fs", "SQfp16")
+    yield of_faiss(x, "Flat", None)
+    yield of_faiss(x, "HNSW32", None)
+
+
+def recall(found: Ids, truth: Ids) -> float:
+    """Return the share of ``truth`` (nq, K) that is among ``found``."""
+    return float((found[:, :, None] == truth[:, None]).any(axis=1).mean())
+
+
+def points(arrangement: Arrangement, xq: Floats, truth: Ids) -> list[dict[str, Any]]:
+    """Return recall and queries per second at settings of ever larger width, measured once with one thread."""
+    arrangement.search(xq[:64], arrangement.settings[0])  # what is compiled or allocated once
+    found: list[dict[str, Any]] = []
+    beyond: set[Any] = set()
+    for settings in arrangement.settings:
+        width = next(iter(settings.values()), None)
+        if max((point["recall"] for point in found), default=0) >= TARGETS[-1]:
+            beyond.add(width)
+            if len(beyond) > BEYOND:
+                break
+        start = time.perf_counter()
+        ids = arrangement.search(xq, settings)
+        seconds = time.perf_counter() - start
+        found.append({"settings": settings, "recall": recall(ids, truth), "per_second": len(xq) / seconds})
+    return found
+
+
+def fastest(measured: list[dict[str, Any]], target: float) -> dict[str, Any] | None:
+    """Return the fastest of the points that reach a recall."""
+    reached = [point for point in measured if point["recall"] >= target]
+    return max(reached, key=lambda point: float(point["per_second"]), default=None)
+
+
+def in_turns(searches: list[Callable[[], Any]]) -> list[float]:
+    """Return the median seconds of each search."""
+    seconds: list[list[float]] = [[] for _ in searches]
+    for _ in range(ROUNDS):
+        for search, own in zip(searches, seconds, strict=True):
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            search()
+            own.append(time.perf_counter() - start)
+    return [statistics.median(own) for own in seconds]
+
+
+def measure(x: Floats, xq: Floats, lists: tuple[int, ...]) -> dict[str, Any]:
+    """Return all points, and for each target the fastest of each arrangement, in turns."""
+    truth = faiss.knn(xq, x, K, metric=faiss.METRIC_L2)[1]
+    kept: list[tuple[Arrangement, float, dict[str, Any]]] = []
+    rows: list[dict[str, Any]] = []
+    for arrangement in arrangements(x, lists):
+        with threadpool_limits(1):
+            measured = points(arrangement, xq, truth)
+        about = {"name": arrangement.name, "ram": arrangement.ram, "disk": arrangement.disk, "ours": arrangement.ours}
+        rows.append(about | {"points": measured})
+        for target in TARGETS:
+            best = fastest(measured, target)
+            if best is not None:
+                kept.append((arrangement, target, best))
+        click.echo(f"{arrangement.name}: {arrangement.ram:.0f} bytes, {[fastest(measured, t) for t in TARGETS]}")
+    chosen = list(candidates(kept))
+    winners = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            seconds = in_turns([lambda a=a, p=p: a.search(xq, p["settings"]) for a, _, p in chosen])
+        for (arrangement, target, point), taken in zip(chosen, seconds, strict=True):
+            row = {"name": arrangement.name, "ram": arrangement.ram, "disk": arrangement.disk, "ours": arrangement.ours}
+            row |= {"target": target, "settings": point["settings"], "recall": point["recall"], "threads": threads}
+            winners.append(row | {"per_second": len(xq) / taken})
+    return {"n": len(x), "queries": len(xq), "arrangements": rows, "in_turns": winners}
+
+
+def candidates(
+    kept: list[tuple[Arrangement, float, dict[str, Any]]],
+) -> Iterator[tuple[Arrangement, float, dict[str, Any]]]:
+    """Yield the three fastest of ours and of the others, for each target, within 80 bytes, 256, and any."""
+    seen: set[tuple[str, float]] = set()
+    for target in TARGETS:
+        for bound in (80, 256, np.inf):
+            for ours in (True, False):
+                within = [k for k in kept if k[1] == target and k[0].ram <= bound and k[0].ours == ours]
+                for one in sorted(within, key=lambda k: -float(k[2]["per_second"]))[:3]:
+                    if (one[0].name, target) not in seen:
+                        seen.add((one[0].name, target))
+                        yield one
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+@click.option("--size", type=click.Choice(["quora", "million"]), multiple=True, default=["quora", "million"])
+def main(data: Path, size: tuple[str, ...]) -> None:
+    """Measure on quora's vectors in DATA, and on a million made from them, and remake the tables."""
+    for one in size:
+        x, xq = vectors(data / "quora", one)
+        write(f"peers-{one}", measure(x, xq, (250, 500, 1000) if one == "quora" else (1024, 2048, 4096)))
+    for path, text in render().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

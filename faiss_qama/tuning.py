@@ -1,0 +1,143 @@
+"""Which base is the fastest for a recall, and how far it has to look: by measuring."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from faiss_qama.base import Base
+from faiss_qama.calibration import MISSES
+from faiss_qama.codes import Codes, Floats
+from faiss_qama.contents import Contents
+from faiss_qama.labels import Ids, Labels
+from faiss_qama.progress import progress
+from faiss_qama.quantizer import Quantizer
+from faiss_qama.rescore import CodesStore
+from faiss_qama.scan import Scan
+from faiss_qama.scan_ivf import ScanIVF
+
+AUTO, RECALL, K = "auto", 0.95, 10
+LISTS = (2, 4)  # times the root of the number of vectors
+FEWEST = 10_000  # vectors; fewer are scanned before lists are chosen
+TRAINING = 50  # codes a list to train on, at most
+STEP = 2**0.5  # from one setting to the next
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was measured of a base.
+
+    Parameters
+    ----------
+    base, settings : what was tried, at the smallest setting that keeps enough
+    kept : share of what an exhaustive scan finds
+    per_second : queries that it scans, without what scores candidates again
+    bytes_per_vector : of codes, lists and links
+    """
+
+    base: str
+    settings: dict[str, int]
+    kept: float
+    per_second: float
+    bytes_per_vector: int
+
+    def __str__(self) -> str:
+        settings = "".join(f" {name} {value}" for name, value in self.settings.items())
+        return (
+            f"{self.base}{settings}: {self.per_second:,.0f} scans/s, {self.kept:.1%} of the hits of a full scan, "
+            f"{self.bytes_per_vector} bytes/vector"
+        )
+
+
+def tune(contents: Contents, xq: Floats, k: int, recall: float) -> Tried | None:
+    """Set ``nprobe`` or ``efSearch`` to the smallest value with which ``recall`` is kept; None if none does.
+
+    Half of what may be missed is left to the scan of codes, as a search with ``recall=`` does, and half to the base.
+
+    Parameters
+    ----------
+    contents : what is searched
+    xq : (nq, d) queries like those to come
+    """
+    full = contents.over(contents.base.prefix(contents.quantizer.layout))
+    oversample = _oversample(contents, k, recall)
+    wanted = full.nearest(xq, k, oversample=oversample, settings={})[1]
+    for settings in _settings(contents.base, len(contents.labels)):
+        contents.base.set(settings)
+        tried = _tried(contents, xq, k, oversample, wanted)
+        if tried.kept >= 1 - MISSES * (1 - recall):
+            return tried
+    return None
+
+
+def fastest(quantizer: Quantizer, code: Codes, xq: Floats, recall: float) -> tuple[Base, list[Tried]]:
+    """Return the fastest base of ``code`` (n, code_size) that keeps ``recall``, filled; and what was tried, it first.
+
+    Candidates are scored again from their codes, whatever the second stage will be.
+    """
+    bases: list[tuple[Base, Tried]] = []
+    for make in progress(list(_bases(quantizer, code)), "choosing a base"):
+        base = make()
+        contents = Contents(quantizer, base, Labels(len(base)), CodesStore(quantizer, base))
+        tried = tune(contents, xq, K, recall)
+        if tried is not None:
+            bases.append((base, tried))
+    bases.sort(key=lambda pair: -pair[1].per_second)
+    return bases[0][0], [tried for _, tried in bases]
+
+
+def _bases(quantizer: Quantizer, code: Codes) -> Iterator[Callable[[], Base]]:
+    def scan() -> Base:
+        base = Scan(quantizer.layout)
+        base.add(code)
+        return base
+
+    def lists(number: int) -> Base:
+        base = ScanIVF(quantizer.layout, number)
+        base.train(code[:: max(1, len(code) // (TRAINING * number))])
+        base.add(code)
+        return base
+
+    yield scan
+    if len(code) >= FEWEST:
+        for times in LISTS:
+            yield partial(lists, 2 ** round(math.log2(times * math.sqrt(len(code)))))
+
+
+def _settings(base: Base, n: int) -> Iterator[dict[str, int]]:
+    """Yield settings from small to large; one that is empty where a base has none."""
+    names = [name for name in ("nprobe", "efSearch") if name in base.settings]
+    if not names:
+        yield {}
+        return
+    most = min(n, getattr(base, "nlist", n)) if names[0] == "nprobe" else n
+    value = 2.0
+    while value < most * STEP:
+        yield {names[0]: min(round(value), most)}
+        value *= STEP
+
+
+def _oversample(contents: Contents, k: int, recall: float) -> float | None:
+    """Return how many times k candidates a search for ``recall`` scores again; None where nothing is."""
+    if contents.store is None:
+        return None
+    calibration = contents.quantizer.calibration
+    return None if calibration is None else calibration.oversample(k, len(contents.labels), "floats", recall)
+
+
+def _tried(contents: Contents, xq: Floats, k: int, oversample: float | None, wanted: Ids) -> Tried:
+    found = contents.nearest(xq, k, oversample=oversample, settings={})[1]
+    kept = (wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean()
+    base, code, seconds = contents.base, contents.quantizer.encode_queries(xq), []
+    candidates = min(math.ceil(k * (oversample or 1)), len(base))
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        base.search(code, candidates, None, {})
+        seconds.append(time.perf_counter() - start)
+    return Tried(str(base), base.settings, float(kept), len(xq) / np.median(seconds), base.bytes_per_vector)

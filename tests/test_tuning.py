@@ -1,0 +1,93 @@
+"""Choosing a base and its settings: what is promised is kept, on queries that were not measured."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from conftest import fit_quietly, make_vectors
+
+from faiss_qama import QamaIndex, tuning
+from faiss_qama.contents import Contents
+from faiss_qama.labels import Labels
+from faiss_qama.rescore import CodesStore
+from faiss_qama.vectors import Corpus
+
+X = make_vectors(12_000, seed=81)
+QUERIES, OTHERS = make_vectors(300, seed=82), make_vectors(300, seed=83)
+QUANTIZER = fit_quietly(X, layout="2x18")
+
+
+@pytest.fixture(scope="module")
+def exhaustive():
+    index = QamaIndex(QUANTIZER, "fp32", base="Scan")
+    index.add(X)
+    return index
+
+
+def kept(index: QamaIndex, exhaustive: QamaIndex) -> float:
+    """The share of an exhaustive scan's hits that is found."""
+    found, wanted = (one.search(OTHERS, 10, recall=0.9)[1] for one in (index, exhaustive))
+    return float((wanted[:, :, None] == found[:, None]).any(axis=2).mean())
+
+
+@pytest.mark.parametrize("base", ["ScanIVF512", "BIVF512", "BHNSW16"])
+def test_tuning_finds_the_smallest_setting_that_keeps_the_recall(base, exhaustive):
+    index = QamaIndex(QUANTIZER, "fp32", base=base)
+    index.train(X)
+    index.add(X)
+    tried = index.tune(QUERIES, recall=0.9)
+    name, value = next(iter(tried.settings.items()))
+    assert tried.base == base
+    assert getattr(index, name) == value
+    assert tried.kept >= 0.95  # half of what may be missed
+    assert kept(index, exhaustive) >= 0.93
+    assert index.tune(QUERIES, recall=0.999).settings[name] >= value
+    if base != "BHNSW16":  # with all lists it is the scan itself
+        setattr(index, name, 512)
+        assert kept(index, exhaustive) == 1
+
+
+def test_what_has_no_settings_is_measured_or_refused(exhaustive):
+    assert exhaustive.tune(QUERIES).kept == 1
+    hashed = QamaIndex(QUANTIZER, "fp32", base="BHash8")
+    hashed.add(X)
+    with pytest.raises(ValueError, match="BHash8 keeps recall 0.95 with no setting"):
+        hashed.tune(QUERIES)
+
+
+@pytest.mark.parametrize("n", [400, 12_000])
+def test_the_fastest_base_holds_the_codes_and_keeps_the_recall(n):
+    code = QUANTIZER.encode(X[:n])
+    base, tried = tuning.fastest(QUANTIZER, code, QUERIES, 0.9)
+    assert len(tried) == (1 if n < tuning.FEWEST else 3)
+    assert [t.per_second for t in tried] == sorted((t.per_second for t in tried), reverse=True)
+    assert (str(base), base.settings) == (tried[0].base, tried[0].settings)
+    np.testing.assert_array_equal(base.codes, code)
+    contents = Contents(QUANTIZER, base, Labels(n), CodesStore(QUANTIZER, base))
+    assert contents.nearest(OTHERS, 10, settings={})[1].shape == (300, 10)
+
+
+def test_base_auto_waits_for_vectors_and_then_is_an_index_like_any_other(tmp_path):
+    index = QamaIndex(QUANTIZER, "fp32", base="auto")
+    assert not index.is_trained
+    with pytest.raises(ValueError, match="not trained: call train"):
+        index.add(X)
+    with pytest.raises(ValueError, match="with 200 documents or more; got 50 documents"):
+        index.train(X[:50])
+    assert not index.is_trained
+    index.train(X, queries=QUERIES, recall=0.9)
+    assert index.is_trained
+    assert index.ntotal == 0
+    assert index.tried[0].base in index.factory_string
+    index.add(X)
+    index.save(tmp_path / "i.qama")
+    loaded = QamaIndex.load(tmp_path / "i.qama")
+    assert loaded.factory_string == index.factory_string
+    np.testing.assert_array_equal(loaded.search(OTHERS, 10)[1], index.search(OTHERS, 10)[1])
+
+
+def test_base_auto_is_built_straight_to_disk(tmp_path, exhaustive):
+    index = QamaIndex.build(tmp_path / "i.qama", QUANTIZER, Corpus(X), "fp32", "auto", recall=0.9)
+    assert index.ntotal == len(X)
+    assert index.tried[0].base in index.factory_string
+    assert kept(index, exhaustive) >= 0.93
