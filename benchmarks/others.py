@@ -113,7 +113,8 @@ def of_scann(scann: Any, x: Floats, folder: Path) -> Iterator[Arrangement]:
             each = -(-len(xq) // threads)
             return np.asarray(searcher.search_batched_parallel(xq, K, **chosen, batch_size=each)[0], dtype=np.int64)
 
-        # What it saves without the floats that reorder. Of codes half: 4 bits are saved as a byte, but held packed.
+        # What it saves without the floats that reorder. Of codes half: 4 bits are saved as a byte, but scanned packed.
+        # Not counted are the bytes that it keeps beside them where there is no tree.
         files = saved(folder, searcher.serialize, "")
         disk = files.pop("dataset.npy")
         ram = sum(size / 2 if file.startswith("hashed_dataset") else size for file, size in files.items())
@@ -136,7 +137,7 @@ def of_usearch(usearch: Any, x: Floats, folder: Path) -> Iterator[Arrangement]:
         found = index.search(signs(xq), n, threads=faiss.omp_get_max_threads())
         return rescored(x, xq, np.where(np.arange(n) < found.counts[:, None], found.keys.astype(np.int64), -1))
 
-    # What it saves: bits, keys and links. In memory it allocates somewhat more, ahead of need.
+    # What it saves: bits, keys and links. Not counted are its pointers, table of keys and spare room in memory.
     ram = sum(saved(folder, index.save, "index").values())
     values = grid(k_factor=CANDIDATES, beam=BEAMS[1:])  # it widens a beam that is narrower than the candidates
     yield Arrangement(f"usearch HNSW{DEGREE},b1", ram / len(x), 4.0 * x.shape[1], values, search)

@@ -8,6 +8,7 @@ threads of the one before go to sleep.
 from __future__ import annotations
 
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ import click
 import faiss
 import numpy as np
 from arrangements import Arrangement, K, of_faiss, of_ours
+from others import others
 from results import million, write
 from tables import render
 from threadpoolctl import threadpool_limits
@@ -45,8 +47,8 @@ def vectors(folder: Path, size: str) -> tuple[Floats, Floats]:
     return x, np.ascontiguousarray(dataset.queries[:QUERIES])
 
 
-def arrangements(x: Floats, lists: tuple[int, ...]) -> Iterator[Arrangement]:
-    """Yield what is compared."""
+def arrangements(x: Floats, lists: tuple[int, ...], folder: Path) -> Iterator[Arrangement]:
+    """Yield what is compared; some need a ``folder`` to write to."""
     for layout, base in OURS:
         for n in lists if "{}" in base else (0,):
             yield of_ours(x, layout, base.format(n))
@@ -57,6 +59,7 @@ def arrangements(x: Floats, lists: tuple[int, ...]) -> Iterator[Arrangement]:
         yield of_faiss(x, f"PCAR192,IVF{n},PQ96x4fs", "SQfp16")
     yield of_faiss(x, "Flat", None)
     yield of_faiss(x, "HNSW32", None)
+    yield from others(x, folder)
 
 
 def recall(found: Ids, truth: Ids) -> float:
@@ -100,12 +103,12 @@ def in_turns(searches: list[Callable[[], Any]]) -> list[float]:
     return [statistics.median(own) for own in seconds]
 
 
-def measure(x: Floats, xq: Floats, lists: tuple[int, ...]) -> dict[str, Any]:
+def measure(x: Floats, xq: Floats, lists: tuple[int, ...], folder: Path) -> dict[str, Any]:
     """Return all points, and for each target the fastest of each arrangement, in turns."""
     truth = faiss.knn(xq, x, K, metric=faiss.METRIC_L2)[1]
     kept: list[tuple[Arrangement, float, dict[str, Any]]] = []
     rows: list[dict[str, Any]] = []
-    for arrangement in arrangements(x, lists):
+    for arrangement in arrangements(x, lists, folder):
         with threadpool_limits(1):
             measured = points(arrangement, xq, truth)
         about = {"name": arrangement.name, "ram": arrangement.ram, "disk": arrangement.disk, "ours": arrangement.ours}
@@ -114,13 +117,13 @@ def measure(x: Floats, xq: Floats, lists: tuple[int, ...]) -> dict[str, Any]:
             best = fastest(measured, target)
             if best is not None:
                 kept.append((arrangement, target, best))
+        kept = list(candidates(kept))  # and no more stay in memory
         click.echo(f"{arrangement.name}: {arrangement.ram:.0f} bytes, {[fastest(measured, t) for t in TARGETS]}")
-    chosen = list(candidates(kept))
     winners = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            seconds = in_turns([lambda a=a, p=p: a.search(xq, p["settings"]) for a, _, p in chosen])
-        for (arrangement, target, point), taken in zip(chosen, seconds, strict=True):
+            seconds = in_turns([lambda a=a, p=p: a.search(xq, p["settings"]) for a, _, p in kept])
+        for (arrangement, target, point), taken in zip(kept, seconds, strict=True):
             row = {"name": arrangement.name, "ram": arrangement.ram, "disk": arrangement.disk, "ours": arrangement.ours}
             row |= {"target": target, "settings": point["settings"], "recall": point["recall"], "threads": threads}
             winners.append(row | {"per_second": len(xq) / taken})
@@ -149,7 +152,9 @@ def main(data: Path, size: tuple[str, ...]) -> None:
     """Measure on quora's vectors in DATA, and on a million made from them, and remake the tables."""
     for one in size:
         x, xq = vectors(data / "quora", one)
-        write(f"peers-{one}", measure(x, xq, (250, 500, 1000) if one == "quora" else (1024, 2048, 4096)))
+        lists = (250, 500, 1000) if one == "quora" else (1024, 2048, 4096)
+        with tempfile.TemporaryDirectory() as folder:
+            write(f"peers-{one}", measure(x, xq, lists, Path(folder)))
     for path, text in render().items():
         path.write_text(text)
 

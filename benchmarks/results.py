@@ -261,10 +261,13 @@ def scale(folder: Path) -> None:
     write("scale", record)
 
 
-def million(x: Floats) -> Iterator[Floats]:
-    """Yield a million unit vectors: each a row of ``x`` moved half-way along another, so shaped as they are."""
+def million(x: Floats, millions: int = 1) -> Iterator[Floats]:
+    """Yield a million unit vectors: each a row of ``x`` moved half-way along another, so shaped as they are.
+
+    Their mean and their spread in every direction are those of ``x``, but for the scale that unit length undoes.
+    """
     rng, center = np.random.default_rng(0), x.mean(axis=0)
-    for _ in range(20):
+    for _ in range(20 * millions):
         rows = x[rng.integers(0, len(x), 50_000)] + 0.5 * (x[rng.integers(0, len(x), 50_000)] - center)
         yield rows / np.linalg.norm(rows, axis=1, keepdims=True)
 

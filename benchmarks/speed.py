@@ -1,11 +1,16 @@
-"""Measure how fast codes are scanned: python benchmarks/speed.py DATA writes docs/results/speed.json, and its table.
+"""Measure how fast the parts of a search are: python benchmarks/speed.py DATA writes docs/results/speed.json.
 
-Both sides take turns within one run, on the same codes and as many threads; medians.
+What is compared takes turns within one run, on the same codes and as many threads; medians.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -16,16 +21,37 @@ import click
 import faiss
 import numpy as np
 from results import METRIC, million, write
-from tables import render
+from tables import RESULTS, render
+from threadpoolctl import threadpool_limits
 
+from faiss_qama import QamaIndex
+from faiss_qama.bases import make_base
 from faiss_qama.codes import Codes
+from faiss_qama.contents import Contents
 from faiss_qama.evaluation import Dataset
+from faiss_qama.labels import Labels
 from faiss_qama.layout import CodeLayout
+from faiss_qama.rescore import CodesStore
 from faiss_qama.scan import Scan
 from faiss_qama.training import FitConfig, fit
+from faiss_qama.tuning import tune
+from faiss_qama.vectors import Corpus
 
 LAYOUTS = ("2x85", "2x128", "2x192", "1x256", "1x384")
 K, ROUNDS = 100, 15
+PAUSE = 0.05  # seconds
+GRAPHS = 500_000  # codes; larger graphs take too long to build
+FIRST = """
+import sys, time
+import numpy as np
+from faiss_qama import QamaIndex
+from faiss_qama.loops import loops
+loops("kernels"), loops("dots")
+start = time.perf_counter()
+index = QamaIndex.load(sys.argv[1] + "/i.qama", mmap=True)
+index.search(np.load(sys.argv[1] + "/q.npy").astype(np.float32), 10)
+print(time.perf_counter() - start)
+"""
 
 
 def coded(folder: Path, layout: str) -> tuple[CodeLayout, Codes, Codes]:
@@ -57,26 +83,131 @@ def scans(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def in_turns(asked: list[Codes], *searches: Callable[[Codes], Any]) -> list[float]:
-    """Return the median seconds of each search, which take turns on the same queries."""
+def in_turns(asked: list[Any], *searches: Callable[[Any], Any]) -> list[float]:
+    """Return the median seconds of each search, which take turns on the same queries, after a pause each."""
     seconds: list[list[float]] = [[] for _ in searches]
     for search in searches:  # what is compiled or allocated once
         search(asked[0])
     for xq in asked:
         for search, own in zip(searches, seconds, strict=True):
+            time.sleep(PAUSE)  # in which idle threads of the one before go to sleep
             start = time.perf_counter()
             search(xq)
             own.append(time.perf_counter() - start)
     return [statistics.median(own) for own in seconds]
 
 
+def seconds_of(call: Callable[[], Any], rounds: int = 7) -> float:
+    """Return the median seconds of a call."""
+    return in_turns([None] * rounds, lambda _: call())[0]
+
+
+def stages(folder: Path) -> dict[str, Any]:
+    """Time the steps beside the scan: scoring candidates from their codes, and encoding."""
+    dataset = Dataset.load(folder)
+    x, xq = np.concatenate(list(dataset.corpus.chunks())), dataset.queries[:1024]
+    quantizer = fit(x, config=FitConfig(layout="2x192"), metric=METRIC)
+    index = QamaIndex(quantizer, "codes", base="Scan")
+    index.add(x)
+    store = index.second_stage
+    assert store is not None
+    rows = index.with_rescore("none").search(xq, 400)[1]
+    measured: dict[str, Any] = {"n": len(x), "candidates": rows.shape[1], "threads": []}
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            scoring = seconds_of(lambda: store.scores(xq, rows)) / len(xq)
+            encoding, product = in_turns([x] * 7, quantizer.encode, quantizer.transform)
+        row = {"threads": threads, "scoring_milliseconds": 1000 * scoring}
+        row |= {"encoded_per_second": len(x) / encoding, "times_the_product": encoding / product}
+        measured["threads"].append(row)
+        click.echo(str(row))
+    return measured
+
+
+def stock_fastscan(folder: Path) -> list[dict[str, Any]]:
+    """Compare two ways to rank by asymmetric distances: FastScan on our levels, and our scan scored from its codes."""
+    dataset = Dataset.load(folder)
+    x, xq = np.concatenate(list(dataset.corpus.chunks())), dataset.queries[:1000]
+    truth = faiss.knn(xq, x, 10, metric=METRIC)[1]
+    quantizer = fit(x, config=FitConfig(layout="2x192"), metric=METRIC)
+    index = QamaIndex(quantizer, "codes", base="Scan")
+    index.add(x)
+    stock, rows = index.to_faiss("fastscan"), []
+    searches: dict[str, Callable[[Any], Any]] = {"fastscan": lambda xq: stock.search(xq, 10)[1]}
+    for oversample in (5, 10, 20, 40):
+        searches[f"Scan, {10 * oversample} candidates"] = lambda xq, o=oversample: index.search(xq, 10, oversample=o)[1]
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            seconds = in_turns([xq] * 7, *searches.values())
+        for (name, search), taken in zip(searches.items(), seconds, strict=True):
+            found = (search(xq)[:, :, None] == truth[:, None]).any(axis=1).mean()
+            rows.append({"name": name, "threads": threads, "recall": float(found), "per_second": len(xq) / taken})
+            click.echo(str(rows[-1]))
+    return rows
+
+
+def growth(folder: Path) -> list[dict[str, Any]]:
+    """Time a query, of a batch, on ever more codes, with one thread; lists and graphs set to lose one hit of 40."""
+    dataset = Dataset.load(folder)
+    x, xq = np.concatenate(list(dataset.corpus.chunks())), dataset.queries[:1000]
+    quantizer = fit(x, config=FitConfig(layout="2x192", rotation="random"), metric=METRIC)
+    code = np.concatenate([quantizer.encode(part) for part in million(x, millions=4)])
+    rows = []
+    for n in (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000):
+        lists = f"ScanIVF{2 ** round(math.log2(4 * math.sqrt(n)))}"
+        for base in ("Scan", lists, "BHNSW16")[: 3 if n <= GRAPHS else 2]:
+            made = make_base(base, quantizer.layout)
+            made.train(code[: min(n, 50 * getattr(made, "nlist", 1))])
+            made.add(code[:n])
+            held = Contents(quantizer, made, Labels(n), CodesStore(quantizer, made))
+            tried = tune(held, xq[:200], 10, recall=0.95)
+            assert tried is not None
+            query_codes = quantizer.encode_queries(xq)
+            with threadpool_limits(1):
+                seconds = seconds_of(partial(made.search, query_codes, 100, None, {}), rounds=3)
+            row = {"n": n, "base": base, "settings": tried.settings, "milliseconds": 1000 * seconds / len(xq)}
+            rows.append(row | {"bytes": made.bytes_per_vector})
+            click.echo(str(rows[-1]))
+    return rows
+
+
+def loading(folder: Path) -> dict[str, Any]:
+    """Time the first answer of a memory-mapped index of a million vectors, in a new process, beyond its imports."""
+    dataset = Dataset.load(folder)
+    x = np.concatenate(list(dataset.corpus.chunks()))
+    measured: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        quantizer = fit(x, config=FitConfig(layout="2x192", rotation="random"), metric=METRIC)
+        big = Corpus(np.concatenate(list(million(x))))
+        np.save(f"{scratch}/q.npy", dataset.queries[:1])
+        for base in ("Scan", "ScanIVF4096"):
+            QamaIndex.build(f"{scratch}/i.qama", quantizer, big, "fp16", base)
+            runs = [subprocess.run([sys.executable, "-c", FIRST, scratch], stdout=subprocess.PIPE) for _ in range(7)]
+            measured[base] = statistics.median(float(run.stdout) for run in runs)
+    click.echo(str(measured))
+    return measured
+
+
+PARTS: dict[str, Callable[[Path], Any]] = {
+    "scans": scans,
+    "stages": stages,
+    "asymmetric": stock_fastscan,
+    "growth": growth,
+    "loading": loading,
+}
+
+
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-def main(data: Path) -> None:
-    """Measure on quora's vectors in DATA, and remake the tables."""
-    write("speed", {"k": K, "n": 1_000_000, "scans": scans(data / "quora")})
-    for path, text in render().items():
-        path.write_text(text)
+@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, default=list(PARTS))
+def main(data: Path, parts: tuple[str, ...]) -> None:
+    """Measure on quora's vectors in DATA, and remake the tables; parts left out stay as they were measured."""
+    path = RESULTS / "speed.json"
+    known = json.loads(path.read_text()) if path.exists() else {}
+    record = {"k": K, "n": 1_000_000} | {part: known[part] for part in PARTS if part in known}
+    write("speed", record | {part: PARTS[part](data / "quora") for part in parts})
+    for file, text in render().items():
+        file.write_text(text)
 
 
 if __name__ == "__main__":

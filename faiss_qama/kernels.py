@@ -14,7 +14,6 @@ from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils, event
 from numba.extending import intrinsic
-from numba.np.unsafe.ndarray import to_fixed_tuple
 
 from faiss_qama.base import WORST
 from faiss_qama.planes import LANES
@@ -74,21 +73,38 @@ def _called(builder: Any, name: str, result: Any, argument: Any) -> Any:
 
 
 @intrinsic(prefer_literal=True)
-def _measure(typing: Any, pairs: Any, groups: Any, group: Any, query: Any, out: Any) -> Any:
-    """Write the distances of the codes of a group to ``out`` (LANES,), and return the least of them.
+def _tuple(typing: Any, x: Any, row: Any, width: Any) -> Any:
+    """Return a row of ``x`` (n, width) as a tuple. Unlike a view it counts no reference, over which threads would argue."""
+    row_of = types.UniTuple(x.dtype, width.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(x)(context, builder, arguments[0]).data
+        first = builder.gep(data, [builder.mul(arguments[1], arguments[2])])
+        places = [builder.gep(first, [ir.Constant(arguments[1].type, i)]) for i in range(width.literal_value)]
+        return context.make_tuple(builder, row_of, [builder.load(place) for place in places])
+
+    return row_of(x, types.intp, width), generate
+
+
+@intrinsic(prefer_literal=True)
+def _measure(typing: Any, pairs: Any, groups: Any, group: Any, query: Any, bound: Any, out: Any, at: Any) -> Any:
+    """Write the distances of the codes of a group to ``out[at]`` (LANES,); return, a bit each, whether below ``bound``.
 
     ``query`` is a tuple of words, of which the first 2 * ``pairs`` are pairs (h, g); it stays in registers.
     """
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        _, groups_, group_, query_, out_ = arguments
+        _, groups_, group_, query_, bound_, out_, at_ = arguments
         zero = ir.Constant(group_.type, 0)
         words = _vector(context, builder, groups, groups_, builder.mul(group_, ir.Constant(group_.type, query.count)))
 
+        def everywhere(number: Any) -> Any:
+            first = builder.insert_element(ir.Constant(_NUMBERS, ir.Undefined), number, zero)
+            return builder.shuffle_vector(first, first, ir.Constant(_NUMBERS, [0] * LANES))
+
         def word(w: int) -> tuple[Any, Any]:
-            own = builder.insert_element(ir.Constant(_NUMBERS, ir.Undefined), builder.extract_value(query_, w), zero)
-            own = builder.shuffle_vector(own, own, ir.Constant(_NUMBERS, [0] * LANES))
-            return builder.load(builder.gep(words, [ir.Constant(group_.type, w)]), align=4), own
+            place = builder.gep(words, [ir.Constant(group_.type, w)])
+            return builder.load(place, align=4), everywhere(builder.extract_value(query_, w))
 
         def counted(bits: Any) -> Any:
             return _called(builder, "ctpop", _NUMBERS, bits)
@@ -103,10 +119,11 @@ def _measure(typing: Any, pairs: Any, groups: Any, group: Any, query: Any, out: 
             bits, own = word(w)
             ones = builder.add(ones, counted(builder.xor(bits, own)))
         distances = builder.add(ones, builder.add(twos, twos))
-        builder.store(distances, _vector(context, builder, out, out_, zero), align=4)
-        return _called(builder, "vector.reduce.smin", ir.IntType(32), distances)
+        builder.store(distances, _vector(context, builder, out, out_, at_), align=4)
+        below = builder.icmp_signed("<", distances, everywhere(bound_))
+        return builder.zext(builder.bitcast(below, ir.IntType(LANES)), ir.IntType(32))
 
-    return types.int32(pairs, groups, types.intp, query, out), generate
+    return types.int32(pairs, groups, types.intp, query, types.int32, out, types.intp), generate
 
 
 @jitted()
@@ -168,25 +185,24 @@ def scans(pairs: int, others: int) -> tuple[Callable[..., None], Callable[..., N
         nq, k = D.shape
         room = min(2 * k, last - first) + BLOCK
         distances, rows = np.empty((nq, room), np.int32), np.empty((nq, room), np.int64)
-        found, bound = np.zeros(nq, np.int64), np.full(nq, WORST, np.int64)
+        found, bound = np.zeros(nq, np.int64), np.full(nq, WORST, np.int32)
         counts, of_block = np.empty(most + 1, np.int64), np.empty((BLOCK // lanes, lanes), np.int32)
-        leasts = np.empty(BLOCK // lanes, np.int32)
+        below = np.empty(BLOCK // lanes, np.int32)
         for start in range(first, last, BLOCK):
             here = min(BLOCK, last - start)
             for q in range(nq):
-                query = to_fixed_tuple(queries[q], total)  # into registers
+                query = _tuple(queries, q, total)
                 n_groups = (here + lanes - 1) // lanes
                 for b in range(n_groups):
-                    leasts[b] = _measure(pairs, groups, start // lanes + b, query, of_block[b])
+                    below[b] = _measure(pairs, groups, start // lanes + b, query, bound[q], of_block, b)
                 n = found[q]
                 for b in range(n_groups):
-                    if leasts[b] >= bound[q]:
+                    if below[b] == 0:
                         continue
-                    for i in range(min(lanes, here - b * lanes)):
+                    for i in range(min(lanes, here - b * lanes)):  # without a branch, as nobody could predict it
                         row = start + b * lanes + i
-                        if of_block[b, i] < bound[q] and (len(allowed) == 0 or allowed[row]):
-                            distances[q, n], rows[q, n] = of_block[b, i], row
-                            n += 1
+                        distances[q, n], rows[q, n] = of_block[b, i], row
+                        n += below[b] >> i & 1 and (len(allowed) == 0 or allowed[row])
                 if n >= 2 * k:
                     bound[q] = _nearest(distances[q], rows[q], n, k, counts)
                     n = k
@@ -200,7 +216,7 @@ def scans(pairs: int, others: int) -> tuple[Callable[..., None], Callable[..., N
     ) -> None:
         nq, k = D.shape
         distances, found = np.empty((nq, 2 * k + lanes), np.int32), np.empty((nq, 2 * k + lanes), np.int64)
-        n, bound = np.zeros(nq, np.int64), np.full(nq, WORST, np.int64)
+        n, bound = np.zeros(nq, np.int64), np.full(nq, WORST, np.int32)
         counts, of_group = np.empty(most + 1, np.int64), np.empty(lanes, np.int32)
         nearest = max(1, probes.shape[1] // 8)
         # All queries look at a list together, while it is in the cache; but first at their nearest lists, so that what
@@ -212,14 +228,15 @@ def scans(pairs: int, others: int) -> tuple[Callable[..., None], Callable[..., N
                 while first >= 0:
                     after = first
                     for q in members[ends[number] : ends[number + 1]]:
-                        query = to_fixed_tuple(queries[q], total)
+                        query = _tuple(queries, q, total)
                         after, left, here, limit = first, BLOCK // lanes, n[q], bound[q]
                         while after >= 0 and left > 0:
-                            if _measure(pairs, groups, after, query, of_group) < limit:
+                            below = _measure(pairs, groups, after, query, limit, of_group, 0)
+                            if below:
                                 for i in range(lanes):  # without a branch, as nobody could predict it
                                     row = rows[after, i]
                                     distances[q, here], found[q, here] = of_group[i], row
-                                    here += of_group[i] < limit and row >= 0 and (len(allowed) == 0 or allowed[row])
+                                    here += below >> i & 1 and row >= 0 and (len(allowed) == 0 or allowed[row])
                                 if here >= 2 * k:
                                     limit = _nearest(distances[q], found[q], here, k, counts)
                                     here = k
