@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint demo results speed training clean
+.PHONY: test lint demo results speed peers training clean
 
 test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
@@ -22,9 +22,15 @@ demo: $(VENV)/demo.stamp
 results: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/results.py $(DATA)
 
-# make speed DATA=folder: measure scans, into docs/results/speed.json.
+# make speed DATA=folder: measure scans, encoding, loading and growth, into docs/results/speed.json.
 speed: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/speed.py $(DATA)
+
+# make peers DATA=folder: measure whole searches against FAISS and others, into docs/results/peers-*.json, and draw them.
+peers: $(VENV)/dev.stamp
+	$(PIP) --editable '.[bench]'
+	$(BIN)/python benchmarks/peers.py $(DATA)
+	$(BIN)/python benchmarks/pictures.py
 
 # make training DATA=folder: measure what is trained, into docs/results/training*.json (two hours and more on two cores).
 training: $(VENV)/dev.stamp

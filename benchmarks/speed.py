@@ -84,13 +84,14 @@ def scans(folder: Path) -> list[dict[str, Any]]:
 
 
 def in_turns(asked: list[Any], *searches: Callable[[Any], Any]) -> list[float]:
-    """Return the median seconds of each search, which take turns on the same queries, after a pause each."""
+    """Return the median seconds of each search, which take turns on the same queries, after a pause and a run each."""
     seconds: list[list[float]] = [[] for _ in searches]
     for search in searches:  # what is compiled or allocated once
         search(asked[0])
     for xq in asked:
         for search, own in zip(searches, seconds, strict=True):
             time.sleep(PAUSE)  # in which idle threads of the one before go to sleep
+            search(xq)
             start = time.perf_counter()
             search(xq)
             own.append(time.perf_counter() - start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -12,6 +13,7 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
+OTHERS = ("SVS ", "ScaNN ", "usearch ", "RaBitQ ")  # how names of other libraries' begin
 SETS = ("scifact", "nfcorpus", "quora")
 
 
@@ -35,7 +37,14 @@ def render() -> dict[Path, str]:
         "bases": _bases_table(data),
         "scale": _scale_table(data),
         "scans": _scans_table(data),
+        "stages": _stages_table(data),
+        "asymmetric": _asymmetric_table(data),
+        "growing codes": _growing_table(data),
     }
+    for size in ("quora", "million"):
+        if f"peers-{size}" in data:
+            peers = data[f"peers-{size}"]
+            tables |= {f"fastest {size}": _fastest_table(peers), f"peers {size}": _peers_table(peers)}
     # Training takes longer to measure than all the rest, so its files may not be there.
     if all(f"training-{name}" in data for name in SETS):
         tables |= {"training": _training_table(data), "prefixes": _prefixes_table(data)}
@@ -225,6 +234,75 @@ def _scans_table(data: dict[str, Any]) -> str:
     header = ["", "bytes a code, `Scan` and `IndexBinaryFlat`"]
     header += [f"{threads} thread{'s' * (threads > 1)}, {batch} at a time" for threads, batch in cells]
     return _markdown(header, rows)
+
+
+def _stages_table(data: dict[str, Any]) -> str:
+    speed = data["speed"]
+    rows = []
+    for row in speed["stages"]["threads"]:
+        cells = [f"{row['scoring_milliseconds']:.3f} ms", f"{row['encoded_per_second']:,.0f}"]
+        rows.append([str(row["threads"]), *cells, f"{row['times_the_product']:.2f}"])
+    header = ["threads", f"scoring {speed['stages']['candidates']} candidates from their codes, a query"]
+    header += ["vectors encoded a second", "time of encoding, that of its matrix product being 1"]
+    loading = ", ".join(f"`{base}` {1000 * seconds:.0f} ms" for base, seconds in speed["loading"].items())
+    return _markdown(header, rows) + f"\n\nFrom a million vectors on disk to the first answer, mapped: {loading}."
+
+
+def _asymmetric_table(data: dict[str, Any]) -> str:
+    rows = [
+        [row["name"], str(row["threads"]), f"{row['recall']:.3f}", f"{row['per_second']:,.0f}"]
+        for row in data["speed"]["asymmetric"]
+    ]
+    return _markdown(["", "threads", "recall@10", "queries/s"], rows)
+
+
+def _growing_table(data: dict[str, Any]) -> str:
+    kinds: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in data["speed"]["growth"]:
+        kinds.setdefault(re.sub(r"IVF\d+", "IVF", row["base"]), {})[row["n"]] = row
+    sizes = sorted(kinds["Scan"])
+    rows = []
+    for kind, cells in kinds.items():
+        times = [1000 * cells[n]["milliseconds"] if n in cells else None for n in sizes]
+        known = [n for n in sizes if n in cells]
+        slope = np.polyfit(np.log(known), np.log([cells[n]["milliseconds"] for n in known]), 1)[0]
+        rows.append([f"`{kind}`", *("" if t is None else f"{t:,.0f}" for t in times), f"n^{slope:.2f}"])
+    return _markdown(["microseconds a query", *(f"{n:,}" for n in sizes), "grows as"], rows)
+
+
+def _fastest_table(peers: dict[str, Any]) -> str:
+    """Return the fastest of ours and of FAISS's within as much memory, side by side."""
+    rows = []
+    turns = [row for row in peers["in_turns"] if not row["name"].startswith(OTHERS)]
+    for target, threads, bound in itertools.product((0.95, 0.99), (1, 2), (80, 256)):
+        fits = [r for r in turns if (r["target"], r["threads"]) == (target, threads) and r["ram"] <= bound]
+        ours, theirs = (max((r for r in fits if r["ours"] == own), key=_speed, default=None) for own in (True, False))
+        if ours is None or theirs is None:
+            continue
+        cells = [f"`{_named(row)}`, {row['ram']:.0f} bytes: {row['per_second']:,.0f}" for row in (ours, theirs)]
+        rows.append([f"{target}", f"{bound}", str(threads), *cells, f"{_speed(ours) / _speed(theirs):.2f}"])
+    return _markdown(["recall@10", "bytes in memory", "threads", "ours, queries/s", "FAISS, queries/s", "times"], rows)
+
+
+def _peers_table(peers: dict[str, Any]) -> str:
+    both: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
+    for row in peers["in_turns"]:
+        both.setdefault((row["name"], row["target"]), {})[row["threads"]] = row
+    rows = []
+    for (_, target), row in sorted(both.items(), key=lambda item: (item[0][1], -_speed(item[1][1]))):
+        one = row[1]
+        cells = [f"{one['ram']:.0f} + {one['disk']:.0f}", f"{one['recall']:.3f}"]
+        rows.append([f"{target}", f"`{_named(one)}`", *cells, f"{_speed(one):,.0f}", f"{_speed(row[2]):,.0f}"])
+    return _markdown(["at", "", "bytes + on disk", "recall@10", "queries/s, 1 thread", "2 threads"], rows)
+
+
+def _named(row: dict[str, Any]) -> str:
+    settings = "".join(f", {name} {value}" for name, value in row["settings"].items())
+    return row["name"] + settings
+
+
+def _speed(row: dict[str, Any]) -> float:
+    return float(row["per_second"])
 
 
 def _scale_table(data: dict[str, Any]) -> str:

@@ -129,7 +129,7 @@ class Contents:
         width = 0 if prefix is None else self._prefix_width(prefix, k, left, candidates, recall)
 
         def answered(part: slice) -> tuple[NDArray[Any], Ids]:
-            code = self.quantizer.encode_queries(xq[part])
+            code = self.quantizer.query_codes(xq[part])
             if funnel is not None:
                 D, rows = self._through(funnel, code, width, candidates, mask)
             else:
@@ -149,7 +149,7 @@ class Contents:
         of reach.
         """
         mask, left = self._mask(sel)
-        code, todo = self.quantizer.encode_queries(xq), np.arange(len(xq))
+        code, todo = self.quantizer.query_codes(xq), np.arange(len(xq))
         hits: list[tuple[NDArray[Any], Ids]] = [(np.empty(0), np.empty(0, np.int64))] * len(xq)
         candidates = min(RANGE_START, left)
         while len(todo) and left:

@@ -74,7 +74,7 @@ def _called(builder: Any, name: str, result: Any, argument: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def _tuple(typing: Any, x: Any, row: Any, width: Any) -> Any:
-    """Return a row of ``x`` (n, width) as a tuple. Unlike a view it counts no reference, over which threads would argue."""
+    """Return a row of ``x`` (n, width) as a tuple; unlike a view it counts no reference, which threads contend for."""
     row_of = types.UniTuple(x.dtype, width.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -124,6 +124,16 @@ def _measure(typing: Any, pairs: Any, groups: Any, group: Any, query: Any, bound
         return builder.zext(builder.bitcast(below, ir.IntType(LANES)), ir.IntType(32))
 
     return types.int32(pairs, groups, types.intp, query, types.int32, out, types.intp), generate
+
+
+@intrinsic
+def _first(typing: Any, bits: Any) -> Any:
+    """Return the place of the lowest bit that is set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int32(types.int32), generate
 
 
 @jitted()
@@ -197,12 +207,13 @@ def scans(pairs: int, others: int) -> tuple[Callable[..., None], Callable[..., N
                     below[b] = _measure(pairs, groups, start // lanes + b, query, bound[q], of_block, b)
                 n = found[q]
                 for b in range(n_groups):
-                    if below[b] == 0:
-                        continue
-                    for i in range(min(lanes, here - b * lanes)):  # without a branch, as nobody could predict it
+                    near = below[b]
+                    while near:
+                        i = _first(near)
+                        near &= near - 1
                         row = start + b * lanes + i
                         distances[q, n], rows[q, n] = of_block[b, i], row
-                        n += below[b] >> i & 1 and (len(allowed) == 0 or allowed[row])
+                        n += row < last and (len(allowed) == 0 or allowed[row])
                 if n >= 2 * k:
                     bound[q] = _nearest(distances[q], rows[q], n, k, counts)
                     n = k
@@ -233,10 +244,12 @@ def scans(pairs: int, others: int) -> tuple[Callable[..., None], Callable[..., N
                         while after >= 0 and left > 0:
                             below = _measure(pairs, groups, after, query, limit, of_group, 0)
                             if below:
-                                for i in range(lanes):  # without a branch, as nobody could predict it
+                                while below:
+                                    i = _first(below)
+                                    below &= below - 1
                                     row = rows[after, i]
                                     distances[q, here], found[q, here] = of_group[i], row
-                                    here += below >> i & 1 and row >= 0 and (len(allowed) == 0 or allowed[row])
+                                    here += row >= 0 and (len(allowed) == 0 or allowed[row])
                                 if here >= 2 * k:
                                     limit = _nearest(distances[q], found[q], here, k, counts)
                                     here = k

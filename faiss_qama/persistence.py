@@ -262,6 +262,8 @@ def _read_base(paths: Mapping[str, Path], layout: CodeLayout, kind: str, ntotal:
 
 def _read_lists(paths: Mapping[str, Path], layout: CodeLayout, nlist: int, ntotal: int, mmap: bool) -> ScanIVF:
     sizes = _read_array(paths["sizes"], (nlist,), np.dtype("<i8"), mmap=False)
+    if sizes.min() < 0 or sizes.sum() != ntotal:
+        raise ValueError(f"{paths['sizes']}: lists of {sizes.sum()} codes; the manifest says {ntotal}")
     groups = int((-(-sizes // LANES)).sum())
     wanted: dict[str, tuple[tuple[int, ...], str]] = {
         "codes": ((groups, n_words(layout), LANES), "<u4"),
@@ -270,6 +272,10 @@ def _read_lists(paths: Mapping[str, Path], layout: CodeLayout, nlist: int, ntota
         "centroids": ((nlist, layout.code_size), "|u1"),
     }
     parts = {role: _read_array(paths[role], shape, np.dtype(dtype), mmap) for role, (shape, dtype) in wanted.items()}
+    for role, least, most in (("rows", -1, ntotal), ("places", 0, groups * LANES)):
+        array = parts[role]
+        if not mmap and array.size and not least <= array.min() <= array.max() < most:  # the loops would read elsewhere
+            raise ValueError(f"{paths[role]}: {array.min()} to {array.max()}; {least} to {most - 1} are possible")
     return ScanIVF.of_parts(layout, nlist, parts | {"sizes": sizes})
 
 

@@ -102,7 +102,10 @@ class Quantizer:
 
         Under the inner product a query's length does not change the ranking, so it is brought to the corpus' scale.
         """
-        x = as_vectors(xq, self.d, "queries")
+        return self.query_codes(as_vectors(xq, self.d, "queries"))
+
+    def query_codes(self, x: Floats) -> Codes:
+        """Return :meth:`encode_queries` of what :func:`~faiss_qama.vectors.as_vectors` returned."""
         if self.metric == faiss.METRIC_INNER_PRODUCT:
             x = rescaled(x, self.scale)
         return self._encode(x, self.query_transform)

@@ -41,7 +41,8 @@ def blocks(rows: Ids, width: int) -> Iterator[slice]:
 def best(scores: NDArray[Any], rows: Ids, k: int, larger: bool) -> tuple[NDArray[Any], Ids]:
     """Return the best ``k`` of each row of ``scores`` and ``rows``, best first; ties in the order that they have."""
     order = np.argsort(-scores if larger else scores, axis=1, kind="stable")[:, :k]
-    return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+    order += np.arange(len(scores))[:, None] * scores.shape[1]  # faster than take_along_axis, for one query above all
+    return scores.ravel()[order], rows.ravel()[order]
 
 
 def joined(done: Sequence[tuple[NDArray[Any], Ids]], axis: int) -> tuple[NDArray[Any], Ids]:

@@ -94,9 +94,9 @@ class Scan(Base):
             raise ValueError(f"{name} means nothing to {self}; it takes no search parameters")
         groups, n, found = self.groups, self._n, min(k, self._n)
         allowed = np.empty(0, bool) if rows is None else rows
-        compiled, blocks = loops("kernels"), max(1, -(-len(queries) // QUERIES))
+        compiled, starts = loops("kernels"), range(0, len(queries) or 1, QUERIES)
         if compiled is None:
-            done = [self._without_numba(block, found, allowed) for block in np.array_split(queries, blocks)]
+            done = [self._without_numba(queries[start : start + QUERIES], found, allowed) for start in starts]
             return ranking.padded(*ranking.joined(done, axis=0), k, np.int32(WORST))
         kernel, _ = compiled.scans(*planes.widths(self.layout))
         # Threads take parts of the groups; Contents has given each its queries where there are many.
@@ -110,7 +110,8 @@ class Scan(Base):
             kernel(groups, ends[part], ends[part + 1], block, allowed, D, I)
             return D, I
 
-        tasks = [(block, part) for block in np.array_split(self._pack(queries), blocks) for part in range(parts)]
+        words = self._pack(queries)
+        tasks = [(words[start : start + QUERIES], part) for start in starts for part in range(parts)]
         done = each(scanned, tasks)
         if parts > 1:
             joined = [ranking.joined(done[start : start + parts], axis=1) for start in range(0, len(done), parts)]

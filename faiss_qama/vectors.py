@@ -49,6 +49,8 @@ def as_vectors(
     check_dtype_and_shape(array, d, what)
     with np.errstate(over="ignore", invalid="ignore"):
         out: Floats = np.ascontiguousarray(array, dtype=np.float32)
+        if np.isfinite(out.sum()):
+            return out
         suspects = np.flatnonzero(~np.isfinite(out.sum(axis=1)))  # a sum may overflow where no value does
     bad = suspects[~np.isfinite(out[suspects]).all(axis=1)]
     if len(bad):

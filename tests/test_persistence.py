@@ -268,6 +268,25 @@ def test_no_pickle_and_a_manifest_that_people_can_read(small, corpus, tmp_path):
     np.testing.assert_array_equal(stored, corpus.astype(np.float16))
 
 
+@pytest.mark.parametrize(
+    ("role", "value"), [("rows", 70), ("rows", -2), ("places", -1), ("places", 10**6), ("sizes", 99)]
+)
+def test_lists_that_lead_elsewhere_are_refused(request, tmp_path, role, value):
+    """Whoever writes checksums that match could otherwise let the compiled loops read what is not theirs."""
+    folder = tmp_path / "i.qama"
+    shutil.copytree(request.config.rootpath / "tests" / "data" / "v4.qama", folder)
+    path = folder / f"{role}-1.npy"
+    array = np.load(path)
+    array.flat[0] = value
+    np.save(path, array)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"][role] = persistence._file_entry(path)
+    manifest["sha256"] = persistence._digest(manifest)
+    (folder / "manifest.json").write_bytes(persistence._dump(manifest))
+    with pytest.raises(ValueError, match=f"{role}-1.npy: "):
+        QamaIndex.load(folder)
+
+
 @pytest.mark.parametrize(("version", "n"), [("v1", 200), ("v2", 1003), ("v3", 1003), ("v4", 903)])
 def test_a_bundle_of_each_version_loads_for_ever(request, tmp_path, version, n):
     """Written when the format was new; its answers are stored with it. The second has a trained network and adapter,
