@@ -19,7 +19,7 @@ from faiss_qama.codes import Codes, Floats
 from faiss_qama.labels import Ids
 
 WINDOWS = (10, 16, 24, 32, 48, 64, 96, 128, 192)
-LISTS = (1, 2, 4)  # times the square root of the number of vectors
+LISTS = (2,)  # times the square root of the number of vectors
 BEAMS = (0.5, 1, 2, 4)  # what a graph's search keeps, times the candidates
 DEGREE, EF_CONSTRUCTION = 16, 128  # of graphs over sign bits
 

@@ -1,8 +1,8 @@
 """Measure whole searches against FAISS's and others': python benchmarks/peers.py DATA.
 
-Every arrangement is tried at the settings of its grid; of those that reach a recall the fastest is kept. What was
-kept takes turns in one run, with one thread and with two; medians. Before its turn there is a pause, in which idle threads
-of the one before go to sleep, and a search that is not timed.
+Every arrangement is tried at the settings of its grid; of those that reach a recall the fastest is kept. What was kept
+takes turns in one run, with one thread and with two; medians. Before a turn there is a pause, in which idle threads of
+the one before go to sleep, and a search that is not timed.
 """
 
 from __future__ import annotations

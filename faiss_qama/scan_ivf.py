@@ -166,7 +166,7 @@ class ScanIVF(Scan):
         if k >= left or 2 * left < self._n:
             nprobe = self.nlist
         D, I = self._probe(queries, min(k, self._n), rows, nprobe)
-        if nprobe < self.nlist:  # more lists for what has not found k
+        if rows is not None and nprobe < self.nlist:  # a filter finds k, if there are so many
             short = np.flatnonzero(I[:, -1] < 0)
             if len(short):
                 D[short], I[short] = self._probe(queries[short], k, rows, self.nlist)
