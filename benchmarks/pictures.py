@@ -13,15 +13,6 @@ FLOOR = 0.8  # recall, below which nothing is drawn
 LABELLED = 6  # arrangements of others, the fastest at .95, that are named
 
 
-def frontier(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the points that no other beats in both recall and speed, by recall."""
-    kept: list[dict[str, Any]] = []
-    for point in sorted(points, key=lambda p: (-p["per_second"], -p["recall"])):
-        if not kept or point["recall"] > kept[-1]["recall"]:
-            kept.append(point)
-    return kept
-
-
 def speed_at(row: dict[str, Any], recall: float) -> float:
     """Return the queries per second of the fastest point that reaches ``recall``, 0 if none does."""
     return max((p["per_second"] for p in row["points"] if p["recall"] >= recall), default=0.0)
@@ -35,7 +26,7 @@ def draw(name: str) -> None:
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
     colours = iter(plt.cm.tab10.colors)
     for row in reversed(rows):
-        points = [p for p in frontier(row["points"]) if p["recall"] >= FLOOR]
+        points = [p for p in row["points"] if p["recall"] >= FLOOR]
         if not points:
             continue
         named = row["name"] in labelled

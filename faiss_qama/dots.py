@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -47,39 +49,28 @@ def _prefetch(typing: Any, x: Any, row: Any) -> Any:
     return types.void(x, types.intp), generate
 
 
-@jitted(fastmath={"reassoc", "contract", "nsz"})
-def inner_products(x: Any, rows: Any, queries: Any, out: Any) -> None:
-    """Fill ``out`` (nq, k) with the inner products of ``queries`` (nq, d) and the ``rows`` (nq, k) of ``x`` (n, d).
+@cache
+def scores(inner_product: bool) -> Callable[..., None]:
+    """Return what scores candidates, by inner product or by squared L2 distance.
 
-    Parameters
-    ----------
-    x : float32, or float16 viewed as uint16
+    ``score(x, rows, queries, out)`` fills ``out`` (nq, k) float32 with the scores of ``rows`` (nq, k) int64 of ``x``
+    (n, d), float32, or float16 viewed as uint16, for ``queries`` (nq, d) float32.
     """
-    k = rows.shape[1]
-    for q in range(len(rows)):
-        for i in range(min(AHEAD, k)):
-            _prefetch(x, rows[q, i])
-        for i in range(k):
-            if i + AHEAD < k:
-                _prefetch(x, rows[q, i + AHEAD])
-            total, row = np.float32(0), rows[q, i]
-            for j in range(x.shape[1]):
-                total += _value(x[row, j]) * queries[q, j]
-            out[q, i] = total
 
+    @jitted(fastmath={"reassoc", "contract", "nsz"})
+    def score(x: Any, rows: Any, queries: Any, out: Any) -> None:
+        k = rows.shape[1]
+        for q in range(len(rows)):
+            for i in range(min(AHEAD, k)):
+                _prefetch(x, rows[q, i])
+            for i in range(k):
+                if i + AHEAD < k:
+                    _prefetch(x, rows[q, i + AHEAD])
+                total, row = np.float32(0), rows[q, i]
+                for j in range(x.shape[1]):
+                    value, own = _value(x[row, j]), queries[q, j]
+                    total += value * own if inner_product else (value - own) * (value - own)
+                out[q, i] = total
 
-@jitted(fastmath={"reassoc", "contract", "nsz"})
-def squared_distances(x: Any, rows: Any, queries: Any, out: Any) -> None:
-    """Fill ``out`` (nq, k) with squared L2 distances; see :func:`inner_products`."""
-    k = rows.shape[1]
-    for q in range(len(rows)):
-        for i in range(min(AHEAD, k)):
-            _prefetch(x, rows[q, i])
-        for i in range(k):
-            if i + AHEAD < k:
-                _prefetch(x, rows[q, i + AHEAD])
-            total, row = np.float32(0), rows[q, i]
-            for j in range(x.shape[1]):
-                difference = _value(x[row, j]) - queries[q, j]
-                total += difference * difference
-            out[q, i] = total
+    compiled: Callable[..., None] = score
+    return compiled

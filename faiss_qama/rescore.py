@@ -110,8 +110,7 @@ class _Vectors(Store):
         """Fill ``out`` (nq, k') with the scores of ``rows`` of ``x``."""
         dots, inner_product = loops("dots"), self.quantizer.metric == faiss.METRIC_INNER_PRODUCT
         if dots is not None:
-            score = dots.inner_products if inner_product else dots.squared_distances
-            score(x.view(np.uint16) if x.dtype == np.float16 else x, rows, xq, out)
+            dots.scores(inner_product)(x.view(np.uint16) if x.dtype == np.float16 else x, rows, xq, out)
         elif inner_product:
             out[:] = np.matmul(x[rows], xq[:, :, None])[:, :, 0]
         else:

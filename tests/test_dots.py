@@ -22,8 +22,8 @@ def test_scores_are_numpys(tmp_path, d, k, dtype, mapped):
     rows[0, 0], rows[1, 0] = 1, 2
     wanted, x = x[rows].astype(np.float64), queries[:, None].astype(np.float64)
     for loop, exact in (
-        (dots.inner_products, (wanted * x).sum(axis=2)),
-        (dots.squared_distances, np.square(wanted - x).sum(axis=2)),
+        (dots.scores(True), (wanted * x).sum(axis=2)),
+        (dots.scores(False), np.square(wanted - x).sum(axis=2)),
     ):
         out = np.empty((4, k), np.float32)
         loop(stored.view(np.uint16) if dtype == np.float16 else stored, rows, queries, out)
