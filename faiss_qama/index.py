@@ -60,6 +60,7 @@ class QamaIndex:
     Attributes
     ----------
     rescore : the name of the second stage
+    tried : what base ``auto`` was chosen from, itself first
     """
 
     def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = "BFlat") -> None:
@@ -70,7 +71,7 @@ class QamaIndex:
         self._plan: Unfitted | None = None
         self._made_of: tuple[tuple[Contents, int], ...] = ()  # by truncate, which copied codes at these versions
         self._lock, self._read_only = ReadWriteLock(), False
-        self._tried: list[Tried] | None = None  # what a base was chosen from
+        self.tried: list[Tried] = []
         self._auto = isinstance(base, str) and base == AUTO  # and none is yet
         base = "Scan" if self._auto else base
         if not isinstance(quantizer, Quantizer | Unfitted):
@@ -146,11 +147,6 @@ class QamaIndex:
     @efSearch.setter
     def efSearch(self, value: int) -> None:  # noqa: N802
         self._setting("efSearch", value)
-
-    @property
-    def tried(self) -> list[Tried]:
-        """What base ``auto`` was chosen from, itself first."""
-        return self._tried or []
 
     @property
     def ids(self) -> Ids:
@@ -513,8 +509,9 @@ class QamaIndex:
         persistence.check_writable(path, corpus.paths)
         index = cls(quantizer, rescore, base=base)
         index._base.set(settings or {})
-        sample = corpus.take(np.unique(np.linspace(0, len(corpus) - 1, TRAINING, dtype=np.int64)))
         chosen = index._auto
+        if not index.is_trained:
+            sample = corpus.take(np.unique(np.linspace(0, len(corpus) - 1, TRAINING, dtype=np.int64)))
         if chosen:
             code = np.concatenate([quantizer.encode(x) for x in progress(corpus.chunks(), "encoding", corpus.n_chunks)])
             filled = index._choose(quantizer, code, _queries(sample, queries, index.d), recall)
@@ -539,7 +536,7 @@ class QamaIndex:
                 pass
         persistence.write(path, bundle)
         loaded = cls.load(path, mmap=True)
-        loaded._tried = index._tried
+        loaded.tried = index.tried
         return loaded
 
     # Inside.
@@ -567,7 +564,7 @@ class QamaIndex:
 
     def _choose(self, quantizer: Quantizer, code: Codes, xq: Floats, recall: float) -> Base:
         """Return the fastest base of ``code`` that keeps ``recall``, filled."""
-        base, self._tried = fastest(quantizer, code, xq, recall)
+        base, self.tried = fastest(quantizer, code, xq, recall)
         self._auto = False
         return base
 

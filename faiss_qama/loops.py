@@ -18,13 +18,14 @@ R = TypeVar("R")
 
 @cache
 def loops(name: str) -> Any:
-    """Return the module ``name`` of compiled loops, ``kernels`` or ``dots``, or None, with a warning, without numba."""
+    """Return the loops ``kernels`` or ``dots``; without numba None, and for ``kernels`` a warning."""
     try:
         return importlib.import_module(f"faiss_qama.{name}")  # here, because importing numba takes half a second
     except ModuleNotFoundError as error:
         if error.name not in ("numba", "llvmlite"):
             raise
-        warnings.warn("Scan is slower without numba: pip install 'faiss-qama[scan]'", stacklevel=2)
+        if name == "kernels":
+            warnings.warn("Scan is slower without numba: pip install 'faiss-qama[scan]'", stacklevel=2)
         return None
 
 

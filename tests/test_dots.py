@@ -2,10 +2,24 @@
 
 from __future__ import annotations
 
+import faiss
 import numpy as np
 import pytest
+from conftest import fit_quietly, make_vectors
 
-from faiss_qama import dots
+from faiss_qama import QamaIndex, dots, rescore
+
+
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
+@pytest.mark.parametrize("kind", ["sq8", "fp16", "fp32"])
+def test_stores_score_alike_without_numba(monkeypatch, metric, kind):
+    x, xq = make_vectors(500, seed=91), make_vectors(7, seed=92)
+    index = QamaIndex(fit_quietly(x, layout="2x18", metric=metric), kind)
+    index.add(x)
+    rows = np.random.default_rng(0).integers(0, 500, (7, 30))
+    compiled = index.second_stage.scores(xq, rows)
+    monkeypatch.setattr(rescore, "loops", lambda name: None)
+    np.testing.assert_allclose(index.second_stage.scores(xq, rows), compiled, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("d", [1, 7, 16, 33, 384])
