@@ -8,11 +8,13 @@ each bit adds the step from one level to the next. That makes the asymmetric sco
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
 from faiss_qama.codes import Floats
 from faiss_qama.layout import CodeLayout
+from faiss_qama.transform import Linear
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +68,11 @@ class BitDecoder:
     offset: Floats
     energy_steps: Floats | None
     energy_offset: float
+
+    @cached_property
+    def weights(self) -> Linear:
+        """What each bit adds to the inner product with a query: from (n, d) to (n, n_bits)."""
+        return Linear(self.steps, np.zeros(len(self.steps), np.float32))
 
     def vectors(self, bits: Floats) -> Floats:
         """Return the vectors (n, d) of ``bits`` (n, n_bits)."""

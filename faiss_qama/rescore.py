@@ -265,8 +265,8 @@ class CodesStore(Store):
         xq = quantizer.adapt_queries(xq)
         plain = not quantizer.unit and quantizer.metric == faiss.METRIC_INNER_PRODUCT  # no norms are needed
         squares = None if plain else decoder.energy_steps
-        products, energies = self._base.weighted_sums(rows, xq @ decoder.steps.T, squares)
-        products += (xq @ decoder.offset)[:, None]
+        products, energies = self._base.weighted_sums(rows, decoder.weights(xq), squares)
+        products += np.einsum("qd,d->q", xq, decoder.offset)[:, None]
         if plain:
             return products
         if squares is None:
