@@ -244,7 +244,9 @@ def _stages_table(data: dict[str, Any]) -> str:
         rows.append([str(row["threads"]), *cells, f"{row['times_the_product']:.2f}"])
     header = ["threads", f"scoring {speed['stages']['candidates']} candidates from their codes, a query"]
     header += ["vectors encoded a second", "time of encoding, that of its matrix product being 1"]
-    loading = ", ".join(f"`{base}` {1000 * seconds:.0f} ms" for base, seconds in speed["loading"].items())
+    loading = ", ".join(f"`{base}` {1000 * took['seconds']:.0f} ms" for base, took in speed["loading"].items())
+    numba = 1000 * max(took["numba_seconds"] for took in speed["loading"].values())
+    loading += f". Numba takes {numba:.0f} ms more to start in a process, whatever the index"
     return _markdown(header, rows) + f"\n\nFrom a million vectors on disk to the first answer, mapped: {loading}."
 
 
