@@ -7,10 +7,9 @@ the one before go to sleep, and a search that is not timed.
 
 from __future__ import annotations
 
-import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ import numpy as np
 from arrangements import Arrangement, K, of_faiss, of_ours
 from others import others
 from results import million, write
+from speed import in_turns
 from tables import render
 from threadpoolctl import threadpool_limits
 
@@ -28,7 +28,7 @@ from faiss_qama.evaluation import Dataset
 from faiss_qama.labels import Ids
 
 TARGETS = (0.95, 0.99)
-QUERIES, ROUNDS, PAUSE = 1000, 9, 0.05
+QUERIES, ROUNDS = 1000, 9
 BEYOND = 3  # widths tried after the first that reaches the last of the targets
 
 # FAISS's arrangements, and what refines them. Those that nothing refines hold what they rank by.
@@ -104,19 +104,6 @@ def fastest(measured: list[dict[str, Any]], target: float) -> dict[str, Any] | N
     return max(reached, key=lambda point: float(point["per_second"]), default=None)
 
 
-def in_turns(searches: list[Callable[[], Any]]) -> list[float]:
-    """Return the median seconds of each search."""
-    seconds: list[list[float]] = [[] for _ in searches]
-    for _ in range(ROUNDS):
-        for search, own in zip(searches, seconds, strict=True):
-            time.sleep(PAUSE)
-            search()
-            start = time.perf_counter()
-            search()
-            own.append(time.perf_counter() - start)
-    return [statistics.median(own) for own in seconds]
-
-
 def measure(x: Floats, xq: Floats, lists: tuple[int, ...], folder: Path) -> dict[str, Any]:
     """Return all points, and for each target the fastest of each arrangement, in turns."""
     truth = faiss.knn(xq, x, K, metric=faiss.METRIC_L2)[1]
@@ -136,7 +123,8 @@ def measure(x: Floats, xq: Floats, lists: tuple[int, ...], folder: Path) -> dict
     winners = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            seconds = in_turns([lambda a=a, p=p: a.search(xq, p["settings"]) for a, _, p in kept])
+            searches = [lambda xq, a=a, p=p: a.search(xq, p["settings"]) for a, _, p in kept]
+            seconds = in_turns([xq] * ROUNDS, *searches)
         for (arrangement, target, point), taken in zip(kept, seconds, strict=True):
             row = {"name": arrangement.name, "ram": arrangement.ram, "disk": arrangement.disk, "ours": arrangement.ours}
             row |= {"target": target, "settings": point["settings"], "recall": point["recall"], "threads": threads}

@@ -68,12 +68,7 @@ def tune(contents: Contents, xq: Floats, k: int, recall: float) -> Tried | None:
     full = contents.over(contents.base.prefix(contents.quantizer.layout))
     oversample = _oversample(contents, k, recall)
     wanted = full.nearest(xq, k, oversample=oversample, settings={})[1]
-    for settings in _settings(contents.base, len(contents.labels)):
-        contents.base.set(settings)
-        tried = _tried(contents, xq, k, oversample, wanted)
-        if tried.kept >= 1 - MISSES * (1 - recall):
-            return tried
-    return None
+    return _smallest(contents, xq, k, recall, oversample, wanted)
 
 
 def fastest(quantizer: Quantizer, code: Codes, xq: Floats, recall: float) -> tuple[Base, list[Tried]]:
@@ -82,10 +77,14 @@ def fastest(quantizer: Quantizer, code: Codes, xq: Floats, recall: float) -> tup
     Candidates are scored again from their codes, whatever the second stage will be.
     """
     bases: list[tuple[Base, Tried]] = []
+    oversample, wanted = None, np.empty((0, 0), np.int64)
     for make in progress(list(_bases(quantizer, code)), "choosing a base"):
         base = make()
         contents = Contents(quantizer, base, Labels(len(base)), CodesStore(quantizer, base))
-        tried = tune(contents, xq, K, recall)
+        if not bases:  # the full scan, which the others are compared with
+            oversample = _oversample(contents, K, recall)
+            wanted = contents.nearest(xq, K, oversample=oversample, settings={})[1]
+        tried = _smallest(contents, xq, K, recall, oversample, wanted)
         if tried is not None:
             bases.append((base, tried))
     bases.sort(key=lambda pair: -pair[1].per_second)
@@ -131,13 +130,23 @@ def _oversample(contents: Contents, k: int, recall: float) -> float | None:
     return None if calibration is None else calibration.oversample(k, len(contents.labels), "floats", recall)
 
 
-def _tried(contents: Contents, xq: Floats, k: int, oversample: float | None, wanted: Ids) -> Tried:
-    found = contents.nearest(xq, k, oversample=oversample, settings={})[1]
-    kept = (wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean()
+def _smallest(
+    contents: Contents, xq: Floats, k: int, recall: float, oversample: float | None, wanted: Ids
+) -> Tried | None:
+    """Set the smallest setting that keeps enough of the hits ``wanted`` (nq, k), and time it; None if none does."""
+    for settings in _settings(contents.base, len(contents.labels)):
+        contents.base.set(settings)
+        found = contents.nearest(xq, k, oversample=oversample, settings={})[1]
+        kept = float((wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean())
+        if kept >= 1 - MISSES * (1 - recall):
+            return _timed(contents, xq, math.ceil(k * (oversample or 1)), kept)
+    return None
+
+
+def _timed(contents: Contents, xq: Floats, candidates: int, kept: float) -> Tried:
     base, code, seconds = contents.base, contents.quantizer.encode_queries(xq), []
-    candidates = min(math.ceil(k * (oversample or 1)), len(base))
     for _ in range(ROUNDS):
         start = time.perf_counter()
-        base.search(code, candidates, None, {})
+        base.search(code, min(candidates, len(base)), None, {})
         seconds.append(time.perf_counter() - start)
-    return Tried(str(base), base.settings, float(kept), len(xq) / np.median(seconds), base.bytes_per_vector)
+    return Tried(str(base), base.settings, kept, len(xq) / np.median(seconds), base.bytes_per_vector)
