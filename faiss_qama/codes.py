@@ -49,8 +49,8 @@ def unpack(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
 
 def levels(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
     """Return the level of every unit as (n, units) uint8."""
-    bits, units = unpack(codes, layout), sum(segment.units for segment in layout.segments)
-    out, unit = np.empty((len(bits), units), np.uint8), 0
+    bits = unpack(codes, layout)
+    out, unit = np.empty((len(bits), layout.units), np.uint8), 0
     for segment, _, where in layout.slices():
         of_segment = out[:, unit : unit + segment.units]
         cuts = segment.levels - 1
@@ -78,6 +78,11 @@ def truncate(codes: Codes, layout: CodeLayout) -> Codes:
     if layout.n_bits % 8:
         out[:, -1] &= (1 << layout.n_bits % 8) - 1
     return out
+
+
+def twice(codes: Codes, layout: CodeLayout) -> Codes:
+    """Return each code followed by itself, bit by bit: codes of the layout that has its segments twice."""
+    return np.packbits(np.tile(unpack(codes, layout), 2), axis=1, bitorder="little")
 
 
 def hamming(a: Codes, b: Codes) -> NDArray[np.int32]:

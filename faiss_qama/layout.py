@@ -98,6 +98,11 @@ class CodeLayout:
         return sum(s.columns for s in self.segments)
 
     @cached_property
+    def units(self) -> int:
+        """What gets a level: components, or pairs of them at half a bit."""
+        return sum(s.units for s in self.segments)
+
+    @cached_property
     def n_bits(self) -> int:
         """Bits of the expanded code, padding excluded."""
         return sum(s.n_bits for s in self.segments)

@@ -2,7 +2,7 @@
 
 A save writes the files of the next generation, syncs them, and then replaces the manifest in one atomic step: a crash
 leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself.
-Format version 4; version 3 has no lists, version 2 no codes-G.npy, and version 1 a gain and a shift in place of the
+Format version 5; version 4 has centroids that are codes, version 3 no lists, version 2 no codes-G.npy, and version 1 a gain and a shift in place of the
 queries' transform::
 
     manifest.json                quantizer's settings, and name, size, SHA-256 of the files
@@ -11,7 +11,8 @@ queries' transform::
     codes-G.npy                  instead, of the base Scan: (groups, words, 16) uint32, see faiss_qama.planes
     rows-G.npy, places-G.npy     of the base ScanIVF, whose groups lie in the order of its lists: (groups, 16) int32,
                                  the rows of codes, -1 where there is none; (n,) int32, where each row's code lies
-    sizes-G.npy, centroids-G.npy (nlist,) int64, codes in each list; (nlist, code_size) uint8, what lists lie around
+    sizes-G.npy, centroids-G.npy (nlist,) int64, codes in each list; (nlist, units) uint8, what lists lie around, in
+                                 64ths of a level
     store-G.npy                  what rescores, a row a code, where it is kept: float16, float32, or int8 (sq8)
     ids-G.npy                    (n,) int64, the user's own ids, where there are any
     alive-G.npy                  (n,) bool, false where a row is removed, where there are any
@@ -39,16 +40,17 @@ from safetensors import SafetensorError
 from faiss_qama import files
 from faiss_qama._version import __version__
 from faiss_qama.base import Base
+from faiss_qama.codes import levels
 from faiss_qama.faiss_base import FaissBase
 from faiss_qama.layout import CodeLayout
 from faiss_qama.planes import LANES, n_words
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, FloatStore
 from faiss_qama.scan import Scan
-from faiss_qama.scan_ivf import ScanIVF
+from faiss_qama.scan_ivf import STEPS, ScanIVF
 from faiss_qama.vectors import PathLike, open_npy
 
-FORMAT, VERSION, OLDEST = "faiss-qama", 4, 1
+FORMAT, VERSION, OLDEST = "faiss-qama", 5, 1
 MANIFEST, LOCK = "manifest.json", ".lock"
 ARRAYS = ("store", "ids", "alive")
 PARTS: dict[type[Base], tuple[str, ...]] = {
@@ -217,7 +219,7 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
         _verify(folder / entry["name"], entry, hash_it=not mapped)
     quantizer = _read_quantizer(folder / named["quantizer"]["name"], manifest["quantizer"])
     paths = {role: folder / entry["name"] for role, entry in named.items()}
-    base = _read_base(paths, quantizer.layout, kind, ntotal, mmap)
+    base = _read_base(paths, quantizer.layout, kind, ntotal, mmap, manifest["version"])
     base.set(manifest.get("base_settings", {}))
     if rescore in DTYPES and "store" not in named:
         raise ValueError(f"{folder / MANIFEST}: rescore is {rescore}, but no store is named")
@@ -237,12 +239,12 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
     return Bundle(quantizer, rescore, base, arrays)
 
 
-def _read_base(paths: Mapping[str, Path], layout: CodeLayout, kind: str, ntotal: int, mmap: bool) -> Base:
+def _read_base(paths: Mapping[str, Path], layout: CodeLayout, kind: str, ntotal: int, mmap: bool, version: int) -> Base:
     if kind == "Scan":
         shape = -(-ntotal // LANES), n_words(layout), LANES
         return Scan(layout, _read_array(paths["codes"], shape, np.dtype("<u4"), mmap), ntotal)
     if kind.startswith("ScanIVF"):
-        return _read_lists(paths, layout, int(kind.removeprefix("ScanIVF")), ntotal, mmap)
+        return _read_lists(paths, layout, int(kind.removeprefix("ScanIVF")), ntotal, mmap, version)
     path = paths["codes"]
     try:
         binary = faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
@@ -260,7 +262,9 @@ def _read_base(paths: Mapping[str, Path], layout: CodeLayout, kind: str, ntotal:
     return made_anew
 
 
-def _read_lists(paths: Mapping[str, Path], layout: CodeLayout, nlist: int, ntotal: int, mmap: bool) -> ScanIVF:
+def _read_lists(
+    paths: Mapping[str, Path], layout: CodeLayout, nlist: int, ntotal: int, mmap: bool, version: int
+) -> ScanIVF:
     sizes = _read_array(paths["sizes"], (nlist,), np.dtype("<i8"), mmap=False)
     if sizes.min() < 0 or sizes.sum() != ntotal:
         raise ValueError(f"{paths['sizes']}: lists of {sizes.sum()} codes; the manifest says {ntotal}")
@@ -269,13 +273,15 @@ def _read_lists(paths: Mapping[str, Path], layout: CodeLayout, nlist: int, ntota
         "codes": ((groups, n_words(layout), LANES), "<u4"),
         "rows": ((groups, LANES), "<i4"),
         "places": ((ntotal,), "<i4"),
-        "centroids": ((nlist, layout.code_size), "|u1"),
+        "centroids": ((nlist, layout.code_size if version == 4 else layout.units), "|u1"),
     }
     parts = {role: _read_array(paths[role], shape, np.dtype(dtype), mmap) for role, (shape, dtype) in wanted.items()}
     for role, least, most in (("rows", -1, ntotal), ("places", 0, groups * LANES)):
         array = parts[role]
         if not mmap and array.size and not least <= array.min() <= array.max() < most:  # the loops would read elsewhere
             raise ValueError(f"{paths[role]}: {array.min()} to {array.max()}; {least} to {most - 1} are possible")
+    if version == 4:
+        parts["centroids"] = np.uint8(STEPS) * levels(parts["centroids"], layout)
     return ScanIVF.of_parts(layout, nlist, parts | {"sizes": sizes})
 
 

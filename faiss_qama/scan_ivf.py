@@ -11,25 +11,29 @@ from numpy.typing import NDArray
 
 from faiss_qama import planes, ranking
 from faiss_qama.base import WORST, Distances
-from faiss_qama.codes import Codes, levels, of_levels, truncate
+from faiss_qama.codes import Codes, levels, of_levels, truncate, twice
 from faiss_qama.labels import Ids, Mask
 from faiss_qama.layout import CodeLayout
 from faiss_qama.loops import each, loops, shares
 from faiss_qama.planes import LANES, Words
 from faiss_qama.rows import Rows
-from faiss_qama.scan import Scan, nearest_of
+from faiss_qama.scan import CHUNK, Scan, nearest_of
 
-QUERIES = 256  # that look at a list together
+QUERIES, HITS = 1024, 1 << 19  # that look at a list together, and what they may find, of which twice as much is held
 BULK = 1 / 4  # share of what is there from which on what is added puts all lists in order
 ITERATIONS = 10  # of k-means
+STEPS = 64  # of a centroid, from one level to the next
+NEAR = 8  # lists that a code's own is sought among
+Centroids = NDArray[np.uint8]
 
 
 class ScanIVF(Scan):
     """Lists of codes that lie near each other, of which a search probes the nearest.
 
-    A list is a chain of groups of ``LANES`` codes, of which the last may have room left. Which list a code belongs to,
-    and which are probed, is told by Hamming distance from the lists' centroids, codes themselves: the means of levels
-    that k-means found, rounded.
+    A list is a chain of groups of ``LANES`` codes, of which the last may have room left. Centroids are means of levels,
+    found by k-means, and lie between levels. A code belongs to the list with the nearest centroid, and the lists that
+    are probed are found by a scan: each centroid is rounded to levels twice, down from a quarter and from three quarters
+    of the way to the next, and the sum of both Hamming distances is twice the L1 distance to within half a level.
 
     Parameters
     ----------
@@ -42,8 +46,15 @@ class ScanIVF(Scan):
             raise ValueError(f"base: lists must be 1 or more; got {nlist}")
         super().__init__(layout)
         self.nlist, self.nprobe = nlist, 1
-        self._coarse = Scan(layout)  # the centroids, a row a list
+        self._set_centroids(np.empty((0, layout.units), np.uint8))
         self._clear()
+
+    def _set_centroids(self, centroids: Centroids) -> None:
+        """Take centroids (nlist, units), in ``STEPS`` from level to level."""
+        self._centroids = centroids
+        self._coarse = Scan(CodeLayout(2 * self.layout.segments))
+        rounded = [(centroids + np.uint8(quarter * STEPS // 4)) // STEPS for quarter in (1, 3)]
+        self._coarse.add(of_levels(np.concatenate(rounded, axis=1), self._coarse.layout))
 
     def _clear(self) -> None:
         self._groups.clear()
@@ -61,6 +72,7 @@ class ScanIVF(Scan):
     @property
     def bytes_per_vector(self) -> int:
         held = [rows.array.nbytes for rows in (self._groups, self._rows, self._places, self._following, self._lists)]
+        held += [self._heads.nbytes, self._tails.nbytes, self._sizes.nbytes, self._centroids.nbytes]
         return round((sum(held) + self._coarse.groups.nbytes) / max(self._n, 1))
 
     @property
@@ -92,11 +104,10 @@ class ScanIVF(Scan):
         points = levels(codes, self.layout).astype(np.float32)
         kmeans = faiss.Kmeans(points.shape[1], self.nlist, niter=ITERATIONS, seed=1, min_points_per_centroid=1)
         kmeans.train(points)
-        self._coarse.add(of_levels(np.rint(kmeans.centroids).astype(np.uint8), self.layout))
+        self._set_centroids(np.rint(STEPS * kmeans.centroids).astype(np.uint8))
 
     def add(self, codes: Codes) -> None:
-        words = self._pack(codes)
-        lists = self._coarse.search(codes, 1, None, {})[1][:, 0].astype(np.int32)
+        words, lists = self._pack(codes), self._nearest_lists(codes)
         if len(codes) >= BULK * self._n:
             there = np.arange(self._n)
             words = np.concatenate([self._gather(there), words])
@@ -116,7 +127,7 @@ class ScanIVF(Scan):
     def truncated(self, layout: CodeLayout) -> ScanIVF:
         other = ScanIVF(layout, self.nlist)
         other.nprobe = self.nprobe
-        other._coarse = self._coarse.truncated(layout)
+        other._set_centroids(self._centroids[:, : other._centroids.shape[1]])
         other._groups = Rows(planes.truncate(self.groups, self.layout, layout))
         other._n, other._rows, other._places = self._n, self._rows, self._places
         other._following, other._lists = self._following, self._lists
@@ -140,14 +151,14 @@ class ScanIVF(Scan):
             "rows": rows,
             "places": places,
             "sizes": self._sizes,
-            "centroids": self._coarse.codes,
+            "centroids": self._centroids,
         }
 
     @classmethod
     def of_parts(cls, layout: CodeLayout, nlist: int, parts: Mapping[str, NDArray[Any]]) -> ScanIVF:
         """Return the base of :meth:`parts`; its codes, rows and places may be read-only memory maps."""
         base = cls(layout, nlist)
-        base._coarse.add(parts["centroids"])
+        base._set_centroids(np.asarray(parts["centroids"]))
         base._sizes = parts["sizes"]
         groups = -(-base._sizes // LANES)
         ends = np.cumsum(groups).astype(np.int32)
@@ -179,15 +190,16 @@ class ScanIVF(Scan):
         allowed = np.empty(0, bool) if rows is None else rows
 
         def scanned(part: slice) -> None:
-            probes = self._coarse.search(queries[part], nprobe, None, {})[1]
+            probes = self._coarse.search(twice(queries[part], self.layout), nprobe, None, {})[1]
             if compiled is None:
                 self._without_lists(queries[part], probes, allowed, D[part], I[part])
                 return
             scan_lists = compiled.scans(*planes.widths(self.layout))[1]
             chains = self.groups, self._rows.array, self._heads, self._following.array
-            for start in range(part.start, min(part.stop, len(queries)), QUERIES):
-                block = slice(start, min(start + QUERIES, part.stop))
-                scan_lists(*chains, probes[start - part.start :][:QUERIES], words[block], allowed, D[block], I[block])
+            step = max(1, min(QUERIES, HITS // k))
+            for start in range(part.start, min(part.stop, len(queries)), step):
+                block = slice(start, min(start + step, part.stop))
+                scan_lists(*chains, probes[start - part.start :][:step], words[block], allowed, D[block], I[block])
 
         if k:
             each(scanned, shares(len(queries)))
@@ -204,6 +216,20 @@ class ScanIVF(Scan):
             if len(allowed):
                 rows = rows[allowed[rows]]
             D[q : q + 1], I[q : q + 1] = nearest_of(self, queries[q : q + 1], rows, D.shape[1])
+
+    def _nearest_lists(self, code: Codes) -> NDArray[np.int32]:
+        """Return the list (n,) that each code belongs to: of the ``NEAR`` first that it would probe, by L2 distance."""
+        lists, near = np.empty(len(code), np.int32), min(NEAR, self.nlist)
+        centroids = self._centroids.astype(np.float32)
+        for start in range(0, len(code), CHUNK):
+            some = code[start : start + CHUNK]
+            probes = self._coarse.search(twice(some, self.layout), near, None, {})[1]
+            points = np.float32(STEPS) * levels(some, self.layout)
+            distances = np.empty(probes.shape, np.float32)
+            pointers = [faiss.swig_ptr(array) for array in (distances, points, centroids, probes)]
+            faiss.fvec_L2sqr_by_idx(*pointers, points.shape[1], len(some), near)
+            lists[start : start + CHUNK] = probes[np.arange(len(some)), distances.argmin(axis=1)]
+        return lists
 
     def _insert(self, words: Words, lists: NDArray[np.int32]) -> None:
         """Append rows to their lists: to the room in the last group of each, then to new groups."""

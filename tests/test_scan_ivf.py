@@ -13,7 +13,7 @@ from faiss_qama.base import WORST
 from faiss_qama.layout import CodeLayout
 from faiss_qama.scan_ivf import ScanIVF
 
-NLIST = 6
+NLIST = 11
 
 
 @pytest.fixture(params=["numba", "faiss"])
@@ -34,12 +34,31 @@ def filled(text: str, n: int, pieces: int = 3) -> tuple[ScanIVF, np.ndarray]:
     return base, code
 
 
+def rounded(base: ScanIVF) -> np.ndarray:
+    """Levels (nlist, 2 * units) of the centroids: down from a quarter, and from three quarters to the next."""
+    centroids = base._centroids / 64
+    return np.concatenate([np.floor(centroids + 0.25), np.floor(centroids + 0.75)], axis=1)
+
+
+def in_the_order_of_probing(base: ScanIVF, code: np.ndarray) -> np.ndarray:
+    """All lists (n, nlist), nearest first by the L1 distance of levels."""
+    levels = np.tile(codes.levels(code, base.layout).astype(float), 2)
+    distances = np.abs(levels[:, None] - rounded(base)[None]).sum(axis=2)
+    return np.argsort(distances, axis=1, kind="stable")
+
+
+def own_lists(base: ScanIVF, code: np.ndarray) -> np.ndarray:
+    """The list (n,) of each code: of the eight that come first, the one whose centroid is nearest by L2 distance."""
+    levels = codes.levels(code, base.layout).astype(float)
+    near = in_the_order_of_probing(base, code)[:, :8]
+    squares = np.square(levels[:, None] - base._centroids[near] / 64).sum(axis=2)
+    return np.take_along_axis(near, squares.argmin(axis=1)[:, None], axis=1)[:, 0]
+
+
 def probed(base: ScanIVF, code: np.ndarray, query: np.ndarray, nprobe: int) -> np.ndarray:
     """The distances (n,) of the codes from a query, the worst outside of the lists that it probes."""
-    centroids = base._coarse.codes
-    lists = np.argsort(codes.hamming(query, centroids), kind="stable")[:nprobe]
-    own = codes.hamming(code[:, None], centroids[None]).argmin(axis=1)
-    return np.where(np.isin(own, lists), codes.hamming(query, code), WORST)
+    lists = in_the_order_of_probing(base, query[None])[0, :nprobe]
+    return np.where(np.isin(own_lists(base, code), lists), codes.hamming(query, code), WORST)
 
 
 @pytest.mark.parametrize("text", ["2x7", "1x9", "2x33,1.5x7,1x3,0.5x4"])
@@ -100,13 +119,13 @@ def check_chains(base: ScanIVF, held: np.ndarray) -> None:
         assert (rows[size:] == -1).all()
         assert (np.diff(rows[:size]) > 0).all()
         seen.append(rows[:size])
-        nearest = codes.hamming(held[rows[:size], None], base._coarse.codes[None]).argmin(axis=1)
-        assert (nearest == number).all()
+        assert (own_lists(base, held[rows[:size]]) == number).all()
     np.testing.assert_array_equal(np.sort(np.concatenate(seen)), np.arange(len(held)))
 
 
 def test_bytes_are_counted_in_full():
     base, _ = filled("2x192", 1025, 1)
     held = [base.groups, *(rows.array for rows in (base._rows, base._places, base._following, base._lists))]
-    assert base.bytes_per_vector == round((sum(a.nbytes for a in held) + base._coarse.groups.nbytes) / 1025)
+    held += [base._heads, base._tails, base._sizes, base._centroids, base._coarse.groups]
+    assert base.bytes_per_vector == round(sum(a.nbytes for a in held) / 1025)
     assert base.bytes_per_vector >= 48 + 8
