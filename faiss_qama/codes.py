@@ -8,10 +8,13 @@ last byte is padded with zeros.
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.layout import CodeLayout
+from faiss_qama.loops import loops
 
 Floats = NDArray[np.float32]
 Codes = NDArray[np.uint8]
@@ -30,6 +33,11 @@ def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
     -------
     (n, layout.code_size) uint8
     """
+    compiled = loops("cuts")
+    if compiled is not None:
+        out = np.empty((len(z), layout.code_size), np.uint8)
+        compiled.encode(np.ascontiguousarray(z), np.ascontiguousarray(thresholds.T), _cut_columns(layout), out)
+        return out
     bits = np.empty((len(z), layout.n_bits), dtype=bool)
     for segment, columns, where in layout.slices():
         cuts = segment.levels - 1
@@ -40,6 +48,13 @@ def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
                 above = above[:, 0::2] | above[:, 1::2]
             out[:, :, cut] = above
     return np.packbits(bits, axis=1, bitorder="little")
+
+
+@cache
+def _cut_columns(layout: CodeLayout) -> NDArray[np.int64]:
+    """Return first column, columns, cuts, and whether two columns share a bit, of each segment, (s, 4)."""
+    rows = [(of.start, s.columns, s.levels - 1, s.bits == "0.5or") for s, of, _ in layout.slices()]
+    return np.array(rows, np.int64)
 
 
 def unpack(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:

@@ -1,4 +1,7 @@
-"""Scores of candidates from vectors as they are stored, compiled by numba: nothing is gathered or cast beforehand."""
+"""Scores of candidates from vectors as they are stored, and the best of them, compiled by numba.
+
+Nothing is gathered or cast beforehand.
+"""
 
 from __future__ import annotations
 
@@ -74,3 +77,29 @@ def scores(inner_product: bool) -> Callable[..., None]:
 
     compiled: Callable[..., None] = score
     return compiled
+
+
+@jitted()
+def best(scores: Any, rows: Any, larger: bool, D: Any, I: Any) -> None:
+    """Fill D and I (nq, k) with the best scores and their rows, best first; ties in the order that they have.
+
+    Parameters
+    ----------
+    scores, rows : (nq, n), n >= k; a score that is no number is the worst
+    """
+    k = D.shape[1]
+    for q in range(len(scores)):
+        n = 0
+        for i in range(scores.shape[1]):
+            score, place = scores[q, i], n
+            while place > 0:
+                other = D[q, place - 1]
+                behind = other < score if larger else other > score
+                if not behind and (other == other or score != score):
+                    break
+                if place < k:
+                    D[q, place], I[q, place] = other, I[q, place - 1]
+                place -= 1
+            if place < k:
+                D[q, place], I[q, place] = score, rows[q, i]
+                n = min(n + 1, k)

@@ -23,6 +23,7 @@ from faiss_qama.progress import announced
 _UNITS = np.arange(4096)[:, None] >> 3 * np.arange(4)
 _FOURS = (((_UNITS >> 1 & 1) + 16 * ((_UNITS ^ _UNITS >> 2) & 1)) << np.arange(4)).sum(axis=1).astype(np.uint8)
 
+ROOM = 3  # times as many hits as are wanted are held before those too far are dropped; up to twice as many may stay
 BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB of 48 bytes each
 
 
@@ -137,37 +138,48 @@ def _first(typing: Any, bits: Any) -> Any:
 
 
 @jitted()
-def _nearest(distances: Any, rows: Any, n: int, k: int, counts: Any) -> int:
-    """Keep the ``k`` smallest of the first ``n`` (all, if fewer), in order of distance and then of row, by counting.
+def _lowered(counts: Any, below: int, limit: int, k: int) -> tuple[int, int]:
+    """Return the least limit up to which there still are ``k`` hits, and how many there are.
 
-    Returns the largest distance that is kept.
+    Parameters
+    ----------
+    counts : hits at each distance
+    below : hits up to ``limit``
     """
-    if n == 0:
-        return 0
-    low = high = distances[0]
-    for i in range(1, n):
-        low, high = min(low, distances[i]), max(high, distances[i])
-    counts[: high - low + 1] = 0
+    while below - counts[limit] >= k:
+        below, limit = below - counts[limit], limit - 1
+    return below, limit
+
+
+@jitted()
+def _kept(distances: Any, rows: Any, n: int, limit: int) -> int:
+    """Drop those of the first ``n`` hits that are farther than ``limit``; return how many stay, in their order."""
+    kept = 0
     for i in range(n):
-        counts[distances[i] - low] += 1
-    # Where each distance begins.
+        if distances[i] <= limit:
+            distances[kept], rows[kept] = distances[i], rows[i]
+            kept += 1
+    return kept
+
+
+@jitted()
+def _answer(distances: Any, rows: Any, n: int, counts: Any, limit: int, D: Any, I: Any) -> None:
+    """Fill D and I (k,) with the nearest of ``n`` hits, of equals the first, and the rest with WORST and -1.
+
+    Parameters
+    ----------
+    counts : how many hits there are at each distance up to ``limit``; overwritten with where the next one goes
+    """
     total = 0
-    last = low
-    for d in range(high - low + 1):
-        here = counts[d]
-        counts[d] = total
-        if total < k and here:
-            last = low + d
-        total += here
-    kept_d, kept_r = np.empty(k, np.int32), np.empty(k, np.int64)
+    for distance in range(limit + 1):
+        counts[distance], total = total, total + counts[distance]
     for i in range(n):
-        place = counts[distances[i] - low]
-        counts[distances[i] - low] += 1
-        if place < k:
-            kept_d[place], kept_r[place] = distances[i], rows[i]
-    n = min(n, k)
-    distances[:n], rows[:n] = kept_d[:n], kept_r[:n]
-    return int(last)
+        if distances[i] <= limit:
+            place = counts[distances[i]]
+            counts[distances[i]] += 1
+            if place < len(D):
+                D[place], I[place] = distances[i], rows[i]
+    D[total:], I[total:] = WORST, -1
 
 
 @cache
@@ -193,42 +205,45 @@ def scans(pairs: int, others: int) -> tuple[Callable[..., None], Callable[..., N
     @jitted()
     def scan(groups: Any, first: int, last: int, queries: Any, allowed: Any, D: Any, I: Any) -> None:
         nq, k = D.shape
-        room = min(2 * k, last - first) + BLOCK
+        room = min(ROOM * k, last - first) + BLOCK
         distances, rows = np.empty((nq, room), np.int32), np.empty((nq, room), np.int64)
-        found, bound = np.zeros(nq, np.int64), np.full(nq, WORST, np.int32)
-        counts, of_block = np.empty(most + 1, np.int64), np.empty((BLOCK // lanes, lanes), np.int32)
-        below = np.empty(BLOCK // lanes, np.int32)
+        counts, found, below = np.zeros((nq, most + 2), np.int32), np.zeros(nq, np.int64), np.zeros(nq, np.int64)
+        limits = np.full(nq, most + 1 if k else 0, np.int64)
+        of_block, near = np.empty((BLOCK // lanes, lanes), np.int32), np.empty(BLOCK // lanes, np.int32)
         for start in range(first, last, BLOCK):
-            here = min(BLOCK, last - start)
+            n_groups = (min(BLOCK, last - start) + lanes - 1) // lanes
             for q in range(nq):
-                query = _tuple(queries, q, total)
-                n_groups = (here + lanes - 1) // lanes
+                query, limit = _tuple(queries, q, total), limits[q]
                 for b in range(n_groups):
-                    below[b] = _measure(pairs, groups, start // lanes + b, query, bound[q], of_block, b)
-                n = found[q]
+                    near[b] = _measure(pairs, groups, start // lanes + b, query, limit, of_block, b)
+                n, n_below = found[q], below[q]
                 for b in range(n_groups):
-                    near = below[b]
-                    while near:
-                        i = _first(near)
-                        near &= near - 1
-                        row = start + b * lanes + i
-                        distances[q, n], rows[q, n] = of_block[b, i], row
-                        n += row < last and (len(allowed) == 0 or allowed[row])
-                if n >= 2 * k:
-                    bound[q] = _nearest(distances[q], rows[q], n, k, counts)
-                    n = k
-                found[q] = n
+                    hits = near[b]
+                    while hits:
+                        i = _first(hits)
+                        hits &= hits - 1
+                        distance, row = of_block[b, i], start + b * lanes + i
+                        if distance < limit and row < last and (len(allowed) == 0 or allowed[row]):
+                            distances[q, n], rows[q, n] = distance, row
+                            counts[q, distance] += 1
+                            n, n_below = n + 1, n_below + 1
+                            if n_below >= k:
+                                n_below, limit = _lowered(counts[q], n_below, limit, k)
+                if n > room - BLOCK:
+                    n = _kept(distances[q], rows[q], n, limit)
+                found[q], below[q], limits[q] = n, n_below, limit
         for q in range(nq):
-            _answer(distances[q], rows[q], found[q], counts, D[q], I[q])
+            _answer(distances[q], rows[q], found[q], counts[q], limits[q], D[q], I[q])
 
     @jitted()
     def scan_lists(
         groups: Any, rows: Any, heads: Any, following: Any, probes: Any, queries: Any, allowed: Any, D: Any, I: Any
     ) -> None:
         nq, k = D.shape
-        distances, found = np.empty((nq, 2 * k + lanes), np.int32), np.empty((nq, 2 * k + lanes), np.int64)
-        n, bound = np.zeros(nq, np.int64), np.full(nq, WORST, np.int32)
-        counts, of_group = np.empty(most + 1, np.int64), np.empty(lanes, np.int32)
+        room = ROOM * k + lanes
+        distances, found = np.empty((nq, room), np.int32), np.empty((nq, room), np.int64)
+        counts, n, below = np.zeros((nq, most + 2), np.int32), np.zeros(nq, np.int64), np.zeros(nq, np.int64)
+        limits, of_group = np.full(nq, most + 1 if k else 0, np.int64), np.empty(lanes, np.int32)
         nearest = max(1, probes.shape[1] // 8)
         # All queries look at a list together, while it is in the cache; but first at their nearest lists, so that what
         # comes later is seldom near enough.
@@ -240,24 +255,26 @@ def scans(pairs: int, others: int) -> tuple[Callable[..., None], Callable[..., N
                     after = first
                     for q in members[ends[number] : ends[number + 1]]:
                         query = _tuple(queries, q, total)
-                        after, left, here, limit = first, BLOCK // lanes, n[q], bound[q]
+                        after, left, here, n_below, limit = first, BLOCK // lanes, n[q], below[q], limits[q]
                         while after >= 0 and left > 0:
-                            below = _measure(pairs, groups, after, query, limit, of_group, 0)
-                            if below:
-                                while below:
-                                    i = _first(below)
-                                    below &= below - 1
-                                    row = rows[after, i]
-                                    distances[q, here], found[q, here] = of_group[i], row
-                                    here += row >= 0 and (len(allowed) == 0 or allowed[row])
-                                if here >= 2 * k:
-                                    limit = _nearest(distances[q], found[q], here, k, counts)
-                                    here = k
+                            hits = _measure(pairs, groups, after, query, limit, of_group, 0)
+                            while hits:
+                                i = _first(hits)
+                                hits &= hits - 1
+                                distance, row = of_group[i], rows[after, i]
+                                if distance < limit and row >= 0 and (len(allowed) == 0 or allowed[row]):
+                                    distances[q, here], found[q, here] = distance, row
+                                    counts[q, distance] += 1
+                                    here, n_below = here + 1, n_below + 1
+                                    if n_below >= k:
+                                        n_below, limit = _lowered(counts[q], n_below, limit, k)
+                            if here > room - lanes:
+                                here = _kept(distances[q], found[q], here, limit)
                             after, left = following[after], left - 1
-                        n[q], bound[q] = here, limit
+                        n[q], below[q], limits[q] = here, n_below, limit
                     first = after
         for q in range(nq):
-            _answer(distances[q], found[q], n[q], counts, D[q], I[q])
+            _answer(distances[q], found[q], n[q], counts[q], limits[q], D[q], I[q])
 
     return scan, scan_lists
 
@@ -284,16 +301,6 @@ def _by_list(probes: Any, nlist: int) -> tuple[Any, Any]:
     ends[1:] = ends[:-1].copy()
     ends[0] = 0
     return ends, members
-
-
-@jitted()
-def _answer(distances: Any, rows: Any, n: int, counts: Any, D: Any, I: Any) -> None:
-    """Fill D and I (k,) with the nearest of the ``n`` found, and what is left with the worst distance and -1."""
-    k = len(D)
-    _nearest(distances, rows, n, k, counts)
-    n = min(n, k)
-    D[:n], I[:n] = distances[:n], rows[:n]
-    D[n:], I[n:] = WORST, -1
 
 
 @jitted()

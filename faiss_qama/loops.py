@@ -18,7 +18,7 @@ R = TypeVar("R")
 
 @cache
 def loops(name: str) -> Any:
-    """Return the loops ``kernels`` or ``dots``; without numba None, and for ``kernels`` a warning."""
+    """Return the loops ``kernels``, ``dots`` or ``cuts``; without numba None, and for ``kernels`` a warning."""
     try:
         return importlib.import_module(f"faiss_qama.{name}")  # here, because importing numba takes half a second
     except ModuleNotFoundError as error:

@@ -2,8 +2,8 @@
 
 A save writes the files of the next generation, syncs them, and then replaces the manifest in one atomic step: a crash
 leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself.
-Format version 5; version 4 has centroids that are codes, version 3 no lists, version 2 no codes-G.npy, and version 1 a gain and a shift in place of the
-queries' transform::
+Format version 5; version 4 has centroids that are codes, version 3 no lists, version 2 no codes-G.npy, and version 1 a
+gain and a shift in place of the queries' transform::
 
     manifest.json                quantizer's settings, and name, size, SHA-256 of the files
     quantizer-G.safetensors      its arrays

@@ -10,9 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.labels import Ids
+from faiss_qama.loops import loops
 
 MOST = 2**31 - 1  # hits a query
 BLOCK = 1 << 19  # values gathered at a time: 2 MB of floats, so that a block stays in cache until it is summed
+FEW = 1000  # hits that are put in their places one by one; more are sorted
 
 
 def as_k(k: Any) -> int:
@@ -40,6 +42,11 @@ def blocks(rows: Ids, width: int) -> Iterator[slice]:
 
 def best(scores: NDArray[Any], rows: Ids, k: int, larger: bool) -> tuple[NDArray[Any], Ids]:
     """Return the best ``k`` of each row of ``scores`` and ``rows``, best first; ties in the order that they have."""
+    k, compiled = min(k, scores.shape[1]), loops("dots")
+    if compiled is not None and k <= FEW:
+        D, I = np.empty((len(scores), k), scores.dtype), np.empty((len(scores), k), np.int64)
+        compiled.best(scores, rows, larger, D, I)
+        return D, I
     order = np.argsort(-scores if larger else scores, axis=1, kind="stable")[:, :k]
     order += np.arange(len(scores))[:, None] * scores.shape[1]  # faster than take_along_axis, for one query above all
     return scores.ravel()[order], rows.ravel()[order]

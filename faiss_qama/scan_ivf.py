@@ -31,9 +31,9 @@ class ScanIVF(Scan):
     """Lists of codes that lie near each other, of which a search probes the nearest.
 
     A list is a chain of groups of ``LANES`` codes, of which the last may have room left. Centroids are means of levels,
-    found by k-means, and lie between levels. A code belongs to the list with the nearest centroid, and the lists that
-    are probed are found by a scan: each centroid is rounded to levels twice, down from a quarter and from three quarters
-    of the way to the next, and the sum of both Hamming distances is twice the L1 distance to within half a level.
+    found by k-means, and lie between levels. A code belongs to the list with the nearest centroid. Which lists are
+    probed is told by a scan: each centroid is rounded to levels twice, down from a quarter and from three quarters of
+    the way to the next, and the sum of both Hamming distances is twice the L1 distance to within half a level.
 
     Parameters
     ----------

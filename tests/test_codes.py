@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_layout import layouts
 
@@ -31,6 +33,7 @@ def draw_case(layout, data):
     return z, thresholds
 
 
+@settings(deadline=None)  # the first compiles
 @given(layouts, st.data())
 def test_levels_survive_packing(layout, data):
     z, thresholds = draw_case(layout, data)
@@ -39,6 +42,17 @@ def test_levels_survive_packing(layout, data):
     np.testing.assert_array_equal(codes.levels(code, layout), reference_levels(z, thresholds, layout))
 
 
+@settings(deadline=None)  # the first compiles
+@given(layouts, st.data())
+def test_codes_are_the_same_without_numba(layout, data):
+    z, thresholds = draw_case(layout, data)
+    thresholds[:, -1:] = np.inf  # a cut that a column does not have
+    code = codes.encode(np.asfortranarray(z), thresholds, layout)
+    with mock.patch.object(codes, "loops", return_value=None):
+        np.testing.assert_array_equal(codes.encode(z, thresholds, layout), code)
+
+
+@settings(deadline=None)  # the first compiles
 @given(layouts, st.data())
 def test_hamming_distance_is_the_l1_distance_of_levels(layout, data):
     z, thresholds = draw_case(layout, data)
@@ -47,6 +61,7 @@ def test_hamming_distance_is_the_l1_distance_of_levels(layout, data):
     np.testing.assert_array_equal(hamming, np.abs(level[:, None] - level[None]).sum(axis=2))
 
 
+@settings(deadline=None)  # the first compiles
 @given(layouts, st.data())
 def test_padding_is_zero_and_bits_are_lowest_first(layout, data):
     z, thresholds = draw_case(layout, data)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import fit_quietly, make_vectors
 
-from faiss_qama import QamaIndex, dots, rescore
+from faiss_qama import QamaIndex, dots, ranking, rescore
 
 
 @pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
@@ -43,3 +43,19 @@ def test_scores_are_numpys(tmp_path, d, k, dtype, mapped):
         loop(stored.view(np.uint16) if dtype == np.float16 else stored, rows, queries, out)
         size = np.square(wanted).sum(axis=2) + np.square(x).sum(axis=2)
         assert (np.abs(out - exact) <= 1e-5 * size).all()
+
+
+@pytest.mark.parametrize("larger", [False, True])
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (7, 7), (50, 10), (50, 60), (3, 1), (0, 3)])
+def test_the_best_are_those_that_a_stable_sort_puts_first(monkeypatch, larger, dtype, n, k):
+    rng = np.random.default_rng(0)
+    scores = rng.integers(-4, 4, (9, n)).astype(dtype)  # many are equal
+    if dtype == np.float32:
+        scores[0], scores[1, ::2], scores[2, 1::2] = np.nan, np.nan, np.inf
+    rows = rng.permuted(np.arange(9 * n).reshape(9, n), axis=1)
+    found = ranking.best(scores, rows, k, larger)
+    monkeypatch.setattr(ranking, "loops", lambda name: None)
+    for own, wanted in zip(found, ranking.best(scores, rows, k, larger), strict=True):
+        assert own.dtype == wanted.dtype
+        np.testing.assert_array_equal(own, wanted)
