@@ -55,6 +55,14 @@ class Base(ABC):
     def take(self, rows: Ids) -> Codes:
         """Return the codes (n, code_size) of ``rows`` (n,)."""
 
+    def distances(self, queries: Codes, rows: Ids) -> Distances:
+        """Return the distances (nq, k) of the codes of ``rows`` (nq, k) from ``queries`` (nq, code_size)."""
+        D = np.empty(rows.shape, np.int32)
+        for block in ranking.blocks(rows, self.layout.code_size):
+            code = self.take(rows[block].ravel()).reshape(*rows[block].shape, self.layout.code_size)
+            D[block] = codes.hamming(code, queries[block, None])
+        return D
+
     def weighted_sums(self, rows: Ids, weights: Floats, shared: Floats | None) -> tuple[Floats, Floats]:
         """Return the sums of the weights of the bits that are set: each query's own, and the shared; (nq, k) float32.
 

@@ -227,9 +227,6 @@ class Contents:
     ) -> tuple[NDArray[np.int32], Ids]:
         """Return the ``candidates`` nearest of the ``width`` whose first components are nearest."""
         _, rows = funnel.search(codes.truncate(code, funnel.layout), width, mask, {})
-        distances = np.empty(rows.shape, dtype=np.int32)
-        for block in ranking.blocks(rows, code.shape[1]):
-            distances[block] = codes.hamming(
-                self.base.take(rows[block].ravel()).reshape(*rows[block].shape, code.shape[1]), code[block, None]
-            )
+        distances = self.base.distances(code, np.maximum(rows, 0))
+        distances[rows < 0] = WORST
         return ranking.best(distances, rows, candidates, larger=False)

@@ -12,13 +12,9 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
-from faiss_qama.kernels import jitted
-
-AHEAD = 3
-LINE = 64  # bytes
+from faiss_qama.kernels import AHEAD, jitted, prefetch
 
 
 @intrinsic
@@ -31,25 +27,6 @@ def _value(typing: Any, stored: Any) -> Any:
         return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
 
     return types.float32(stored), generate
-
-
-@intrinsic
-def _prefetch(typing: Any, x: Any, row: Any) -> Any:
-    """Ask for row ``row`` of ``x`` (n, d)."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        array = context.make_array(x)(context, builder, arguments[0])
-        stride = builder.extract_value(array.strides, 0)
-        start = builder.gep(builder.bitcast(array.data, byte), [builder.mul(arguments[1], stride)])
-        with cgutils.for_range(builder, builder.udiv(stride, ir.Constant(stride.type, LINE))) as loop:
-            place = builder.gep(start, [builder.mul(loop.index, ir.Constant(stride.type, LINE))])
-            builder.call(function, [place, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(x, types.intp), generate
 
 
 @cache
@@ -65,10 +42,10 @@ def scores(inner_product: bool) -> Callable[..., None]:
         k = rows.shape[1]
         for q in range(len(rows)):
             for i in range(min(AHEAD, k)):
-                _prefetch(x, rows[q, i])
+                prefetch(x, rows[q, i])
             for i in range(k):
                 if i + AHEAD < k:
-                    _prefetch(x, rows[q, i + AHEAD])
+                    prefetch(x, rows[q, i + AHEAD])
                 total, row = np.float32(0), rows[q, i]
                 for j in range(x.shape[1]):
                     value, own = _value(x[row, j]), queries[q, j]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
@@ -24,6 +24,7 @@ _UNITS = np.arange(4096)[:, None] >> 3 * np.arange(4)
 _FOURS = (((_UNITS >> 1 & 1) + 16 * ((_UNITS ^ _UNITS >> 2) & 1)) << np.arange(4)).sum(axis=1).astype(np.uint8)
 
 ROOM = 3  # times as many hits as are wanted are held before those too far are dropped; up to twice as many may stay
+AHEAD, LINE = 3, 64  # rows that are asked for before they are needed; bytes of a line of the cache
 BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB of 48 bytes each
 
 
@@ -137,6 +138,25 @@ def _first(typing: Any, bits: Any) -> Any:
     return types.int32(types.int32), generate
 
 
+@intrinsic
+def prefetch(typing: Any, x: Any, row: Any) -> Any:
+    """Ask for row ``row`` of ``x`` (n, d)."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        array = context.make_array(x)(context, builder, arguments[0])
+        stride = builder.extract_value(array.strides, 0)
+        start = builder.gep(builder.bitcast(array.data, byte), [builder.mul(arguments[1], stride)])
+        with cgutils.for_range(builder, builder.udiv(stride, ir.Constant(stride.type, LINE))) as loop:
+            place = builder.gep(start, [builder.mul(loop.index, ir.Constant(stride.type, LINE))])
+            builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), generate
+
+
 @jitted()
 def _lowered(counts: Any, below: int, limit: int, k: int) -> tuple[int, int]:
     """Return the least limit up to which there still are ``k`` hits, and how many there are.
@@ -182,21 +202,32 @@ def _answer(distances: Any, rows: Any, n: int, counts: Any, limit: int, D: Any, 
     D[total:], I[total:] = WORST, -1
 
 
+class Scans(NamedTuple):
+    """What looks at codes of so many words."""
+
+    rows: Callable[..., None]
+    lists: Callable[..., None]
+    distances: Callable[..., None]
+
+
 @cache
-def scans(pairs: int, others: int) -> tuple[Callable[..., None], Callable[..., None]]:
-    """Return the scans of codes of so many words: of rows from one to another, and of lists.
+def scans(pairs: int, others: int) -> Scans:
+    """Return the scans of codes of so many words: of rows from one to another, and of lists; and plain distances.
 
-    Both find the nearest codes of each of ``queries`` (nq, words), among rows where ``allowed`` (n,) is true, unless
-    that is empty. They fill D (nq, k) int32 with distances, ascending, and I (nq, k) int64 with rows; where there are
-    fewer than k, D is the worst distance and I is -1.
+    The scans find the nearest codes of each of ``queries`` (nq, words), among rows where ``allowed`` (n,) is true,
+    unless that is empty. They fill D (nq, k) int32 with distances, ascending, and I (nq, k) int64 with rows; where
+    there are fewer than k, D is the worst distance and I is -1.
 
-    ``scan(groups, first, last, queries, allowed, D, I)`` looks at the rows ``first`` (a multiple of ``LANES``) to
+    ``rows(groups, first, last, queries, allowed, D, I)`` looks at the rows ``first`` (a multiple of ``LANES``) to
     ``last``; of equal distances the first rows are taken.
 
-    ``scan_lists(groups, rows, heads, following, probes, queries, allowed, D, I)`` looks at the lists ``probes``
+    ``lists(groups, rows, heads, following, probes, queries, allowed, D, I)`` looks at the lists ``probes``
     (nq, nprobe) int64; of equal distances those looked at first are taken. A list begins with the group ``heads`` and
     goes on with what is ``following`` each group, until that is -1; ``rows`` (groups, LANES) int32 are those of the
     codes, -1 where there is none.
+
+    ``distances(groups, places, queries, D)`` fills D (nq, k) int32 with those of the codes at ``places`` (nq, k) int64,
+    ``LANES`` times their group, plus their lane.
     """
     # Numba knows what it has compiled by these, and by this file alone: not by constants of other files.
     total, lanes = 2 * pairs + others, LANES
@@ -276,7 +307,20 @@ def scans(pairs: int, others: int) -> tuple[Callable[..., None], Callable[..., N
         for q in range(nq):
             _answer(distances[q], found[q], n[q], counts[q], limits[q], D[q], I[q])
 
-    return scan, scan_lists
+    @jitted()
+    def distances_at(groups: Any, places: Any, queries: Any, D: Any) -> None:
+        k, of_group = D.shape[1], np.empty(lanes, np.int32)
+        for q in range(len(D)):
+            query = _tuple(queries, q, total)
+            for i in range(min(AHEAD, k)):
+                prefetch(groups, places[q, i] // lanes)
+            for i in range(k):
+                if i + AHEAD < k:
+                    prefetch(groups, places[q, i + AHEAD] // lanes)
+                _measure(pairs, groups, places[q, i] // lanes, query, 0, of_group, 0)
+                D[q, i] = of_group[places[q, i] % lanes]
+
+    return Scans(scan, scan_lists, distances_at)
 
 
 @jitted()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 from typing import Any, TypeVar
 
@@ -30,10 +31,28 @@ def loops(name: str) -> Any:
 
 
 def each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
-    """Return what ``do`` returns of each task, as many at a time as FAISS may use threads."""
-    if len(tasks) <= 1 or faiss.omp_get_max_threads() == 1:
+    """Return what ``do`` returns of each task, as many at a time as FAISS may use threads, this one among them."""
+    threads = faiss.omp_get_max_threads()
+    if len(tasks) <= 1 or threads == 1:
         return [do(task) for task in tasks]
-    return list(_threads(faiss.omp_get_max_threads()).map(do, tasks))
+    done: list[Any] = [None] * len(tasks)
+    left = iter(range(len(tasks)))
+
+    def work() -> None:
+        for number in left:
+            done[number] = do(tasks[number])
+
+    helpers = [_threads(threads - 1).submit(work) for _ in range(min(threads, len(tasks)) - 1)]
+    faiss.omp_set_num_threads(1)  # as in the helpers
+    try:
+        work()
+    finally:
+        faiss.omp_set_num_threads(threads)
+        deque(left, maxlen=0)  # of an error or Ctrl-C here, nothing new is begun
+        wait(helpers)
+    for helper in helpers:
+        helper.result()
+    return done
 
 
 def shares(n: int) -> list[slice]:

@@ -98,7 +98,7 @@ class Scan(Base):
         if compiled is None:
             done = [self._without_numba(queries[start : start + QUERIES], found, allowed) for start in starts]
             return ranking.padded(*ranking.joined(done, axis=0), k, np.int32(WORST))
-        kernel, _ = compiled.scans(*planes.widths(self.layout))
+        scan_rows = compiled.scans(*planes.widths(self.layout)).rows
         # Threads take parts of the groups; Contents has given each its queries where there are many.
         parts = min(faiss.omp_get_max_threads(), 1 + n * min(len(queries), QUERIES) // WORK)
         ends = [part * len(groups) // parts * LANES for part in range(parts)] + [n]
@@ -107,7 +107,7 @@ class Scan(Base):
             block, part = task
             shape = len(block), min(found, ends[part + 1] - ends[part])
             D, I = np.empty(shape, np.int32), np.empty(shape, np.int64)
-            kernel(groups, ends[part], ends[part + 1], block, allowed, D, I)
+            scan_rows(groups, ends[part], ends[part + 1], block, allowed, D, I)
             return D, I
 
         words = self._pack(queries)
@@ -117,6 +117,15 @@ class Scan(Base):
             joined = [ranking.joined(done[start : start + parts], axis=1) for start in range(0, len(done), parts)]
             done = [ranking.best(D, I, found, larger=False) for D, I in joined]
         return ranking.padded(*ranking.joined(done, axis=0), k, np.int32(WORST))
+
+    def distances(self, queries: Codes, rows: Ids) -> Distances:
+        ranking.check_rows(rows, self._n)
+        compiled = loops("kernels")
+        if compiled is None:
+            return super().distances(queries, rows)
+        D = np.empty(rows.shape, np.int32)
+        compiled.scans(*planes.widths(self.layout)).distances(self.groups, self._place(rows), self._pack(queries), D)
+        return D
 
     def weighted_sums(self, rows: Ids, weights: Floats, shared: Floats | None) -> tuple[Floats, Floats]:
         ranking.check_rows(rows, self._n)

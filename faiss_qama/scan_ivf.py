@@ -194,7 +194,7 @@ class ScanIVF(Scan):
             if compiled is None:
                 self._without_lists(queries[part], probes, allowed, D[part], I[part])
                 return
-            scan_lists = compiled.scans(*planes.widths(self.layout))[1]
+            scan_lists = compiled.scans(*planes.widths(self.layout)).lists
             chains = self.groups, self._rows.array, self._heads, self._following.array
             step = max(1, min(QUERIES, HITS // k))
             for start in range(part.start, min(part.stop, len(queries)), step):

@@ -38,7 +38,8 @@ class Linear:
         """Map (n, d) float32 to (n, columns) float32."""
         # FAISS's product runs in as many threads as FAISS may use; numpy's knows nothing of that, and its threads wait
         # busily for more while ours would work.
-        z: Floats = self._product.apply(np.ascontiguousarray(x))
+        x, z = np.ascontiguousarray(x), np.empty((len(x), len(self.matrix)), np.float32)
+        self._product.apply_noalloc(len(x), faiss.swig_ptr(x), faiss.swig_ptr(z))
         return z
 
     def __reduce__(self) -> tuple[Any, ...]:
