@@ -27,6 +27,7 @@ DEGREE, EF_CONSTRUCTION = 16, 128  # of graphs over sign bits
 def others(x: Floats, folder: Path) -> Iterator[Arrangement]:
     """Yield the indexes of each package that can be imported; ``folder`` takes files that are removed again."""
     families = {"svs": of_svs, "scann": of_scann, "usearch.index": of_usearch, "rabitqlib": of_rabitq}
+    families |= {"sentence_transformers.util.quantization": of_sentence_transformers}
     for module, family in families.items():
         try:
             library = importlib.import_module(module)
@@ -166,11 +167,27 @@ def of_rabitq(rabitqlib: Any, x: Floats, folder: Path) -> Iterator[Arrangement]:
             yield Arrangement(f"RaBitQ IVF{lists},{bits} bit", ram, disk, values, search)
 
 
+def of_sentence_transformers(quantization: Any, x: Floats, folder: Path) -> Iterator[Arrangement]:  # noqa: ARG001
+    """Yield sentence-transformers' search of sign bits, rescored from them with the float query."""
+    settings = {"corpus_precision": "ubinary", "top_k": K}
+    *_, index = quantization.semantic_search_faiss(x[:1], signs(x), output_index=True, **settings)
+
+    def search(xq: Floats, chosen: dict[str, Any]) -> Ids:
+        times = chosen["k_factor"]
+        hits, _ = quantization.semantic_search_faiss(xq, corpus_index=index, rescore_multiplier=times, **settings)
+        return np.array([[hit["corpus_id"] for hit in of_query] for of_query in hits])
+
+    ram = faiss.serialize_index_binary(index).nbytes / len(x)
+    yield Arrangement("semantic_search_faiss,ubinary", ram, 0.0, grid(k_factor=CANDIDATES), search)
+
+
 def of_binary(x: Floats) -> Iterator[Arrangement]:
     """Yield FAISS's binary indexes over sign bits, rescored."""
     flat, graph = faiss.IndexBinaryFlat(x.shape[1]), faiss.IndexBinaryHNSW(x.shape[1], DEGREE)
+    lists = faiss.IndexBinaryIVF(faiss.IndexBinaryFlat(x.shape[1]), x.shape[1], int(LISTS[0] * math.sqrt(len(x))))
     graph.hnsw.efConstruction = EF_CONSTRUCTION
-    for index in (flat, graph):
+    lists.train(signs(sample(x)))
+    for index in (flat, graph, lists):
         index.add(signs(x))
 
     def scan(xq: Floats, settings: dict[str, Any]) -> Ids:
@@ -182,9 +199,15 @@ def of_binary(x: Floats) -> Iterator[Arrangement]:
         parameters = faiss.SearchParametersHNSW(efSearch=int(settings["beam"] * n))
         return rescored(x, xq, graph.search(signs(xq), n, params=parameters)[1])
 
-    # All of what FAISS serializes: bits, and a graph's links, levels and offsets.
-    rams = [faiss.serialize_index_binary(index).nbytes / len(x) for index in (flat, graph)]
+    def probe(xq: Floats, settings: dict[str, Any]) -> Ids:
+        parameters = faiss.SearchParametersIVF(nprobe=settings["nprobe"])
+        return rescored(x, xq, lists.search(signs(xq), settings["k_factor"] * K, params=parameters)[1])
+
+    # All of what FAISS serializes: bits, ids of lists, and a graph's links, levels and offsets.
+    rams = [faiss.serialize_index_binary(index).nbytes / len(x) for index in (flat, graph, lists)]
     disk = 4.0 * x.shape[1]
     yield Arrangement("BinaryFlat,signs", rams[0], disk, grid(k_factor=CANDIDATES, heap=(True, False)), scan)
     values = grid(k_factor=CANDIDATES, beam=BEAMS)
     yield Arrangement(f"BinaryHNSW{DEGREE},signs", rams[1], disk, values, walk)
+    values = grid(nprobe=tuple(n for n in NPROBE if n <= lists.nlist), k_factor=CANDIDATES)
+    yield Arrangement(f"BinaryIVF{lists.nlist},signs", rams[2], disk, values, probe)

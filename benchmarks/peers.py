@@ -33,7 +33,16 @@ BEYOND = 3  # widths tried after the first that reaches the last of the targets
 
 # FAISS's arrangements, and what refines them. Those that nothing refines hold what they rank by.
 QUICK = ["PCAR192,PQ96x4fs", "PCAR96,PQ48x4fs", "PCAR192,IVF{},PQ96x4fs"]
-MORE = ["PCAR128,IVF{},PQ64x4fs", "IVF{},PQ192x4fs", "RaBitQfs", "PCAR192,HNSW16,SQ4"]
+MORE = [
+    "PCAR128,IVF{},PQ64x4fs",
+    "IVF{},PQ192x4fs",
+    "OPQ96_192,PQ96x4fs",
+    "RaBitQfs",
+    "IVF{},RaBitQfs",
+    "PCAR192,HNSW16,SQ4",
+]
+UNREFINED = ["Flat", "HNSW32", "SQ8", "SQ4", "RaBitQ"]
+OF_MANY_LISTS = ["PCAR192,IVF{}_HNSW32,PQ96x4fs"]
 LARGE = 500_000  # vectors, from which on what takes long to build or to try is left out
 OURS = [("2x192", "Scan"), ("2x192", "ScanIVF{}")]
 MORE_OF_OURS = [("2x128", "Scan"), ("2x128", "ScanIVF{}"), ("1x384", "ScanIVF{}")]
@@ -50,17 +59,18 @@ def vectors(folder: Path, size: str) -> tuple[Floats, Floats]:
 
 def arrangements(x: Floats, lists: tuple[int, ...], folder: Path) -> Iterator[Arrangement]:
     """Yield what is compared; some need a ``folder`` to write to."""
-    for layout, base in [*OURS, *(MORE_OF_OURS if len(x) < LARGE else [])]:
+    small = len(x) < LARGE
+    for layout, base in [*OURS, *(MORE_OF_OURS if small else [])]:
         for n in lists if "{}" in base else (0,):
             yield of_ours(x, layout, base.format(n))
-    for factory in [*QUICK, *(MORE if len(x) < LARGE else [])]:
+    for factory in [*QUICK, *(MORE if small else OF_MANY_LISTS)]:
         for n in lists if "{}" in factory else (0,):
             yield of_faiss(x, factory.format(n), "Flat")
-    if len(x) < LARGE:
+    if small:
         for n in lists:
             yield of_faiss(x, f"PCAR192,IVF{n},PQ96x4fs", "SQfp16")
-        yield of_faiss(x, "Flat", None)
-        yield of_faiss(x, "HNSW32", None)
+        for factory in UNREFINED:
+            yield of_faiss(x, factory, None)
         yield from others(x, folder)
 
 

@@ -26,11 +26,12 @@ from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
 from faiss_qama.bases import make_base
-from faiss_qama.codes import Codes
+from faiss_qama.codes import Codes, Floats
 from faiss_qama.contents import Contents
 from faiss_qama.evaluation import Dataset
 from faiss_qama.labels import Labels
 from faiss_qama.layout import CodeLayout
+from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import CodesStore
 from faiss_qama.scan import Scan
 from faiss_qama.training import FitConfig, fit
@@ -40,6 +41,7 @@ from faiss_qama.vectors import Corpus
 LAYOUTS = ("2x85", "2x128", "2x192", "1x256", "1x384")
 K, ROUNDS = 100, 15
 PAUSE = 0.05  # seconds
+PREFIX = 96  # components that a funnel scans first
 GRAPHS = 500_000  # codes; larger graphs take too long to build
 FIRST = """
 import sys, time
@@ -115,7 +117,7 @@ def stages(folder: Path) -> dict[str, Any]:
     store = index.second_stage
     assert store is not None
     rows = index.with_rescore("none").search(xq, 400)[1]
-    measured: dict[str, Any] = {"n": len(x), "candidates": rows.shape[1], "threads": []}
+    measured: dict[str, Any] = {"n": len(x), "candidates": rows.shape[1], "threads": []} | single(quantizer, x, xq)
     for threads in (1, 2):
         with threadpool_limits(threads):
             scoring = seconds_of(lambda: store.scores(xq, rows)) / len(xq)
@@ -125,6 +127,21 @@ def stages(folder: Path) -> dict[str, Any]:
         measured["threads"].append(row)
         click.echo(str(row))
     return measured
+
+
+def single(quantizer: Quantizer, x: Floats, xq: Floats) -> dict[str, Any]:
+    """Time one query at a time, with one thread: the whole search of 10 out of 100 candidates, and its scan alone."""
+    index, base = QamaIndex(quantizer, "fp16", base="Scan"), Scan(quantizer.layout)
+    index.add(x)
+    base.add(quantizer.encode(x))
+    asked = [(xq[i : i + 1], quantizer.encode_queries(xq[i : i + 1])) for i in range(100)]
+
+    def scan(query: tuple[Floats, Codes]) -> Any:
+        return base.search(query[1], 100, None, {})
+
+    with threadpool_limits(1):
+        search, scanned = in_turns(asked, lambda query: index.search(query[0], 10, oversample=10), scan)
+    return {"one_query_milliseconds": {"search": 1000 * search, "scan": 1000 * scanned}}
 
 
 def stock_fastscan(folder: Path) -> list[dict[str, Any]]:
@@ -150,7 +167,7 @@ def stock_fastscan(folder: Path) -> list[dict[str, Any]]:
 
 
 def growth(folder: Path) -> list[dict[str, Any]]:
-    """Time a query, of a batch, on ever more codes, with one thread; lists and graphs set to lose one hit of 40."""
+    """Time a query, of a batch, for 100 hits in ever more codes, with one thread; lists and graphs lose one of 40."""
     dataset = Dataset.load(folder)
     x, xq = np.concatenate(list(dataset.corpus.chunks())), dataset.queries[:1000]
     quantizer = fit(x, config=FitConfig(layout="2x192", rotation="random"), metric=METRIC)
@@ -162,15 +179,17 @@ def growth(folder: Path) -> list[dict[str, Any]]:
             made = make_base(base, quantizer.layout)
             made.train(code[: min(n, 50 * getattr(made, "nlist", 1))])
             made.add(code[:n])
-            held = Contents(quantizer, made, Labels(n), CodesStore(quantizer, made))
-            tried = tune(held, xq[:200], 10, recall=0.95)
+            tried = tune(Contents(quantizer, made, Labels(n), CodesStore(quantizer, made)), xq[:200], 10, recall=0.95)
             assert tried is not None
-            query_codes = quantizer.encode_queries(xq)
-            with threadpool_limits(1):
-                seconds = seconds_of(partial(made.search, query_codes, 100, None, {}), rounds=3)
-            row = {"n": n, "base": base, "settings": tried.settings, "milliseconds": 1000 * seconds / len(xq)}
-            rows.append(row | {"bytes": made.bytes_per_vector})
-            click.echo(str(rows[-1]))
+            held = Contents(quantizer, made, Labels(n), None)
+            for prefix in (None, PREFIX) if base == "Scan" else (None,):
+                search = partial(held.nearest, xq, K, prefix=prefix, settings={})
+                with threadpool_limits(1):
+                    seconds = seconds_of(search, rounds=3)
+                row = {"n": n, "base": base + (f", prefix={prefix}" if prefix else ""), "settings": tried.settings}
+                row |= {"milliseconds": 1000 * seconds / len(xq), "bytes": made.bytes_per_vector}
+                rows.append(row)
+                click.echo(str(row))
     return rows
 
 

@@ -25,7 +25,7 @@ from faiss_qama.evaluation import search_in_blocks
 from faiss_qama.index import QamaIndex
 from faiss_qama.pipeline import fit_index
 from faiss_qama.rescore import STORES
-from faiss_qama.tuning import AUTO, RECALL
+from faiss_qama.tuning import AUTO
 from faiss_qama.vectors import Corpus, load_vectors
 
 _metric = click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True)
@@ -91,6 +91,7 @@ cli.add_command(eval_command)
 @_rescore_of_fit
 @_base
 @click.option("--recall", type=click.FloatRange(0, 1, True, True), help="What --base auto must keep  [default: 0.95]")
+@click.option("--memory", type=click.FloatRange(0, min_open=True), help="Bytes a vector that --base auto may hold.")
 @nprobe_option
 @ef_search_option
 @_metric
@@ -105,6 +106,7 @@ def fit(
     rescore: str | None,
     base: str,
     recall: float | None,
+    memory: float | None,
     nprobe: int | None,
     ef_search: int | None,
     metric: str,
@@ -123,10 +125,11 @@ def fit(
     searched = given(nprobe=nprobe, efSearch=ef_search)
     rescore = rescore or ("fp16" if pairs is None else "codes")  # floats would rank as they did before the training
     labelled = None if pairs is None else read_pairs(*pairs, vectors)
-    if recall is not None and base != AUTO:
-        raise ValueError(f"--recall chooses --base auto; the base is {base}")
-    metric_type, aim = METRIC_CHOICES[metric], recall or RECALL
-    click.echo(fit_index(vectors, output, config, metric_type, rescore, queries, base, searched, labelled, aim))
+    chosen_by = given(recall=recall, memory=memory)
+    if chosen_by and base != AUTO:
+        raise ValueError(f"--recall and --memory are for --base auto; the base is {base}")
+    metric_type = METRIC_CHOICES[metric]
+    click.echo(fit_index(vectors, output, config, metric_type, rescore, queries, base, searched, labelled, **chosen_by))
 
 
 @cli.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -175,7 +176,9 @@ class QamaIndex:
 
     # Filling and changing it.
 
-    def train(self, x: ArrayLike, *, queries: ArrayLike | None = None, recall: float = RECALL) -> None:
+    def train(
+        self, x: ArrayLike, *, queries: ArrayLike | None = None, recall: float = RECALL, memory: float = math.inf
+    ) -> None:
         """Fit the quantizer, where :func:`~faiss_qama.index_factory` left that to do, and train the base index.
 
         Parameters
@@ -183,6 +186,7 @@ class QamaIndex:
         x : (n, d) vectors like those to be added; of base ``auto`` all of them, as it depends on their number
         queries : (nq, d) unlabelled queries, to fit the quantizer or to choose the base with
         recall : what base ``auto`` must keep, the fastest that does is taken; :attr:`tried` tells what was measured
+        memory : bytes a vector that it may hold in codes, lists and links
 
         Raises ValueError for fewer vectors than they need.
         """
@@ -198,7 +202,7 @@ class QamaIndex:
 
                 quantizer = fit(x, config=self._plan.config, metric=self._plan.metric, queries=queries)
             if self._auto:
-                base = self._choose(quantizer, quantizer.encode(x), _queries(x, queries, self.d), recall)
+                base = self._choose(quantizer, quantizer.encode(x), _queries(x, queries, self.d), recall, memory)
                 base.reset()
                 self._hold(quantizer, base, Labels())
             if not self._base.is_trained:
@@ -500,11 +504,12 @@ class QamaIndex:
         settings: Mapping[str, int] | None = None,
         queries: Floats | None = None,
         recall: float = RECALL,
+        memory: float = math.inf,
     ) -> QamaIndex:
         """Index ``corpus`` straight to the folder ``path`` and load it memory-mapped: no vector stays in memory.
 
-        ``settings`` are search parameters to set, ``nprobe`` or ``efSearch``; ``queries`` and ``recall`` choose base
-        ``auto``, as in :meth:`train`.
+        ``settings`` are search parameters to set, ``nprobe`` or ``efSearch``; ``queries``, ``recall`` and ``memory``
+        choose base ``auto``, as in :meth:`train`.
         """
         persistence.check_writable(path, corpus.paths)
         index = cls(quantizer, rescore, base=base)
@@ -514,7 +519,7 @@ class QamaIndex:
             sample = corpus.take(np.unique(np.linspace(0, len(corpus) - 1, TRAINING, dtype=np.int64)))
         if chosen:
             code = np.concatenate([quantizer.encode(x) for x in progress(corpus.chunks(), "encoding", corpus.n_chunks)])
-            filled = index._choose(quantizer, code, _queries(sample, queries, index.d), recall)
+            filled = index._choose(quantizer, code, _queries(sample, queries, index.d), recall, memory)
             index._hold(quantizer, filled, Labels(len(filled)))
         elif not index.is_trained:
             index.train(sample)
@@ -562,9 +567,9 @@ class QamaIndex:
         self._plan, self._base = None, base
         self._contents = Contents(quantizer, base, labels, store)
 
-    def _choose(self, quantizer: Quantizer, code: Codes, xq: Floats, recall: float) -> Base:
-        """Return the fastest base of ``code`` that keeps ``recall``, filled."""
-        base, self.tried = fastest(quantizer, code, xq, recall)
+    def _choose(self, quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float) -> Base:
+        """Return the fastest base of ``code`` that keeps ``recall`` within ``memory``, filled."""
+        base, self.tried = fastest(quantizer, code, xq, recall, memory)
         self._auto = False
         return base
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -83,6 +84,7 @@ def fit_index(
     settings: Mapping[str, int] | None = None,
     pairs: Pairs | None = None,
     recall: float = RECALL,
+    memory: float = math.inf,
 ) -> Outcome:
     """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen.
 
@@ -102,7 +104,8 @@ def fit_index(
     quantizer = fit_draw(drawn, config, metric, work)
     seconds = time.perf_counter() - start
     asked = drawn.calibration if len(drawn.calibration) else None
-    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, queries=asked, recall=recall)
+    chosen_by = {"recall": recall, "memory": memory}
+    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, queries=asked, **chosen_by)
     if config.train is not None:
         from faiss_qama.training.checkpoint import discard
 

@@ -14,6 +14,7 @@ from faiss_qama.base import Base
 from faiss_qama.calibration import MISSES
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.contents import Contents
+from faiss_qama.faiss_base import FaissBase
 from faiss_qama.labels import Ids, Labels
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
@@ -24,6 +25,7 @@ from faiss_qama.scan_ivf import ScanIVF
 AUTO, RECALL, K = "auto", 0.95, 10
 LISTS = (2, 4)  # times the root of the number of vectors
 FEWEST = 10_000  # vectors; fewer are scanned before lists are chosen
+GRAPH, MOST = "BHNSW16", 100_000  # vectors that a graph is tried for; of more it takes minutes to build
 TRAINING = 50  # codes a list to train on, at most
 STEP = 2**0.5  # from one setting to the next
 ROUNDS = 3
@@ -71,11 +73,17 @@ def tune(contents: Contents, xq: Floats, k: int, recall: float) -> Tried | None:
     return _smallest(contents, xq, k, recall, oversample, wanted)
 
 
-def fastest(quantizer: Quantizer, code: Codes, xq: Floats, recall: float) -> tuple[Base, list[Tried]]:
+def fastest(
+    quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float = math.inf
+) -> tuple[Base, list[Tried]]:
     """Return the fastest base of ``code`` (n, code_size) that keeps ``recall``, filled; and what was tried, it first.
 
-    Candidates are scored again from their codes, whatever the second stage will be.
+    Candidates are scored again from their codes, whatever the second stage will be. Raises ValueError where no base is
+    within ``memory``, bytes a vector of codes, lists and links.
     """
+    least = Scan(quantizer.layout).bytes_per_vector
+    if least > memory:
+        raise ValueError(f"memory {memory:g} bytes a vector is less than the codes' own {least}: fit fewer bytes")
     bases: list[tuple[Base, Tried]] = []
     oversample, wanted = None, np.empty((0, 0), np.int64)
     for make in progress(list(_bases(quantizer, code)), "choosing a base"):
@@ -85,7 +93,7 @@ def fastest(quantizer: Quantizer, code: Codes, xq: Floats, recall: float) -> tup
             oversample = _oversample(contents, K, recall)
             wanted = contents.nearest(xq, K, oversample=oversample, settings={})[1]
         tried = _smallest(contents, xq, K, recall, oversample, wanted)
-        if tried is not None:
+        if tried is not None and tried.bytes_per_vector <= memory:
             bases.append((base, tried))
     bases.sort(key=lambda pair: -pair[1].per_second)
     return bases[0][0], [tried for _, tried in bases]
@@ -103,10 +111,17 @@ def _bases(quantizer: Quantizer, code: Codes) -> Iterator[Callable[[], Base]]:
         base.add(code)
         return base
 
+    def graph() -> Base:
+        base = FaissBase(GRAPH, quantizer.layout)
+        base.add(code)
+        return base
+
     yield scan
     if len(code) >= FEWEST:
         for times in LISTS:
             yield partial(lists, 2 ** round(math.log2(times * math.sqrt(len(code)))))
+        if len(code) <= MOST:
+            yield graph
 
 
 def _settings(base: Base, n: int) -> Iterator[dict[str, int]]:

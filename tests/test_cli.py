@@ -330,6 +330,18 @@ def test_build_indexes_other_vectors_with_the_same_quantizer(folder):
     assert (built.search(x, 1)[1][:, 0] == np.arange(321)).mean() > 0.99
 
 
+def test_base_auto_says_what_it_took_and_holds_no_more_than_it_may(folder):
+    arguments = ["corpus.npy", "-o", "auto.qama", "--base", "auto"]
+    done = run("fit", *arguments, "--recall", "0.9", "--memory", "200", cwd=folder)
+    assert "base        Scan: " in done.stdout
+    assert ", the fastest of" in done.stdout
+    assert ",Scan," in QamaIndex.load(folder / "auto.qama").factory_string
+    done = run("fit", *arguments, "--memory", "0.5", cwd=folder, check=2)
+    assert "memory 0.5 bytes a vector is less than the codes' own" in done.stderr
+    done = run("fit", "corpus.npy", "--memory", "60", cwd=folder, check=2)
+    assert done.stderr == "error: --recall and --memory are for --base auto; the base is BFlat\n"
+
+
 def test_search_parameters_are_set_and_kept(folder):
     run("fit", "corpus.npy", "-o", "ivf.qama", "--base", "BIVF16", "--nprobe", "16", cwd=folder)
     assert QamaIndex.load(folder / "ivf.qama").nprobe == 16

@@ -41,7 +41,7 @@ def test_tuning_finds_the_smallest_setting_that_keeps_the_recall(base, exhaustiv
     assert getattr(index, name) == value
     assert tried.kept >= 0.95  # half of what may be missed
     assert kept(index, exhaustive) >= 0.93
-    assert index.tune(QUERIES, recall=0.999).settings[name] >= value
+    assert index.tune(QUERIES[:50], recall=0.999).settings[name] >= value
     if base != "BHNSW16":  # with all lists it is the scan itself
         setattr(index, name, 512)
         assert kept(index, exhaustive) == 1
@@ -59,12 +59,23 @@ def test_what_has_no_settings_is_measured_or_refused(exhaustive):
 def test_the_fastest_base_holds_the_codes_and_keeps_the_recall(n):
     code = QUANTIZER.encode(X[:n])
     base, tried = tuning.fastest(QUANTIZER, code, QUERIES, 0.9)
-    assert len(tried) == (1 if n < tuning.FEWEST else 3)
+    assert len(tried) == (1 if n < tuning.FEWEST else 4)
     assert [t.per_second for t in tried] == sorted((t.per_second for t in tried), reverse=True)
     assert (str(base), base.settings) == (tried[0].base, tried[0].settings)
     np.testing.assert_array_equal(base.codes, code)
     contents = Contents(QUANTIZER, base, Labels(n), CodesStore(QUANTIZER, base))
     assert contents.nearest(OTHERS, 10, settings={})[1].shape == (300, 10)
+
+
+def test_the_fastest_base_holds_no_more_than_it_may():
+    code = QUANTIZER.encode(X)
+    base, tried = tuning.fastest(QUANTIZER, code, QUERIES, 0.9, memory=8)
+    assert [str(base)] == [t.base for t in tried] == ["Scan"]
+    _, tried = tuning.fastest(QUANTIZER, code, QUERIES, 0.9, memory=100)
+    assert tuning.GRAPH not in [t.base for t in tried]
+    assert max(t.bytes_per_vector for t in tried) <= 100
+    with pytest.raises(ValueError, match="memory 7.5 bytes a vector is less than the codes' own 8"):
+        tuning.fastest(QUANTIZER, code, QUERIES, 0.9, memory=7.5)
 
 
 def test_base_auto_waits_for_vectors_and_then_is_an_index_like_any_other(tmp_path):
