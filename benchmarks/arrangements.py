@@ -17,6 +17,7 @@ from faiss_qama.training import FitConfig, fit
 
 K = 10
 SAMPLE = 100_000  # vectors that peers are trained on
+OPQ_ROUNDS, OPQ_SAMPLE = 15, 20_000  # its own 50 rounds of 65,536 vectors take more than ten minutes
 NPROBE = (2, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384)
 CANDIDATES = (2, 3, 4, 5, 6, 8, 10, 12, 16, 24)
 EF = (10, 16, 24, 32, 48, 64, 96, 128, 192, 256)
@@ -60,6 +61,9 @@ def of_faiss(x: Floats, factory: str, refine: str | None) -> Arrangement:
     On vectors of unit length L2 distances rank as inner products do, and survive the centring of a PCA.
     """
     index = faiss.index_factory(x.shape[1], factory + (f",Refine({refine})" if refine else ""), faiss.METRIC_L2)
+    if factory.startswith("OPQ"):
+        rotation = faiss.downcast_VectorTransform(faiss.downcast_index(index.base_index).chain.at(0))
+        rotation.niter, rotation.max_train_points = OPQ_ROUNDS, OPQ_SAMPLE
     index.train(sample(x))
     index.add(x)
     base = faiss.downcast_index(index.base_index) if refine else index

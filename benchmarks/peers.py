@@ -29,7 +29,7 @@ from faiss_qama.labels import Ids
 
 TARGETS = (0.95, 0.99)
 QUERIES, ROUNDS = 1000, 9
-BEYOND = 3  # widths tried after the first that reaches the last of the targets
+BEYOND = 3  # widths tried from the first on that reaches the last of the targets
 
 # FAISS's arrangements, and what refines them. Those that nothing refines hold what they rank by.
 QUICK = ["PCAR192,PQ96x4fs", "PCAR96,PQ48x4fs", "PCAR192,IVF{},PQ96x4fs"]

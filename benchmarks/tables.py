@@ -13,7 +13,7 @@ from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
-OTHERS = ("SVS ", "ScaNN ", "usearch ", "RaBitQ ")  # how names of other libraries' begin
+OTHERS = ("SVS ", "ScaNN ", "usearch ", "RaBitQ ", "semantic_search_faiss")  # how names of other libraries' begin
 SETS = ("scifact", "nfcorpus", "quora")
 
 

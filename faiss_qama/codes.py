@@ -1,4 +1,4 @@
-"""Levels to packed bits and back: the only file that knows bit order, the sense of a cut, and padding.
+"""Levels to packed bits and back: bit order, the sense of a cut, and padding.
 
 A unit's level is the number of its thresholds t with z - t >= 0, as FAISS cuts in IndexLSH. Level l of L becomes
 L - 1 bits, the lowest l of them set, so that the Hamming distance of two codes is the L1 distance of their levels.
@@ -35,14 +35,14 @@ def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
     """
     compiled = loops("cuts")
     if compiled is not None:
-        out = np.empty((len(z), layout.code_size), np.uint8)
-        compiled.encode(np.ascontiguousarray(z), np.ascontiguousarray(thresholds.T), _cut_columns(layout), out)
-        return out
+        z, cuts = (np.ascontiguousarray(array, np.float32) for array in (z, thresholds.T))
+        code = np.empty((len(z), layout.code_size), np.uint8)
+        compiled.encode(z, cuts, _cut_columns(layout), code)
+        return code
     bits = np.empty((len(z), layout.n_bits), dtype=bool)
     for segment, columns, where in layout.slices():
-        cuts = segment.levels - 1
-        out = bits[:, where].reshape(len(z), segment.units, cuts)  # a view: the last axis is split in place
-        for cut in range(cuts):
+        out = bits[:, where].reshape(len(z), segment.units, -1)  # a view: the last axis is split in place
+        for cut in range(segment.levels - 1):
             above = z[:, columns] >= thresholds[columns, cut]
             if segment.bits == "0.5or":
                 above = above[:, 0::2] | above[:, 1::2]

@@ -71,9 +71,15 @@ class Contents:
 
     def append(self, code: Codes, stored: NDArray[Any], ids: Ids | None) -> None:
         """Add rows: codes, what the store's ``convert`` made of the vectors, and ids of the user's own or None."""
+        there = self.labels.n
         if self.store is not None:
             self.store.append(stored)
-        self.base.add(code)
+        try:
+            self.base.add(code)
+        except BaseException:
+            if self.store is not None:
+                self.store.cut(there)
+            raise
         self.labels.append(len(code), ids)
         self._changed()
 

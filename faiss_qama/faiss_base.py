@@ -85,6 +85,11 @@ class FaissBase(Base):
         return self._index
 
     @property
+    def nlist(self) -> int:
+        """Lists, of inverted lists."""
+        return int(self.index.nlist)
+
+    @property
     def is_trained(self) -> bool:
         return bool(self.index.is_trained)
 

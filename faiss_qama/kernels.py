@@ -1,4 +1,4 @@
-"""The hot loops, compiled by numba when they are first used and kept in its cache; nothing else imports numba.
+"""The hot loops over codes, compiled by numba when they are first used and kept in its cache.
 
 A scan reads words (see :mod:`faiss_qama.planes`) in groups of ``LANES`` codes, (groups, words, LANES) uint32.
 """
@@ -36,7 +36,7 @@ class _Announced(event.Listener):
 
     def on_start(self, event: Any) -> None:
         ours = event.data["dispatcher"].py_func.__module__.startswith("faiss_qama.")
-        self._shown.append(announced("compiling the scan of these codes, once") if ours and not self._shown else None)
+        self._shown.append(announced("compiling what searches, once") if ours and not self._shown else None)
 
     def on_end(self, event: Any) -> None:  # noqa: ARG002
         shown = self._shown.pop()
@@ -159,7 +159,7 @@ def prefetch(typing: Any, x: Any, row: Any) -> Any:
 
 @jitted()
 def _lowered(counts: Any, below: int, limit: int, k: int) -> tuple[int, int]:
-    """Return the least limit up to which there still are ``k`` hits, and how many there are.
+    """Return how many hits there are up to the least limit that leaves ``k``, and that limit.
 
     Parameters
     ----------
@@ -293,7 +293,9 @@ def scans(pairs: int, others: int) -> Scans:
                                 i = _first(hits)
                                 hits &= hits - 1
                                 distance, row = of_group[i], rows[after, i]
-                                if distance < limit and row >= 0 and (len(allowed) == 0 or allowed[row]):
+                                if distance >= limit or row < 0:
+                                    continue
+                                if len(allowed) == 0 or (row < len(allowed) and allowed[row]):
                                     distances[q, here], found[q, here] = distance, row
                                     counts[q, distance] += 1
                                     here, n_below = here + 1, n_below + 1

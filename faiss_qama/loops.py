@@ -43,15 +43,16 @@ def each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
             done[number] = do(tasks[number])
 
     helpers = [_threads(threads - 1).submit(work) for _ in range(min(threads, len(tasks)) - 1)]
-    faiss.omp_set_num_threads(1)  # as in the helpers
     try:
+        faiss.omp_set_num_threads(1)  # as in the helpers
         work()
     finally:
         faiss.omp_set_num_threads(threads)
         deque(left, maxlen=0)  # of an error or Ctrl-C here, nothing new is begun
-        wait(helpers)
+        wait([helper for helper in helpers if not helper.cancel()])  # some may still wait for another search's
     for helper in helpers:
-        helper.result()
+        if not helper.cancelled():
+            helper.result()
     return done
 
 

@@ -266,7 +266,7 @@ def _read_lists(
     paths: Mapping[str, Path], layout: CodeLayout, nlist: int, ntotal: int, mmap: bool, version: int
 ) -> ScanIVF:
     sizes = _read_array(paths["sizes"], (nlist,), np.dtype("<i8"), mmap=False)
-    if sizes.min() < 0 or sizes.sum() != ntotal:
+    if sizes.min() < 0 or sizes.max() > ntotal or sizes.sum() != ntotal:
         raise ValueError(f"{paths['sizes']}: lists of {sizes.sum()} codes; the manifest says {ntotal}")
     groups = int((-(-sizes // LANES)).sum())
     wanted: dict[str, tuple[tuple[int, ...], str]] = {

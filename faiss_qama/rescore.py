@@ -65,6 +65,9 @@ class Store:
     def append(self, stored: NDArray[Any]) -> None:
         """Append what :meth:`convert` returned."""
 
+    def cut(self, n: int) -> None:
+        """Drop the rows from ``n`` on."""
+
     def keep(self, kept: Mask) -> None:
         """Drop the rows where ``kept`` is false; the others move up."""
 
@@ -160,6 +163,9 @@ class FloatStore(_Vectors):
     def append(self, stored: NDArray[Any]) -> None:
         self._rows.append(stored)
 
+    def cut(self, n: int) -> None:
+        self._rows.cut(n)
+
     def keep(self, kept: Mask) -> None:
         self._rows.keep(kept)
 
@@ -217,6 +223,14 @@ class BorrowedStore(_Vectors):
         if self._places is not None:
             self._places.append(np.arange(self._used, self._used + len(stored)))
         self._used += len(stored)
+
+    def cut(self, n: int) -> None:
+        if isinstance(self._source, np.ndarray):  # whose rows can be added again; those of a faiss.Index were others
+            self._used -= (self._used if self._places is None else len(self._places)) - n
+        elif self._places is None:
+            self._places = Rows(np.arange(self._used))
+        if self._places is not None:
+            self._places.cut(n)
 
     def keep(self, kept: Mask) -> None:
         if self._places is None:

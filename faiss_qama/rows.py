@@ -37,6 +37,10 @@ class Rows:
         self._buffer[self._n : end] = rows
         self._n = end
 
+    def cut(self, n: int) -> None:
+        """Drop the rows from ``n`` on."""
+        self._n = min(n, self._n)
+
     def clear(self) -> None:
         """Drop every row."""
         self._buffer = np.empty((0, *self._buffer.shape[1:]), self._buffer.dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Any
 
 import faiss
@@ -19,7 +20,7 @@ from faiss_qama.planes import LANES, Words
 from faiss_qama.rows import Rows
 from faiss_qama.scan import CHUNK, Scan, nearest_of
 
-QUERIES, HITS = 1024, 1 << 19  # that look at a list together, and what they may find, of which twice as much is held
+QUERIES, HITS = 1024, 1 << 19  # that look at a list together, and what they may find
 BULK = 1 / 4  # share of what is there from which on what is added puts all lists in order
 ITERATIONS = 10  # of k-means
 STEPS = 64  # of a centroid, from one level to the next
@@ -57,8 +58,7 @@ class ScanIVF(Scan):
         self._coarse.add(of_levels(np.concatenate(rounded, axis=1), self._coarse.layout))
 
     def _clear(self) -> None:
-        self._groups.clear()
-        self._n = 0
+        self._groups, self._n = Rows(np.empty((0, self._words, LANES), np.uint32)), 0
         self._rows = Rows(np.empty((0, LANES), np.int32))  # of the codes of a group, -1 where there is none
         self._places = Rows(np.empty(0, np.int32))  # of rows: LANES * group + lane
         self._following = Rows(np.empty(0, np.int32))  # the next group of the list, or -1
@@ -111,15 +111,13 @@ class ScanIVF(Scan):
         if len(codes) >= BULK * self._n:
             there = np.arange(self._n)
             words = np.concatenate([self._gather(there), words])
-            lists = np.concatenate([self._lists_of(there), lists])
-            self._clear()
-        self._insert(words, lists)
+            self._fill(words, np.concatenate([self._lists_of(there), lists]))
+        else:
+            self._insert(words, lists)
 
     def keep(self, kept: Mask) -> None:
         rows = np.flatnonzero(kept)
-        words, lists = self._gather(rows), self._lists_of(rows)
-        self._clear()
-        self._insert(words, lists)
+        self._fill(self._gather(rows), self._lists_of(rows))
 
     def reset(self) -> None:
         self._clear()
@@ -190,23 +188,23 @@ class ScanIVF(Scan):
         allowed = np.empty(0, bool) if rows is None else rows
 
         def scanned(part: slice) -> None:
-            probes = self._coarse.search(twice(queries[part], self.layout), nprobe, None, {})[1]
-            if compiled is None:
-                self._without_lists(queries[part], probes, allowed, D[part], I[part])
-                return
-            scan_lists = compiled.scans(*planes.widths(self.layout)).lists
-            chains = self.groups, self._rows.array, self._heads, self._following.array
             step = max(1, min(QUERIES, HITS // k))
             for start in range(part.start, min(part.stop, len(queries)), step):
                 block = slice(start, min(start + step, part.stop))
-                scan_lists(*chains, probes[start - part.start :][:step], words[block], allowed, D[block], I[block])
+                probes = self._coarse.search(twice(queries[block], self.layout), nprobe, None, {})[1]
+                if compiled is None:
+                    self._without_lists(queries[block], probes, allowed, D[block], I[block])
+                    continue
+                scan_lists = compiled.scans(*planes.widths(self.layout)).lists
+                chains = self.groups, self._rows.array, self._heads, self._following.array
+                scan_lists(*chains, probes, words[block], allowed, D[block], I[block])
 
         if k:
             each(scanned, shares(len(queries)))
         return D, I
 
     def _without_lists(self, queries: Codes, probes: Ids, allowed: Mask, D: Distances, I: Ids) -> None:
-        """Search ``probes`` as the compiled loop does."""
+        """Search ``probes`` as the compiled loop does, but that of equal distances others may be found."""
         order = np.argsort(self._lists.array, kind="stable")
         ends = np.searchsorted(self._lists.array[order], np.arange(self.nlist + 1))
         for q, lists in enumerate(probes):
@@ -231,8 +229,18 @@ class ScanIVF(Scan):
             lists[start : start + CHUNK] = probes[np.arange(len(some)), distances.argmin(axis=1)]
         return lists
 
+    def _fill(self, words: Words, lists: NDArray[np.int32]) -> None:
+        """Hold these rows and no others, once they are in their lists."""
+        filled = copy(self)
+        filled._clear()
+        filled._insert(words, lists)
+        vars(self).update(vars(filled))
+
     def _insert(self, words: Words, lists: NDArray[np.int32]) -> None:
-        """Append rows to their lists: to the room in the last group of each, then to new groups."""
+        """Append rows to their lists: to the room in the last group of each, then to new groups.
+
+        Chains lead to what is new once all of it is there, so that an error or Ctrl-C leaves them as they were.
+        """
         order = np.argsort(lists, kind="stable")
         lists, more = lists[order], np.bincount(lists, minlength=self.nlist)
         had, have = -(-self._sizes // LANES), -(-(self._sizes + more) // LANES)  # groups
@@ -244,26 +252,36 @@ class ScanIVF(Scan):
         longer, new = np.flatnonzero(have > had), int((have - had).sum())
         following = len(self.groups) + np.arange(1, new + 1, dtype=np.int32)
         following[np.cumsum((have - had)[longer]) - 1] = -1
-        begun = longer[had[longer] == 0]
+        places = np.empty(len(order), np.int32)
+        places[order] = LANES * group + lane
+        grown = {
+            self._groups: np.zeros((new, self._words, LANES), np.uint32),
+            self._rows: np.full((new, LANES), -1, np.int32),
+            self._following: following,
+            self._lists: np.repeat(np.arange(self.nlist, dtype=np.int32), have - had),
+            self._places: places,
+        }
+        sizes = {rows: len(rows) for rows in grown}
+        try:
+            for rows, more_rows in grown.items():
+                rows.append(more_rows)
+        except BaseException:
+            for rows, size in sizes.items():
+                rows.cut(size)
+            raise
+        self.groups[group, :, lane] = words[order]
+        self._rows.array[group, lane] = self._n + order
+        begun, ended = longer[had[longer] == 0], longer[had[longer] > 0]
         self._heads[begun] = first_new[begun]
-        ended = longer[had[longer] > 0]
         self._following.array[self._tails[ended]] = first_new[ended]
         self._tails[longer] = (first_new + have - had - 1)[longer]
         self._sizes += more
-
-        self._following.append(following)
-        self._lists.append(np.repeat(np.arange(self.nlist, dtype=np.int32), have - had))
-        self._groups.append(np.zeros((new, self._words, LANES), np.uint32))
-        self._rows.append(np.full((new, LANES), -1, np.int32))
-        self.groups[group, :, lane] = words[order]
-        self._rows.array[group, lane] = self._n + order
-        places = np.empty(len(order), np.int32)
-        places[order] = LANES * group + lane
-        self._places.append(places)
         self._n += len(order)
 
     def _place(self, rows: Ids) -> Ids:
-        return self._places.array[rows].astype(np.int64)
+        places = self._places.array[rows].astype(np.int64)
+        ranking.check_rows(places, LANES * len(self._groups))  # a mapped file may hold anything
+        return places
 
     def _lists_of(self, rows: Ids) -> NDArray[np.int32]:
         lists: NDArray[np.int32] = self._lists.array[self._place(rows) // LANES]

@@ -14,7 +14,7 @@ from faiss_qama.base import Base
 from faiss_qama.calibration import MISSES
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.contents import Contents
-from faiss_qama.faiss_base import FaissBase
+from faiss_qama.faiss_base import EF_WIDTH, FaissBase
 from faiss_qama.labels import Ids, Labels
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
@@ -28,6 +28,7 @@ FEWEST = 10_000  # vectors; fewer are scanned before lists are chosen
 GRAPH, MOST = "BHNSW16", 100_000  # vectors that a graph is tried for; of more it takes minutes to build
 TRAINING = 50  # codes a list to train on, at most
 STEP = 2**0.5  # from one setting to the next
+WIDEST = 4096  # efSearch; what needs more is no faster than a scan
 ROUNDS = 3
 
 
@@ -85,11 +86,11 @@ def fastest(
     if least > memory:
         raise ValueError(f"memory {memory:g} bytes a vector is less than the codes' own {least}: fit fewer bytes")
     bases: list[tuple[Base, Tried]] = []
-    oversample, wanted = None, np.empty((0, 0), np.int64)
+    oversample, wanted = None, None
     for make in progress(list(_bases(quantizer, code)), "choosing a base"):
         base = make()
         contents = Contents(quantizer, base, Labels(len(base)), CodesStore(quantizer, base))
-        if not bases:  # the full scan, which the others are compared with
+        if wanted is None:  # the full scan, which the others are compared with
             oversample = _oversample(contents, K, recall)
             wanted = contents.nearest(xq, K, oversample=oversample, settings={})[1]
         tried = _smallest(contents, xq, K, recall, oversample, wanted)
@@ -124,16 +125,18 @@ def _bases(quantizer: Quantizer, code: Codes) -> Iterator[Callable[[], Base]]:
             yield graph
 
 
-def _settings(base: Base, n: int) -> Iterator[dict[str, int]]:
+def _settings(base: Base, candidates: int) -> Iterator[dict[str, int]]:
     """Yield settings from small to large; one that is empty where a base has none."""
-    names = [name for name in ("nprobe", "efSearch") if name in base.settings]
-    if not names:
+    if "nprobe" in base.settings:
+        least, most = 2.0, float(base.nlist)  # type: ignore[attr-defined]
+    elif "efSearch" in base.settings:
+        least, most = float(EF_WIDTH * candidates), float(max(WIDEST, EF_WIDTH * candidates))
+    else:
         yield {}
         return
-    most = min(n, getattr(base, "nlist", n)) if names[0] == "nprobe" else n
-    value = 2.0
+    value = min(least, most)
     while value < most * STEP:
-        yield {names[0]: min(round(value), most)}
+        yield {next(iter(base.settings)): min(round(value), round(most))}
         value *= STEP
 
 
@@ -148,13 +151,15 @@ def _oversample(contents: Contents, k: int, recall: float) -> float | None:
 def _smallest(
     contents: Contents, xq: Floats, k: int, recall: float, oversample: float | None, wanted: Ids
 ) -> Tried | None:
-    """Set the smallest setting that keeps enough of the hits ``wanted`` (nq, k), and time it; None if none does."""
-    for settings in _settings(contents.base, len(contents.labels)):
+    """Set the smallest setting that keeps enough of the hits ``wanted`` (nq, k), and time it; if none does, none."""
+    before, candidates = contents.base.settings, math.ceil(k * (oversample or 1))
+    for settings in _settings(contents.base, candidates):
         contents.base.set(settings)
         found = contents.nearest(xq, k, oversample=oversample, settings={})[1]
         kept = float((wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean())
         if kept >= 1 - MISSES * (1 - recall):
-            return _timed(contents, xq, math.ceil(k * (oversample or 1)), kept)
+            return _timed(contents, xq, candidates, kept)
+    contents.base.set(before)
     return None
 
 

@@ -12,7 +12,6 @@ import tabulate
 
 from faiss_qama.training import FitConfig, fit
 
-COMBINATIONS = pytest.StashKey()
 D = 36  # no multiple of 8
 LAYOUTS = ("2x18", "1x36", "1.5x35", "0.5x36", "0.5orx36", "2x9,1.5x9,1x9,0.5x8", "2x5,0.5orx10,1x3", "1x1", "2x36")
 
@@ -64,20 +63,13 @@ def fit_quietly(x, **settings):
         return fit(x, config=FitConfig(**settings), metric=metric, queries=queries)
 
 
-@pytest.fixture(scope="session")
-def combinations(request):
-    """The combinations of the contract suite that passed: {(operation, base): {(store, metric)}}."""
-    passed = collections.defaultdict(set)
-    request.config.stash[COMBINATIONS] = passed
-    return passed
-
-
-def pytest_terminal_summary(terminalreporter, config):
+def pytest_terminal_summary(terminalreporter):
     """Print the table of the contract suite: how many stores times metrics passed, by operation and base."""
-    passed = config.stash.get(COMBINATIONS, None)
+    properties = [prop for report in terminalreporter.getreports("passed") for prop in report.user_properties]
+    passed = collections.Counter(tuple(value) for name, value in properties if name == "combination")
     if not passed:
         return
-    bases = list(dict.fromkeys(base for _, base in passed))
-    rows = [[name, *(len(passed[name, base]) for base in bases)] for name in dict.fromkeys(name for name, _ in passed)]
+    names, bases = (sorted(set(part)) for part in zip(*passed, strict=True))
+    rows = [[name, *(passed[name, base] for base in bases)] for name in names]
     terminalreporter.write_line("\nstores x metrics that passed, by operation and base index")
     terminalreporter.write_line(tabulate.tabulate(rows, ["", *bases], tablefmt="plain"))

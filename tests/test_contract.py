@@ -513,13 +513,13 @@ def to_faiss(s):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_contract(name, world, metric, store, base, tmp_path, monkeypatch, combinations):
+def test_contract(name, world, metric, store, base, tmp_path, monkeypatch, record_property):
     check = OPERATIONS[name]
     fixtures = {"tmp_path": tmp_path, "monkeypatch": monkeypatch}
     check(
         Subject(world, store, base), **{n: f for n, f in fixtures.items() if n in inspect.signature(check).parameters}
     )
-    combinations[name, base].add((store, metric))
+    record_property("combination", (name, base))
 
 
 def test_the_docs_show_the_operations_and_bases(request):

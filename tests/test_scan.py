@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import faiss_qama
-from faiss_qama import QamaIndex, codes, planes, scan
+from faiss_qama import QamaIndex, codes, planes, ranking, scan
 from faiss_qama.base import WORST
 from faiss_qama.layout import CodeLayout
 from faiss_qama.scan import Scan
@@ -45,7 +45,8 @@ def kernels(request, monkeypatch):
     """Both ways to scan."""
     assert scan.loops("kernels") is not None
     if request.param == "faiss":
-        monkeypatch.setattr(scan, "loops", lambda name: None)
+        for module in (scan, ranking):
+            monkeypatch.setattr(module, "loops", lambda name: None)
         monkeypatch.setattr(scan, "CHUNK", 300)
     return request.param
 
@@ -62,7 +63,7 @@ def threads(request, monkeypatch):
 
 @pytest.mark.parametrize("text", [*MIXTURES, "2x30,1x3,2x5,1.5x31,1x7,2x64"])
 @pytest.mark.parametrize("n", [1, 7, 255, 1025])
-def test_words_hold_what_codes_do(kernels, text, n):
+def test_words_hold_what_codes_do(text, n):
     layout = CodeLayout.parse(text)
     code = random_codes(layout, n, 1)
     words = planes.pack(code, layout)

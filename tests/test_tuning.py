@@ -10,6 +10,7 @@ from faiss_qama import QamaIndex, tuning
 from faiss_qama.contents import Contents
 from faiss_qama.labels import Labels
 from faiss_qama.rescore import CodesStore
+from faiss_qama.scan import Scan
 from faiss_qama.vectors import Corpus
 
 X = make_vectors(12_000, seed=81)
@@ -24,9 +25,9 @@ def exhaustive():
     return index
 
 
-def kept(index: QamaIndex, exhaustive: QamaIndex) -> float:
+def kept(index: QamaIndex, exhaustive: QamaIndex, queries: np.ndarray = OTHERS) -> float:
     """The share of an exhaustive scan's hits that is found."""
-    found, wanted = (one.search(OTHERS, 10, recall=0.9)[1] for one in (index, exhaustive))
+    found, wanted = (one.search(queries, 10, recall=0.9)[1] for one in (index, exhaustive))
     return float((wanted[:, :, None] == found[:, None]).any(axis=2).mean())
 
 
@@ -41,6 +42,10 @@ def test_tuning_finds_the_smallest_setting_that_keeps_the_recall(base, exhaustiv
     assert getattr(index, name) == value
     assert tried.kept >= 0.95  # half of what may be missed
     assert kept(index, exhaustive) >= 0.93
+    assert kept(index, exhaustive, QUERIES) == tried.kept
+    if base != "BHNSW16":  # whose least setting keeps it
+        setattr(index, name, round(value / tuning.STEP))
+        assert kept(index, exhaustive, QUERIES) < 0.95
     assert index.tune(QUERIES[:50], recall=0.999).settings[name] >= value
     if base != "BHNSW16":  # with all lists it is the scan itself
         setattr(index, name, 512)
@@ -64,7 +69,29 @@ def test_the_fastest_base_holds_the_codes_and_keeps_the_recall(n):
     assert (str(base), base.settings) == (tried[0].base, tried[0].settings)
     np.testing.assert_array_equal(base.codes, code)
     contents = Contents(QUANTIZER, base, Labels(n), CodesStore(QUANTIZER, base))
-    assert contents.nearest(OTHERS, 10, settings={})[1].shape == (300, 10)
+    scan = Scan(QUANTIZER.layout)
+    scan.add(code)
+    found, wanted = (held.nearest(OTHERS, 10, settings={})[1] for held in (contents, contents.over(scan)))
+    assert (wanted[:, :, None] == found[:, None]).any(axis=2).mean() >= 0.93
+
+
+@pytest.mark.parametrize("nlist", [1, 2])
+def test_few_lists_are_tuned_too(nlist, exhaustive):
+    index = QamaIndex(QUANTIZER, "fp32", base=f"ScanIVF{nlist}")
+    index.train(X)
+    index.add(X)
+    assert index.tune(QUERIES).settings == {"nprobe": nlist}
+    assert kept(index, exhaustive) > 0.99  # of candidates at equal distances others may be taken
+
+
+def test_what_keeps_no_recall_is_left_as_it_was(monkeypatch):
+    monkeypatch.setattr(tuning, "WIDEST", 1)
+    index = QamaIndex(QUANTIZER, "fp32", base="BHNSW2")
+    index.add(X)
+    index.efSearch = 7
+    with pytest.raises(ValueError, match="BHNSW2 keeps recall 0.99 with no setting"):
+        index.tune(QUERIES[:50], recall=0.99)
+    assert index.efSearch == 7
 
 
 def test_the_fastest_base_holds_no_more_than_it_may():

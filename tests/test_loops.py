@@ -1,0 +1,71 @@
+"""Tasks among threads: each once, in order, whatever goes wrong."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import faiss
+import pytest
+
+from faiss_qama.loops import each, shares
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(request.param)
+    yield request.param
+    faiss.omp_set_num_threads(before)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 100])
+def test_what_is_returned_is_in_the_order_of_the_tasks(threads, n):
+    assert each(lambda task: task * task, range(n)) == [task * task for task in range(n)]
+    assert faiss.omp_get_max_threads() == threads
+    assert [i for share in shares(n) for i in range(n)[share]] == list(range(n))
+    assert len(shares(n)) <= threads
+
+
+def test_a_task_may_have_tasks_of_its_own(threads):
+    assert each(lambda task: sum(each(lambda i: task * i, range(5))), range(9)) == [10 * task for task in range(9)]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_an_error_anywhere_is_raised_once_nobody_works_any_more(threads, here):
+    caller, running = threading.get_ident(), []
+
+    def work(task):
+        running.append(task)
+        time.sleep(0.001)
+        running.remove(task)
+        if threads == 1 or (threading.get_ident() == caller) == here:
+            raise KeyError(task)
+
+    with pytest.raises(KeyError):
+        each(work, range(50))
+    assert running == []
+    assert faiss.omp_get_max_threads() == threads
+
+
+def test_a_short_search_does_not_wait_for_a_long_one():
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(2)
+    go_on, done = threading.Event(), []
+
+    def long():
+        faiss.omp_set_num_threads(2)  # each thread has a number of its own
+        done.append(each(lambda _: go_on.wait(60), range(2)))
+
+    searching = threading.Thread(target=long)
+    searching.start()
+    try:
+        while not any(thread.name.startswith("faiss-qama") for thread in threading.enumerate()):
+            time.sleep(0.001)
+        assert each(lambda task: task, range(5)) == list(range(5))
+        assert done == []
+    finally:
+        go_on.set()
+        searching.join()
+        faiss.omp_set_num_threads(before)
+    assert done == [[True, True]]
