@@ -28,7 +28,7 @@ FEWEST = 10_000  # vectors; fewer are scanned before lists are chosen
 GRAPH, MOST = "BHNSW16", 100_000  # vectors that a graph is tried for; of more it takes minutes to build
 TRAINING = 50  # codes a list to train on, at most
 STEP = 2**0.5  # from one setting to the next
-WIDEST = 4096  # efSearch; what needs more is no faster than a scan
+FAISS_EF, WIDEST = 16, 4096  # efSearch: FAISS's own, and what a scan is faster than
 ROUNDS = 3
 
 
@@ -130,7 +130,8 @@ def _settings(base: Base, candidates: int) -> Iterator[dict[str, int]]:
     if "nprobe" in base.settings:
         least, most = 2.0, float(base.nlist)  # type: ignore[attr-defined]
     elif "efSearch" in base.settings:
-        least, most = float(EF_WIDTH * candidates), float(max(WIDEST, EF_WIDTH * candidates))
+        yield {"efSearch": FAISS_EF}  # a search looks at EF_WIDTH times its candidates anyway
+        least, most = EF_WIDTH * candidates * STEP, float(WIDEST)
     else:
         yield {}
         return
