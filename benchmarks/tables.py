@@ -248,9 +248,8 @@ def _stages_table(data: dict[str, Any]) -> str:
     numba = 1000 * max(took["numba_seconds"] for took in speed["loading"].values())
     loading += f". Numba takes {numba:.0f} ms more to start in a process, whatever the index"
     one = speed["stages"]["one_query_milliseconds"]
-    alone = (
-        f"One query alone, 100 candidates, 1 thread: {one['search']:.3f} ms, of which its scan is {one['scan']:.3f} ms."
-    )
+    alone = "One query after the other, 100 candidates, 1 thread: "
+    alone += f"{one['search']:.3f} ms, of it the scan {one['scan']:.3f} ms."
     return (
         _markdown(header, rows)
         + f"\n\n{alone}\n\nFrom a million vectors on disk to the first answer, mapped: {loading}."
