@@ -7,7 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: test lint demo results speed peers training clean
 
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 
 lint: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

@@ -213,6 +213,7 @@ def inspect(index_path: Path) -> None:
     rows = [
         ("index", f"{index.ntotal:,} x {index.d}, metric {quantizer.metric_name}, rescore {index.rescore}"),
         ("made by", f"index_factory({index.d}, {index.factory_string!r})"),
+        *((name, value) for name, value in manifest.get("base_settings", {}).items()),
         ("bytes", f"{report.bytes_text(index.bytes_per_vector)} a vector"),
     ]
     if calibration is not None:

@@ -76,11 +76,14 @@ class Contents:
             self.store.append(stored)
         try:
             self.base.add(code)
-        except BaseException:
+            self.labels.append(len(code), ids)
+        except BaseException:  # Ctrl-C too
             if self.store is not None:
                 self.store.cut(there)
+            if len(self.base) > there:
+                self.base.keep(np.arange(len(self.base)) < there)
+            self.labels.cut(there)
             raise
-        self.labels.append(len(code), ids)
         self._changed()
 
     def remove(self, gone: Mask) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from faiss_qama.lock import ReadWriteLock
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, STORES, BorrowedStore, CodesStore, FloatStore, Store
-from faiss_qama.tuning import AUTO, RECALL, Tried, fastest, tune
+from faiss_qama.tuning import ASKED, AUTO, RECALL, Tried, fastest, tune
 from faiss_qama.vectors import Corpus, PathLike, as_vectors
 
 if TYPE_CHECKING:
@@ -160,7 +159,7 @@ class QamaIndex:
         """What :func:`~faiss_qama.index_factory` makes such an index from, but for slices and vectors of yours."""
         layout = self._plan.config.layout_in(self.d) if self._plan else self.quantizer.layout
         refine = {"sq8": "SQ8", "fp16": "SQfp16", "fp32": "Flat", "codes": "codes"}.get(self.rescore)
-        return f"Qama({layout}),{self._base}" + (f",Refine({refine})" if refine else "")
+        return f"Qama({layout}),{AUTO if self._auto else self._base}" + (f",Refine({refine})" if refine else "")
 
     @property
     def vectors(self) -> Corpus | None:
@@ -177,7 +176,7 @@ class QamaIndex:
     # Filling and changing it.
 
     def train(
-        self, x: ArrayLike, *, queries: ArrayLike | None = None, recall: float = RECALL, memory: float = math.inf
+        self, x: ArrayLike, *, queries: ArrayLike | None = None, recall: float = RECALL, memory: float | None = None
     ) -> None:
         """Fit the quantizer, where :func:`~faiss_qama.index_factory` left that to do, and train the base index.
 
@@ -186,7 +185,7 @@ class QamaIndex:
         x : (n, d) vectors like those to be added; of base ``auto`` all of them, as it depends on their number
         queries : (nq, d) unlabelled queries, to fit the quantizer or to choose the base with
         recall : what base ``auto`` must keep, the fastest that does is taken; :attr:`tried` tells what was measured
-        memory : bytes a vector that it may hold in codes, lists and links
+        memory : bytes a vector that it may hold in codes, lists and links; None for any number
 
         Raises ValueError for fewer vectors than they need.
         """
@@ -222,6 +221,8 @@ class QamaIndex:
         """
         xq, k = as_vectors(queries, self.d, "queries"), ranking.as_k(k)
         with self._lock.write():
+            if not len(self._fitted.labels):
+                raise ValueError("tune measures searches of what the index holds, and it is empty: add vectors first")
             tried = tune(self._fitted, xq, k, recall)
         if tried is None:
             raise ValueError(f"{self._base} keeps recall {recall} with no setting")
@@ -477,6 +478,8 @@ class QamaIndex:
         Vectors that you keep are written too, so that the saved index needs nothing else.
         """
         with self._lock.read():
+            if self._auto:
+                self._check_trained()
             persistence.write(path, self._bundle())
 
     @classmethod
@@ -504,7 +507,7 @@ class QamaIndex:
         settings: Mapping[str, int] | None = None,
         queries: Floats | None = None,
         recall: float = RECALL,
-        memory: float = math.inf,
+        memory: float | None = None,
     ) -> QamaIndex:
         """Index ``corpus`` straight to the folder ``path`` and load it memory-mapped: no vector stays in memory.
 
@@ -567,7 +570,7 @@ class QamaIndex:
         self._plan, self._base = None, base
         self._contents = Contents(quantizer, base, labels, store)
 
-    def _choose(self, quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float) -> Base:
+    def _choose(self, quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float | None) -> Base:
         """Return the fastest base of ``code`` that keeps ``recall`` within ``memory``, filled."""
         base, self.tried = fastest(quantizer, code, xq, recall, memory)
         self._auto = False
@@ -593,7 +596,9 @@ class QamaIndex:
         if name not in self._base.settings:
             raise AttributeError(f"{self._base} has no {name}")
         if value is not None:
-            self._base.set({name: value})
+            if not isinstance(value, int | np.integer):
+                raise TypeError(f"{name} must be an integer; got {value!r}")
+            self._base.set({name: int(value)})
         return self._base.settings[name]
 
     def __reduce__(self) -> Any:
@@ -601,7 +606,7 @@ class QamaIndex:
 
     def _check_trained(self) -> None:
         if not self.is_trained:
-            raise ValueError(f"the base index {self._base} is not trained: call train(x) first")
+            raise ValueError(f"the base index {AUTO if self._auto else self._base} is not trained: call train(x) first")
 
     def _append(self, x: Floats, ids: Ids | None) -> None:
         code = self.quantizer.encode(x)
@@ -636,7 +641,9 @@ def _queries(x: Floats, queries: ArrayLike | None, d: int) -> Floats:
     """Return what a base is chosen with: some of ``queries``, or documents ``x`` that stand in for them."""
     from faiss_qama.training.data import draw  # here, because run time does not depend on training
 
-    drawn = draw(Corpus(x), None if queries is None else Corpus(as_vectors(queries, d, "queries")), len(x), seed=0)
+    if queries is not None:
+        return as_vectors(queries, d, "queries")[:ASKED]
+    drawn = draw(Corpus(x), None, len(x), seed=0)
     if not len(drawn.calibration):
         raise ValueError(f"base auto is chosen with queries, or with 200 documents or more; got {len(x)} documents")
     return drawn.calibration

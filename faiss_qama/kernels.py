@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import config, njit, types
 from numba.core import cgutils, event
 from numba.extending import intrinsic
 
 from faiss_qama.base import WORST
 from faiss_qama.planes import LANES
 from faiss_qama.progress import announced
+
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
 
 # Of 12 bits, four thermometer codes: their h in the lower four bits, their g in the upper.
 _UNITS = np.arange(4096)[:, None] >> 3 * np.arange(4)

@@ -101,6 +101,15 @@ class Labels:
         self.n += n
         self._changed()
 
+    def cut(self, n: int) -> None:
+        """Drop the rows from ``n`` on."""
+        if self._ids is not None:
+            self._ids.cut(n)
+        if self.alive is not None:
+            self.alive = self.alive[:n]
+        self.n = min(n, self.n)
+        self._changed()
+
     def remove(self, gone: Mask) -> None:
         """Mark the rows where ``gone`` (n,) is true as removed; they stay in the base index."""
         self.alive = ~gone if self.alive is None else self.alive & ~gone

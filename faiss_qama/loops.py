@@ -22,11 +22,9 @@ def loops(name: str) -> Any:
     """Return the loops ``kernels``, ``dots`` or ``cuts``; without numba None, and for ``kernels`` a warning."""
     try:
         return importlib.import_module(f"faiss_qama.{name}")  # here, because importing numba takes half a second
-    except ModuleNotFoundError as error:
-        if error.name not in ("numba", "llvmlite"):
-            raise
+    except ImportError as error:  # there is none, or it is older than numpy needs
         if name == "kernels":
-            warnings.warn("Scan is slower without numba: pip install 'faiss-qama[scan]'", stacklevel=2)
+            warnings.warn(f"Scan is slower without numba ({error}): pip install 'faiss-qama[scan]'", stacklevel=2)
         return None
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from faiss_qama import persistence, report
 from faiss_qama.bases import make_base
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
 from faiss_qama.index import QamaIndex
-from faiss_qama.tuning import AUTO, RECALL
+from faiss_qama.tuning import AUTO, RECALL, check_memory
 from faiss_qama.vectors import Corpus
 
 if TYPE_CHECKING:
@@ -60,8 +59,9 @@ class Outcome:
             ("quantizer", f"{how:<{width}}fitted in {self.fit_seconds:.1f} s"),
         ]
         if self.index.tried:
-            head += [("base", f"{self.index.tried[0]}, the fastest of")]
-            head += [("", str(tried)) for tried in self.index.tried[1:]]
+            chosen, *others = self.index.tried
+            head += [("base", f"{chosen}, " + ("the fastest of" if others else "and nothing else fits"))]
+            head += [("", str(tried)) for tried in others]
         if "training" in quantizer.config:
             head += report.training_facts(quantizer.config["training"])
         codes, kept = (n * part for part in self.index.bytes_per_vector)
@@ -84,7 +84,7 @@ def fit_index(
     settings: Mapping[str, int] | None = None,
     pairs: Pairs | None = None,
     recall: float = RECALL,
-    memory: float = math.inf,
+    memory: float | None = None,
 ) -> Outcome:
     """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen.
 
@@ -97,15 +97,16 @@ def fit_index(
     if base == AUTO and settings:
         raise ValueError(f"base auto finds out {', '.join(settings)} by itself")
     # Refused before anything is read.
-    make_base("Scan" if base == AUTO else base, config.layout_in(corpus.shape[1])).set(settings or {})
+    layout = config.layout_in(corpus.shape[1])
+    make_base("Scan" if base == AUTO else base, layout).set(settings or {})
+    check_memory(layout, memory)
     start = time.perf_counter()
     drawn = draw(corpus, queries, config.sample, config.seed, pairs)
     work = path.with_name(path.name + ".training")
     quantizer = fit_draw(drawn, config, metric, work)
     seconds = time.perf_counter() - start
     asked = drawn.calibration if len(drawn.calibration) else None
-    chosen_by = {"recall": recall, "memory": memory}
-    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, queries=asked, **chosen_by)
+    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, asked, recall, memory)
     if config.train is not None:
         from faiss_qama.training.checkpoint import discard
 

@@ -171,9 +171,13 @@ class Scan(Base):
 
     def _append(self, words: Words) -> None:
         rows = np.arange(self._n, self._n + len(words))
-        missing = -(-(self._n + len(words)) // LANES) - len(self._groups)
-        self._groups.append(np.zeros((missing, self._words, LANES), np.uint32))
-        self.groups[rows // LANES, :, rows % LANES] = words
+        before, missing = len(self._groups), -(-(self._n + len(words)) // LANES) - len(self._groups)
+        try:
+            self._groups.append(np.zeros((missing, self._words, LANES), np.uint32))
+            self.groups[rows // LANES, :, rows % LANES] = words
+        except BaseException:  # what was written beyond the last row is read by nobody
+            self._groups.cut(before)
+            raise
         self._n += len(words)
 
     def _without_numba(self, queries: Codes, k: int, allowed: Mask) -> tuple[Distances, Ids]:

@@ -157,7 +157,7 @@ class ScanIVF(Scan):
         """Return the base of :meth:`parts`; its codes, rows and places may be read-only memory maps."""
         base = cls(layout, nlist)
         base._set_centroids(np.asarray(parts["centroids"]))
-        base._sizes = parts["sizes"]
+        base._sizes = np.array(parts["sizes"])
         groups = -(-base._sizes // LANES)
         ends = np.cumsum(groups).astype(np.int32)
         base._heads = np.where(groups, ends - groups.astype(np.int32), np.int32(-1))
@@ -239,7 +239,7 @@ class ScanIVF(Scan):
     def _insert(self, words: Words, lists: NDArray[np.int32]) -> None:
         """Append rows to their lists: to the room in the last group of each, then to new groups.
 
-        Chains lead to what is new once all of it is there, so that an error or Ctrl-C leaves them as they were.
+        An error or Ctrl-C leaves them as they were.
         """
         order = np.argsort(lists, kind="stable")
         lists, more = lists[order], np.bincount(lists, minlength=self.nlist)
@@ -261,22 +261,27 @@ class ScanIVF(Scan):
             self._lists: np.repeat(np.arange(self.nlist, dtype=np.int32), have - had),
             self._places: places,
         }
-        sizes = {rows: len(rows) for rows in grown}
+        lengths, n = {rows: len(rows) for rows in grown}, self._n
+        heads, tails, sizes = self._heads.copy(), self._tails.copy(), self._sizes.copy()
+        begun, ended = longer[had[longer] == 0], longer[had[longer] > 0]
         try:
             for rows, more_rows in grown.items():
                 rows.append(more_rows)
+            self.groups[group, :, lane] = words[order]
+            self._rows.array[group, lane] = self._n + order
+            self._heads[begun] = first_new[begun]
+            self._following.array[self._tails[ended]] = first_new[ended]
+            self._tails[longer] = (first_new + have - had - 1)[longer]
+            self._sizes += more
+            self._n += len(order)
         except BaseException:
-            for rows, size in sizes.items():
-                rows.cut(size)
+            for rows, length in lengths.items():
+                rows.cut(length)
+            there = group < len(self.groups)
+            self._rows.array[group[there], lane[there]] = -1
+            self._following.array[tails[ended]] = -1
+            self._heads, self._tails, self._sizes, self._n = heads, tails, sizes, n
             raise
-        self.groups[group, :, lane] = words[order]
-        self._rows.array[group, lane] = self._n + order
-        begun, ended = longer[had[longer] == 0], longer[had[longer] > 0]
-        self._heads[begun] = first_new[begun]
-        self._following.array[self._tails[ended]] = first_new[ended]
-        self._tails[longer] = (first_new + have - had - 1)[longer]
-        self._sizes += more
-        self._n += len(order)
 
     def _place(self, rows: Ids) -> Ids:
         places = self._places.array[rows].astype(np.int64)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-
-import numpy as np
 
 from faiss_qama.base import Base
 from faiss_qama.calibration import MISSES
@@ -16,6 +15,7 @@ from faiss_qama.codes import Codes, Floats
 from faiss_qama.contents import Contents
 from faiss_qama.faiss_base import EF_WIDTH, FaissBase
 from faiss_qama.labels import Ids, Labels
+from faiss_qama.layout import CodeLayout
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import CodesStore
@@ -23,6 +23,7 @@ from faiss_qama.scan import Scan
 from faiss_qama.scan_ivf import ScanIVF
 
 AUTO, RECALL, K = "auto", 0.95, 10
+ASKED = 1000  # queries, at most, that a base is chosen with
 LISTS = (2, 4)  # times the root of the number of vectors
 FEWEST = 10_000  # vectors; fewer are scanned before lists are chosen
 GRAPH, MOST = "BHNSW16", 100_000  # vectors that a graph is tried for; of more it takes minutes to build
@@ -75,16 +76,14 @@ def tune(contents: Contents, xq: Floats, k: int, recall: float) -> Tried | None:
 
 
 def fastest(
-    quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float = math.inf
+    quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float | None = None
 ) -> tuple[Base, list[Tried]]:
     """Return the fastest base of ``code`` (n, code_size) that keeps ``recall``, filled; and what was tried, it first.
 
     Candidates are scored again from their codes, whatever the second stage will be. Raises ValueError where no base is
     within ``memory``, bytes a vector of codes, lists and links.
     """
-    least = Scan(quantizer.layout).bytes_per_vector
-    if least > memory:
-        raise ValueError(f"memory {memory:g} bytes a vector is less than the codes' own {least}: fit fewer bytes")
+    check_memory(quantizer.layout, memory)
     bases: list[tuple[Base, Tried]] = []
     oversample, wanted = None, None
     for make in progress(list(_bases(quantizer, code)), "choosing a base"):
@@ -94,10 +93,19 @@ def fastest(
             oversample = _oversample(contents, K, recall)
             wanted = contents.nearest(xq, K, oversample=oversample, settings={})[1]
         tried = _smallest(contents, xq, K, recall, oversample, wanted)
-        if tried is not None and tried.bytes_per_vector <= memory:
+        if tried is not None and (memory is None or tried.bytes_per_vector <= memory):
             bases.append((base, tried))
     bases.sort(key=lambda pair: -pair[1].per_second)
     return bases[0][0], [tried for _, tried in bases]
+
+
+def check_memory(layout: CodeLayout, memory: float | None) -> None:
+    """Raise ValueError unless codes of ``layout`` fit into ``memory``, bytes a vector; None is no bound."""
+    least = Scan(layout).bytes_per_vector
+    if memory is not None and not least <= memory:
+        raise ValueError(
+            f"memory: {memory:g} bytes a vector, and codes of {layout} alone take {least}: fit a shorter layout"
+        )
 
 
 def _bases(quantizer: Quantizer, code: Codes) -> Iterator[Callable[[], Base]]:
@@ -158,7 +166,9 @@ def _smallest(
         contents.base.set(settings)
         found = contents.nearest(xq, k, oversample=oversample, settings={})[1]
         kept = float((wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean())
-        if kept >= 1 - MISSES * (1 - recall):
+        lists = getattr(contents.base, "nlist", math.inf)
+        everything = settings.get("nprobe", 0) == lists  # is scanned, but that of ties others may be found
+        if kept >= 1 - MISSES * (1 - recall) or everything:
             return _timed(contents, xq, candidates, kept)
     contents.base.set(before)
     return None
@@ -170,4 +180,4 @@ def _timed(contents: Contents, xq: Floats, candidates: int, kept: float) -> Trie
         start = time.perf_counter()
         base.search(code, min(candidates, len(base)), None, {})
         seconds.append(time.perf_counter() - start)
-    return Tried(str(base), base.settings, kept, len(xq) / np.median(seconds), base.bytes_per_vector)
+    return Tried(str(base), base.settings, kept, len(xq) / statistics.median(seconds), base.bytes_per_vector)

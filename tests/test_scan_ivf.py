@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -12,6 +14,7 @@ from faiss_qama import codes, ranking, scan, scan_ivf
 from faiss_qama.base import WORST
 from faiss_qama.layout import CodeLayout
 from faiss_qama.rows import Rows
+from faiss_qama.scan import Scan
 from faiss_qama.scan_ivf import ScanIVF
 
 NLIST = 11
@@ -138,22 +141,43 @@ def test_bytes_are_counted_in_full():
     assert base.bytes_per_vector == round(sum(array.nbytes for array in arrays_of(base)) / 1025)
 
 
+@pytest.mark.parametrize("kind", [Scan, ScanIVF])
 @pytest.mark.parametrize("n", [3, 900])
-def test_what_fails_while_it_is_added_leaves_everything_as_it_was(monkeypatch, n):
+def test_ctrl_c_at_any_line_leaves_everything_as_it_was(kind, n):
     """With few codes lists get longer, with many they are made anew."""
-    base, code = filled("2x7,1x3", 1000)
-    new, append, left = random_codes(base.layout, n, 5), Rows.append, [3]
+    filled_lists, code = filled("2x7,1x3", 1000)
+    new, line = random_codes(filled_lists.layout, n, 5), 0
+    lines = [0]
 
-    def failing(self, rows):
-        left[0] -= 1
-        if left[0] == 0:
-            raise MemoryError
-        append(self, rows)
+    def interrupting(frame, event, _):
+        if not frame.f_code.co_filename.endswith(("scan.py", "scan_ivf.py", "rows.py")):
+            return None
+        lines[0] += event == "line"
+        if event == "line" and lines[0] == line:
+            raise KeyboardInterrupt
+        return interrupting
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Rows, "append", failing)
-        with pytest.raises(MemoryError):
+    while True:
+        base = (
+            ScanIVF.of_parts(filled_lists.layout, NLIST, filled_lists.parts())
+            if kind is ScanIVF
+            else Scan(filled_lists.layout)
+        )
+        if kind is Scan:
+            base.add(code)
+        line, lines[0] = line + 1, 0
+        sys.settrace(interrupting)
+        try:
             base.add(new)
-    check_chains(base, code)
-    base.add(new)
-    check_chains(base, np.concatenate([code, new]))
+            break
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        for held in (code, np.concatenate([code, new])):
+            if kind is ScanIVF:
+                check_chains(base, held)
+            np.testing.assert_array_equal(base.codes, held)
+            if held is code:
+                base.add(new)
+    assert line > 5
