@@ -26,10 +26,11 @@ def run(*arguments, cwd, check=0, **options):
 
 
 # A shell's background jobs ignore Ctrl-C, and so do their children.
-INTERRUPTIBLE = (
+INTERRUPTIBLE = (  # numba is there by then: an interrupt in the midst of an import may be lost
     sys.executable,
     "-c",
-    "import signal, faiss_qama.cli as c; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "import signal, faiss_qama.cli as c; from faiss_qama.loops import loops; "
+    "[loops(name) for name in ('kernels', 'dots', 'cuts')]; signal.signal(signal.SIGINT, signal.default_int_handler); "
     "print('ready', flush=True); c.main()",
 )
 
