@@ -42,7 +42,7 @@ MORE = [
     "PCAR192,HNSW16,SQ4",
 ]
 UNREFINED = ["Flat", "HNSW32", "SQ8", "SQ4", "RaBitQ"]
-OF_MANY_LISTS = ["PCAR192,IVF{}_HNSW32,PQ96x4fs"]
+OF_MANY = ["PCAR192,IVF{}_HNSW32,PQ96x4fs", "PCAR192,HNSW16,SQ4"]
 LARGE = 500_000  # vectors, from which on what takes long to build or to try is left out
 OURS = [("2x192", "Scan"), ("2x192", "ScanIVF{}")]
 MORE_OF_OURS = [("2x128", "Scan"), ("2x128", "ScanIVF{}"), ("1x384", "ScanIVF{}")]
@@ -63,7 +63,7 @@ def arrangements(x: Floats, lists: tuple[int, ...], folder: Path) -> Iterator[Ar
     for layout, base in [*OURS, *(MORE_OF_OURS if small else [])]:
         for n in lists if "{}" in base else (0,):
             yield of_ours(x, layout, base.format(n))
-    for factory in [*QUICK, *(MORE if small else OF_MANY_LISTS)]:
+    for factory in [*QUICK, *(MORE if small else OF_MANY)]:
         for n in lists if "{}" in factory else (0,):
             yield of_faiss(x, factory.format(n), "Flat")
     if small:
