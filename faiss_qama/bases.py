@@ -11,6 +11,14 @@ from faiss_qama.layout import CodeLayout
 from faiss_qama.scan import Scan
 from faiss_qama.scan_ivf import ScanIVF
 
+DEFAULT, AUTO = "Scan", "auto"
+
+
+def code_bytes(base: Any, layout: CodeLayout) -> int:
+    """Return the bytes that ``base``, or base ``auto``, takes to hold a code, without links and lists."""
+    ours = isinstance(base, str) and base.startswith((DEFAULT, AUTO))
+    return Scan(layout).bytes_per_vector if ours else layout.code_size
+
 
 def make_base(base: Any, layout: CodeLayout) -> Base:
     """Return an empty base.

@@ -10,6 +10,7 @@ import click
 
 from faiss_qama import export, files, persistence, report
 from faiss_qama._version import __version__
+from faiss_qama.bases import AUTO, DEFAULT
 from faiss_qama.calibration import KS
 from faiss_qama.eval_command import (
     METRIC_CHOICES,
@@ -25,7 +26,6 @@ from faiss_qama.evaluation import search_in_blocks
 from faiss_qama.index import QamaIndex
 from faiss_qama.pipeline import fit_index
 from faiss_qama.rescore import STORES
-from faiss_qama.tuning import AUTO
 from faiss_qama.vectors import Corpus, load_vectors
 
 _metric = click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True)
@@ -35,7 +35,7 @@ _rescore_of_fit = click.option(
 )
 _base = click.option(
     "--base",
-    default="BFlat",
+    default=DEFAULT,
     show_default=True,
     help="Index of the codes: auto, Scan, ScanIVF1024, BFlat, BHNSW32, ...",
 )

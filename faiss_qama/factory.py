@@ -1,7 +1,7 @@
 """Factory strings: ``Qama2x192,BHNSW32,Refine(SQfp16)``.
 
 That is ``Qama`` and a layout, in brackets if it has commas, or the name of a layout in brackets (``Qama(hybrid)``);
-then the base index, ``Scan``, ``ScanIVFn`` or a string of ``faiss.index_binary_factory`` (``BFlat`` if left out); then
+then the base index, ``Scan``, ``ScanIVFn`` or a string of ``faiss.index_binary_factory`` (``Scan`` if left out); then
 what rescores, nothing if left out: ``Refine(codes)``, ``Refine(SQ8)``, ``Refine(SQfp16)``, ``Refine(Flat)`` or
 ``RFlat``.
 """
@@ -12,6 +12,7 @@ import re
 
 import faiss
 
+from faiss_qama.bases import DEFAULT
 from faiss_qama.index import QamaIndex, Unfitted
 
 _FORM = re.compile(
@@ -36,4 +37,4 @@ def index_factory(d: int, description: str, metric: int = faiss.METRIC_L2) -> Qa
     if stage and stage not in _STAGES:
         raise ValueError(f"{description!r}: Refine takes {', '.join(_STAGES)}; got {stage}")
     config = FitConfig(layout=form["brackets"] or form["layout"])
-    return QamaIndex(Unfitted(d, metric, config), _STAGES[stage] if stage else "none", base=form["base"] or "BFlat")
+    return QamaIndex(Unfitted(d, metric, config), _STAGES[stage] if stage else "none", base=form["base"] or DEFAULT)

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama import export, files, persistence, ranking
 from faiss_qama.base import Base
-from faiss_qama.bases import make_base
+from faiss_qama.bases import AUTO, DEFAULT, make_base
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.contents import Contents
 from faiss_qama.faiss_vectors import FaissVectors
@@ -22,7 +22,7 @@ from faiss_qama.lock import ReadWriteLock
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, STORES, BorrowedStore, CodesStore, FloatStore, Store
-from faiss_qama.tuning import ASKED, AUTO, RECALL, Tried, fastest, tune
+from faiss_qama.tuning import ASKED, RECALL, Tried, fastest, tune
 from faiss_qama.vectors import Corpus, PathLike, as_vectors
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class QamaIndex:
     tried : what base ``auto`` was chosen from, itself first
     """
 
-    def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = "BFlat") -> None:
+    def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = DEFAULT) -> None:
         if isinstance(rescore, str) and rescore not in STORES:
             raise ValueError(f"rescore must be one of {', '.join(STORES)}, or vectors; got {rescore!r}")
         self.rescore: str = rescore if isinstance(rescore, str) else BORROWED
@@ -73,7 +73,7 @@ class QamaIndex:
         self._lock, self._read_only = ReadWriteLock(), False
         self.tried: list[Tried] = []
         self._auto = isinstance(base, str) and base == AUTO  # and none is yet
-        base = "Scan" if self._auto else base
+        base = DEFAULT if self._auto else base
         if not isinstance(quantizer, Quantizer | Unfitted):
             raise TypeError(f"a Quantizer is needed, such as fit() returns; got {type(quantizer).__name__}")
         if isinstance(quantizer, Unfitted):
@@ -417,7 +417,7 @@ class QamaIndex:
 
     @classmethod
     def wrap(
-        cls, index: Any, *, config: FitConfig | None = None, queries: ArrayLike | None = None, base: Any = "BFlat"
+        cls, index: Any, *, config: FitConfig | None = None, queries: ArrayLike | None = None, base: Any = DEFAULT
     ) -> QamaIndex:
         """Return an index of the vectors in a filled faiss.Index: fitted on a sample, rescored from it, with its ids.
 
@@ -503,7 +503,7 @@ class QamaIndex:
         quantizer: Quantizer,
         corpus: Corpus,
         rescore: str = "fp16",
-        base: str = "BFlat",
+        base: str = DEFAULT,
         settings: Mapping[str, int] | None = None,
         queries: Floats | None = None,
         recall: float = RECALL,

@@ -11,14 +11,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from faiss_qama import persistence, report
-from faiss_qama.bases import make_base
+from faiss_qama.bases import AUTO, DEFAULT, make_base
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
 from faiss_qama.index import QamaIndex
-from faiss_qama.tuning import AUTO, RECALL, check_memory
+from faiss_qama.tuning import RECALL, check_memory
 from faiss_qama.vectors import Corpus
 
 if TYPE_CHECKING:
     from faiss_qama.training import FitConfig
+    from faiss_qama.training.choose import Choice
+    from faiss_qama.training.data import Draw
     from faiss_qama.training.pairs import Pairs
 
 K = 10  # the report's recall@k
@@ -33,7 +35,9 @@ class Outcome:
     index : memory-mapped
     path : its folder
     corpus : what it was made from
-    fit_seconds : reading the sample, fitting and calibrating
+    drawn : the sample that was fitted on, and the queries held out
+    choice : the layouts that were tried, or None where the layout was given
+    fit_seconds : reading the sample, choosing, fitting and calibrating
     queries : what it was measured on, in words
     measured : exact floats, codes alone, and codes with rescoring, on queries held out of the fit; empty if the corpus
         is too small to hold any out
@@ -43,6 +47,8 @@ class Outcome:
     index: QamaIndex
     path: Path
     corpus: Corpus
+    drawn: Draw
+    choice: Choice | None
     fit_seconds: float
     queries: str
     measured: list[Measured]
@@ -58,6 +64,8 @@ class Outcome:
             ("corpus", f"{what:<{width}}metric {quantizer.metric_name}"),
             ("quantizer", f"{how:<{width}}fitted in {self.fit_seconds:.1f} s"),
         ]
+        if self.choice is not None:
+            head.append(("chosen", f"{self.choice.chosen.layout}: {self.choice.reason}"))
         if self.index.tried:
             chosen, *others = self.index.tried
             head += [("base", f"{chosen}, " + ("the fastest of" if others else "and nothing else fits"))]
@@ -80,39 +88,53 @@ def fit_index(
     metric: int,
     rescore: str,
     queries: Corpus | None = None,
-    base: str = "BFlat",
+    base: str = DEFAULT,
     settings: Mapping[str, int] | None = None,
     pairs: Pairs | None = None,
-    recall: float = RECALL,
+    recall: float | None = None,
     memory: float | None = None,
+    *,
+    compare: bool = False,
 ) -> Outcome:
     """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen.
 
+    Where ``config`` says how many bytes, or neither that nor a layout and a ``recall`` is given, the layout is chosen by
+    measuring; ``compare`` measures others beside one that is given, too.
+
     A training keeps its checkpoint, until the index is written, and its log in the folder ``path``.training.
     """
+    from faiss_qama.training.choose import choose
     from faiss_qama.training.data import draw  # here, because run time does not depend on training
     from faiss_qama.training.fit import fit_draw
 
     persistence.check_writable(path, corpus.paths)
     if base == AUTO and settings:
         raise ValueError(f"base auto finds out {', '.join(settings)} by itself")
+    chosen = config.bytes is not None or (recall is not None and config.layout is None)
     # Refused before anything is read.
     layout = config.layout_in(corpus.shape[1])
-    make_base("Scan" if base == AUTO else base, layout).set(settings or {})
-    check_memory(layout, memory)
+    make_base(DEFAULT if base == AUTO else base, layout).set(settings or {})
+    if not chosen:
+        check_memory(layout, memory)
     start = time.perf_counter()
     drawn = draw(corpus, queries, config.sample, config.seed, pairs)
+    choice = None
+    if chosen or (compare and len(drawn.calibration)):
+        aim = recall if chosen else None
+        choice = choose(drawn, config, metric, len(corpus), base=base, rescore=rescore, recall=aim)
+        config = choice.applied_to(config)
+        check_memory(config.layout_in(corpus.shape[1]), memory)
     work = path.with_name(path.name + ".training")
     quantizer = fit_draw(drawn, config, metric, work)
     seconds = time.perf_counter() - start
     asked = drawn.calibration if len(drawn.calibration) else None
-    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, asked, recall, memory)
+    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, asked, recall or RECALL, memory)
     if config.train is not None:
         from faiss_qama.training.checkpoint import discard
 
         discard(work)
     if len(drawn.report) == 0:
-        return Outcome(index, path, corpus, seconds, "nothing", [])
+        return Outcome(index, path, corpus, drawn, choice, seconds, "nothing", [])
 
     itself = np.stack([np.arange(len(drawn.report)), drawn.report_rows], axis=1)
     dataset = Dataset(
@@ -132,4 +154,4 @@ def fit_index(
     measured = [truth.measured]
     measured += [Measured(name, stage.bytes_per_vector, [results[name]]) for name, stage in stages.items()]
     what = f"{len(drawn.report)} held-out {'documents' if drawn.train_queries is None else 'queries'}"
-    return Outcome(index, path, corpus, seconds, what, measured)
+    return Outcome(index, path, corpus, drawn, choice, seconds, what, measured)

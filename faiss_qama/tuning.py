@@ -22,7 +22,7 @@ from faiss_qama.rescore import CodesStore
 from faiss_qama.scan import Scan
 from faiss_qama.scan_ivf import ScanIVF
 
-AUTO, RECALL, K = "auto", 0.95, 10
+RECALL, K = 0.95, 10
 ASKED = 1000  # queries, at most, that a base is chosen with
 LISTS = (2, 4)  # times the root of the number of vectors
 FEWEST = 10_000  # vectors; fewer are scanned before lists are chosen

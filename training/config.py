@@ -38,7 +38,8 @@ class FitConfig:
     layout : such as ``2x192`` or ``2x96,1x192``, or a name of ``LAYOUTS``: ``binary`` and ``ternary`` (every component
         at 1 or 1.5 bit), ``half-bit`` (at .5), ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the
         first half
-    bytes : instead of ``layout``, bytes a vector; see :func:`layout_for`
+    bytes : instead of ``layout``, bytes a vector, as base ``Scan`` holds them; the layout is then chosen by measuring, if
+        there are 200 documents or 60 queries to measure with
     center : subtract the corpus' mean first
     projection : ``pca`` orders components by variance; ``none`` keeps the order of the embedding (Matryoshka models)
     rotation : inside the kept components: ``itq`` (to where quantization loses least), ``random``, ``none``
@@ -166,17 +167,11 @@ class FitConfig:
 
 
 def layout_for(size: int, d: int) -> CodeLayout:
-    """Return the layout that spends ``size`` bytes a vector: as many components as fit, at the fewest levels.
+    """Return the layout of ``size`` bytes a vector where nothing can be measured: two bits, as base ``Scan`` holds them.
 
-    But no more than three quarters of the d components at 1 and 1.5 bit, because the last ones say little: more levels
-    for the others then find as many neighbours or more (docs/results). So it is 1 bit up to 3/4 d stored bits,
-    1.5 (two stored bits) up to 3/2 d, and 2 (three) beyond; bytes beyond 3d bits buy nothing.
+    Where something can, :mod:`faiss_qama.training.choose` does.
     """
-    for bits, stored in (("1", 1), ("1.5", 2)):
-        components = 8 * size // stored
-        if components <= 3 * d // 4:
-            return CodeLayout((Segment(bits, components),))
-    return CodeLayout((Segment("2", min(d, 8 * size // 3)),))
+    return CodeLayout((Segment("2", min(d, 4 * size)),))
 
 
 def _listed(slices: Iterable[int] | str) -> tuple[int, ...]:

@@ -10,6 +10,7 @@ import faiss
 
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.training.calibrate import calibrate
+from faiss_qama.training.choose import choose
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.data import Draw, draw
@@ -66,6 +67,8 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int, checkpoint: Path | Non
     """Fit a quantizer to what was drawn from a corpus."""
     if config.train is not None:
         _check_trainable(drawn)
+    if config.bytes is not None and len(drawn.calibration):
+        config = choose(drawn, config, metric, len(drawn.train)).applied_to(config)
     quantizer = closed_form(drawn, config, metric)
     if config.train is not None:
         quantizer = _trained(quantizer, drawn, config, checkpoint)

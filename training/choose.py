@@ -1,0 +1,176 @@
+"""Which layout and which rotation: by measuring the sensible ones on a sample of the corpus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from faiss_qama.bases import DEFAULT, code_bytes
+from faiss_qama.calibration import KS, Calibration
+from faiss_qama.layout import CodeLayout, Segment
+from faiss_qama.progress import progress
+from faiss_qama.training.calibrate import calibrate
+from faiss_qama.training.closed_form import closed_form
+from faiss_qama.training.config import FitConfig
+from faiss_qama.training.data import Draw
+from faiss_qama.tuning import RECALL
+
+K = 10
+SAMPLE = 5_000  # documents that a trial is fitted to and measured on: about a second each
+SHARES = (1.0, 0.5, 0.0)  # of the bytes, that go to components of more than two levels
+SIZES = (1 / 24, 1 / 16, 1 / 12, 1 / 8, 3 / 16, 1 / 4)  # bytes to try where none are asked for, times d
+# Where floats rescore, any code reaches any recall if enough candidates are scored again. So many are cheap (docs/results).
+MOST_CANDIDATES = 400
+ROTATIONS = ("itq", "random")
+
+
+@dataclass(frozen=True, eq=False)
+class Trial:
+    """A layout and a rotation, as measured on a sample.
+
+    Parameters
+    ----------
+    layout, rotation : what was fitted
+    bytes : a vector, as the base holds its code
+    calibration : what was measured
+    n : vectors in the corpus that the sample is of
+    """
+
+    layout: str
+    rotation: str
+    bytes: int
+    calibration: Calibration
+    n: int
+
+    def recall(self, rescore: str = "codes") -> float:
+        """Return recall@10 of all that codes can do alone: decoded, or with ``none`` by their Hamming distance."""
+        row = KS.index(K)
+        return float(self.calibration.floats[row, 0] if rescore == "none" else self.calibration.codes[row].max())
+
+    def candidates(self, recall: float = RECALL) -> float:
+        """Return how many candidates have to be scored again by their floats for this recall@10; inf if none do."""
+        try:
+            return K * self.calibration.oversample(K, self.n, "floats", recall)
+        except ValueError:
+            return np.inf
+
+
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """What was tried, and what was taken of it.
+
+    Parameters
+    ----------
+    trials : all that was measured, by bytes
+    chosen : the one of them that is taken
+    reason : why, in words
+    """
+
+    trials: list[Trial]
+    chosen: Trial
+    reason: str
+
+    def applied_to(self, config: FitConfig) -> FitConfig:
+        """Return ``config`` with the layout and the rotation that were taken."""
+        return replace(config, layout=self.chosen.layout, rotation=self.chosen.rotation, bytes=None)
+
+
+def choose(
+    drawn: Draw,
+    config: FitConfig,
+    metric: int,
+    n: int,
+    *,
+    base: str = DEFAULT,
+    rescore: str = "codes",
+    recall: float | None = None,
+) -> Choice:
+    """Try layouts, and of the best one other rotations, and take what is best for the second stage ``rescore``.
+
+    With ``config.bytes`` that is, where codes rank alone, what finds most, and where floats rescore, what needs the
+    fewest candidates. With ``recall`` it is what takes the fewest bytes, of at most ``config.bytes``, to reach it:
+    alone, or by ``MOST_CANDIDATES``. With neither it is the layout of ``config``, and the others are for comparison.
+
+    Parameters
+    ----------
+    drawn : what is fitted on, with held-out queries
+    n : vectors in the corpus
+    base : what will hold the codes
+
+    Raises ValueError where nothing fits the bytes or reaches the recall, and where no queries are held out.
+    """
+    d = drawn.train.shape[1]
+    if not len(drawn.calibration):
+        raise ValueError(f"a layout is chosen by measuring, on 200 documents or 60 queries; got {len(drawn.train)}")
+    small = replace(drawn, train=drawn.train[:: -(-len(drawn.train) // SAMPLE)])
+    alone, aim = rescore in ("codes", "none"), recall or RECALL
+
+    def trial(layout: str, rotation: str) -> Trial:
+        settings = replace(config, layout=layout, rotation=rotation, bytes=None, slices=(), train=None)
+        calibration = calibrate(closed_form(small, settings, metric), small).calibration
+        assert calibration is not None
+        return Trial(layout, rotation, code_bytes(base, CodeLayout.parse(layout)), calibration, n)
+
+    def cost(trial: Trial) -> float:
+        return -trial.recall(rescore) if alone else trial.candidates(aim)
+
+    def worth(trial: Trial) -> str:
+        return f"recall@{K} {trial.recall(rescore):.3f}" if alone else f"{trial.candidates(aim):.0f} candidates"
+
+    free = config.bytes is not None or recall is not None
+    own = [] if free else [str(config.layout_in(d))]
+    layouts = own + [layout for size in _sizes(config, d, recall) for layout in layouts_within(size, d, base)]
+    if not layouts:
+        least = code_bytes(base, CodeLayout.parse("1x1"))
+        raise ValueError(f"bytes: base {base} takes {least} a code at least; got {config.bytes}")
+    trials = [trial(layout, config.rotation) for layout in progress(list(dict.fromkeys(layouts)), "choosing a layout")]
+    chosen = trials[0]
+    if free:
+        enough = [t for t in trials if recall is None or cost(t) <= (-recall if alone else MOST_CANDIDATES)]
+        if not enough:
+            best = min(trials, key=cost)
+            raise ValueError(
+                f"recall {recall} takes more than the {best.bytes} bytes of {best.layout}, which comes nearest: "
+                f"{worth(best)}; " + ("rescore from floats, or " if alone else "") + "allow more bytes, or less recall"
+            )
+        fewest = min(t.bytes for t in enough)
+        chosen = min((t for t in enough if recall is None or t.bytes == fewest), key=cost)
+        if config.rotation != "none":
+            trials += [trial(chosen.layout, rotation) for rotation in ROTATIONS if rotation != config.rotation]
+        chosen = min((t for t in trials if t.layout == chosen.layout), key=cost)
+    rivals = [f"{t.layout} {t.rotation} {worth(t)}" for t in trials if t.bytes == chosen.bytes and t is not chosen]
+    reason = f"{worth(chosen)}" + (f" ({', '.join(rivals)})" if rivals else "")
+    return Choice(sorted(trials, key=lambda t: t.bytes), chosen, reason)
+
+
+def layouts_within(size: int, d: int, base: str = DEFAULT) -> Iterator[str]:
+    """Yield layouts of up to ``d`` components whose codes ``base`` holds in ``size`` bytes or a little less.
+
+    Early components have four levels, or three where ``base`` holds those in fewer bytes; the others have two.
+    """
+    counts = [*range(8, d, 8), d]
+
+    def text(bits: str, early: int, late: int) -> str:
+        return ",".join(f"{b}x{count}" for b, count in ((bits, early), ("1", late)) if count)
+
+    def held(bits: str, early: int, late: int) -> int:
+        return code_bytes(base, CodeLayout.parse(text(bits, early, late)))
+
+    for bits in ("2", "1.5"):
+        if bits == "1.5" and held("1.5", 32, 0) == held("2", 32, 0):
+            continue
+        for share in SHARES:
+            early = max((c for c in counts if held(bits, c, 0) <= share * size), default=0)
+            late = max((c for c in counts if c <= d - early and held(bits, early, c) <= size), default=0)
+            if early + late:
+                yield text(bits, early, late)
+
+
+def _sizes(config: FitConfig, d: int, recall: float | None) -> list[int]:
+    """Return how many bytes to try."""
+    sizes = [round(d * share) for share in SIZES]
+    if config.bytes is None:
+        return sizes
+    return [size for size in sizes if size < config.bytes and recall is not None] + [config.bytes]
