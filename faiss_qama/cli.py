@@ -80,7 +80,7 @@ cli.add_command(eval_command)
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write  [default: CORPUS.qama]")
 @click.option("--config", "config_path", type=click.Path(path_type=Path), help="YAML settings of the fit.")
 @click.option("--layout", help="Such as 2x192 or 2x96,1x192.")
-@click.option("--bytes", "size", type=int, help="Instead: bytes a vector of the codes.")
+@click.option("--bytes", "size", type=int, help="Instead: bytes a vector; the layout is chosen by measuring.")
 @click.option("--queries", "queries_path", type=click.Path(path_type=Path), help="Unlabelled queries, .npy.")
 @click.option(
     "--pairs",
@@ -90,7 +90,9 @@ cli.add_command(eval_command)
 )
 @_rescore_of_fit
 @_base
-@click.option("--recall", type=click.FloatRange(0, 1, True, True), help="What --base auto must keep  [default: 0.95]")
+@click.option(
+    "--recall", type=click.FloatRange(0, 1, True, True), help="Take the fewest bytes for it; --base auto keeps it."
+)
 @click.option("--memory", type=click.FloatRange(0, min_open=True), help="Bytes a vector that --base auto may hold.")
 @nprobe_option
 @ef_search_option
@@ -126,8 +128,10 @@ def fit(
     rescore = rescore or ("fp16" if pairs is None else "codes")  # floats would rank as they did before the training
     labelled = None if pairs is None else read_pairs(*pairs, vectors)
     chosen_by = given(recall=recall, memory=memory)
-    if chosen_by and base != AUTO:
-        raise ValueError(f"--recall and --memory are for --base auto; the base is {base}")
+    if base != AUTO and memory is not None:
+        raise ValueError(f"--memory is for --base auto; the base is {base}")
+    if base != AUTO and recall is not None and config.layout is not None:
+        raise ValueError(f"--recall chooses the layout, or --base auto; the layout is {config.layout}, the base {base}")
     metric_type = METRIC_CHOICES[metric]
     click.echo(fit_index(vectors, output, config, metric_type, rescore, queries, base, searched, labelled, **chosen_by))
 

@@ -98,8 +98,8 @@ def fit_index(
 ) -> Outcome:
     """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen.
 
-    Where ``config`` says how many bytes, or neither that nor a layout and a ``recall`` is given, the layout is chosen by
-    measuring; ``compare`` measures others beside one that is given, too.
+    Where ``config`` says how many bytes, or ``recall`` is given and no layout, the layout is chosen by measuring;
+    ``compare`` measures others beside one that is given, too.
 
     A training keeps its checkpoint, until the index is written, and its log in the folder ``path``.training.
     """

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from faiss_qama.bases import DEFAULT, code_bytes
 from faiss_qama.calibration import KS, Calibration
-from faiss_qama.layout import CodeLayout, Segment
+from faiss_qama.layout import CodeLayout
 from faiss_qama.progress import progress
 from faiss_qama.training.calibrate import calibrate
 from faiss_qama.training.closed_form import closed_form
@@ -21,7 +21,7 @@ K = 10
 SAMPLE = 5_000  # documents that a trial is fitted to and measured on: about a second each
 SHARES = (1.0, 0.5, 0.0)  # of the bytes, that go to components of more than two levels
 SIZES = (1 / 24, 1 / 16, 1 / 12, 1 / 8, 3 / 16, 1 / 4)  # bytes to try where none are asked for, times d
-# Where floats rescore, any code reaches any recall if enough candidates are scored again. So many are cheap (docs/results).
+# Where floats rescore, any code reaches any recall if enough candidates are scored. So many are cheap (docs/results).
 MOST_CANDIDATES = 400
 ROTATIONS = ("itq", "random")
 

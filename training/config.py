@@ -38,8 +38,8 @@ class FitConfig:
     layout : such as ``2x192`` or ``2x96,1x192``, or a name of ``LAYOUTS``: ``binary`` and ``ternary`` (every component
         at 1 or 1.5 bit), ``half-bit`` (at .5), ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the
         first half
-    bytes : instead of ``layout``, bytes a vector, as base ``Scan`` holds them; the layout is then chosen by measuring, if
-        there are 200 documents or 60 queries to measure with
+    bytes : instead of ``layout``, bytes a vector, as base ``Scan`` holds them; the layout is then chosen by measuring,
+        if there are 200 documents or 60 queries to measure with
     center : subtract the corpus' mean first
     projection : ``pca`` orders components by variance; ``none`` keeps the order of the embedding (Matryoshka models)
     rotation : inside the kept components: ``itq`` (to where quantization loses least), ``random``, ``none``
@@ -167,9 +167,9 @@ class FitConfig:
 
 
 def layout_for(size: int, d: int) -> CodeLayout:
-    """Return the layout of ``size`` bytes a vector where nothing can be measured: two bits, as base ``Scan`` holds them.
+    """Return the layout for ``size`` bytes a vector where nothing can be measured: two bits, held by base ``Scan``.
 
-    Where something can, :mod:`faiss_qama.training.choose` does.
+    Where something can be, :mod:`faiss_qama.training.choose` tries several.
     """
     return CodeLayout((Segment("2", min(d, 4 * size)),))
 
