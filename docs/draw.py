@@ -56,9 +56,16 @@ def main() -> None:
     bits, asked = (np.unpackbits(c, axis=1) for c in (code, quantizer.encode_queries(xq[:1])))
     hamming = -np.count_nonzero(bits != asked, axis=1)
     figure, both = plt.subplots(1, 2, figsize=(7, 3), layout="constrained", sharex=True)
-    for axes, score, title in zip(both, (hamming, quantizer.decode(code) @ query), ("Hamming", "asymmetric"), strict=True):
-        axes.scatter(exact, score, s=4, color=BLUE, alpha=0.4, linewidths=0)
-        axes.set(title=f"{title}, correlation {np.corrcoef(exact, score)[0, 1]:.3f}", xlabel="exact inner product", yticks=[])
+    for axes, score, title in zip(
+        both, (hamming, quantizer.decode(code) @ query), ("Hamming", "asymmetric"), strict=True
+    ):
+        axes.scatter(exact, score, s=4, rasterized=True, color=BLUE, alpha=0.4, linewidths=0)
+        axes.set(
+            xticks=[-0.5, 0, 0.5],
+            title=f"{title}, correlation {np.corrcoef(exact, score)[0, 1]:.3f}",
+            xlabel="exact inner product",
+            yticks=[],
+        )
     both[0].set_ylabel("score")
     save(figure, "scores")
 

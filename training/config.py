@@ -38,7 +38,7 @@ class FitConfig:
     layout : such as ``2x192`` or ``2x96,1x192``, or a name of ``LAYOUTS``: ``binary`` and ``ternary`` (every component
         at 1 or 1.5 bit), ``half-bit`` (at .5), ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the
         first half
-    bytes : instead of ``layout``, bytes a vector; see :func:`layout_for`
+    bytes : instead of ``layout``, bytes a vector; see :func:`faiss_qama.training.config.layout_for`
     center : subtract the corpus' mean first
     projection : ``pca`` orders components by variance; ``none`` keeps the order of the embedding (Matryoshka models)
     rotation : inside the kept components: ``itq`` (to where quantization loses least), ``random``, ``none``
