@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint demo results speed peers training clean
+.PHONY: test lint demo docs results speed peers training clean
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
@@ -17,6 +17,11 @@ lint: $(VENV)/dev.stamp
 
 demo: $(VENV)/demo.stamp
 	HF_HUB_OFFLINE=1 $(BIN)/faiss-qama demo
+
+# make docs: the site, into build/docs; a link or a reference that leads nowhere fails.
+docs: $(VENV)/dev.stamp
+	$(PIP) --editable '.[docs]'
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
 
 # make results DATA=folder: remake docs/results from the data set folders in DATA.
 results: $(VENV)/dev.stamp

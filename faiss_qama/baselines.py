@@ -1,6 +1,6 @@
 """The methods we compare with, by name, each built on a data set's corpus.
 
-Names are: those in :data:`METHODS`; any layout such as ``2x192`` or ``2x96,1x192``; and ``faiss:FACTORY``, with search
+Names are: those in ``METHODS``; any layout such as ``2x192`` or ``2x96,1x192``; and ``faiss:FACTORY``, with search
 parameters after a semicolon (``faiss:IVF256,PQ48x4fs,Refine(SQfp16);nprobe=16,k_factor_rf=10``). A suffix ``+none``,
 ``+codes``, ``+sq8``, ``+fp16`` or ``+fp32`` to a method that :func:`~faiss_qama.training.fit` fits says what rescores.
 """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -58,12 +59,12 @@ def test_fit_prints_the_table_and_nothing_else(folder):
     assert lines[3].startswith("exact floats")
     assert lines[3].split()[2:4] == ["144", "1.000"]
     assert lines[4].startswith("codes only")
-    assert lines[4].split()[2] == "7"
+    assert lines[4].split()[2] == "8"
     assert lines[5].startswith("codes + fp16 rescoring")
-    assert lines[5].split()[4:7] == ["7", "+", "72"]
+    assert lines[5].split()[4:7] == ["8", "+", "72"]
     assert float(lines[5].split()[7]) > float(lines[4].split()[3]) > 0.5
     assert lines[6] == (
-        "wrote again.qama (8.4 kB + 86.4 kB vectors)      next: faiss-qama search again.qama queries.npy -k 10"
+        "wrote again.qama (9.6 kB + 86.4 kB vectors)      next: faiss-qama search again.qama queries.npy -k 10"
     )
     assert len(lines) == 7
     assert done.stderr == ""
@@ -102,10 +103,14 @@ def test_fit_from_shards_config_queries_and_bytes(folder, tmp_path):
     x = np.load(folder / "corpus.npy")
     np.save(tmp_path / "a.npy", x[:500])
     np.save(tmp_path / "b.npy", x[500:])
-    (tmp_path / "c.yaml").write_text("rotation: random\nthresholds: normal\nbytes: 4\n")
+    (tmp_path / "c.yaml").write_text("rotation: random\nthresholds: normal\nbytes: 8\n")
     arguments = ["fit", "a.npy", "b.npy", "--config", "c.yaml", "--queries", folder / "train_queries.npy"]
     done = run(*arguments, cwd=tmp_path)
-    assert "quantizer   1.5x16, PCA + random rotation, Gaussian-optimal" in done.stdout
+    tried = re.search(r"chosen +(\S+): (\d+) candidates \((.*)\)", done.stdout)
+    others = {name: int(count) for name, count in re.findall(r"(\S+) random (\d+) candidates", tried[3])}
+    assert {tried[1], *others} == {"2x32", "1x36"}
+    assert int(tried[2]) <= min(others.values())
+    assert re.search(rf"quantizer +{tried[1]}, PCA \+ (random|ITQ) rotation, Gaussian-optimal", done.stdout)
     index = QamaIndex.load(tmp_path / "a.qama")
     assert index.ntotal == 1200
     assert index.quantizer.config["real_queries"]
@@ -341,7 +346,7 @@ def test_base_auto_says_what_it_took_and_holds_no_more_than_it_may(folder):
     assert "memory: 0.5 bytes a vector, and codes of" in done.stderr
     assert run("fit", *arguments, "--memory", "nan", cwd=folder, check=2).stderr.startswith("error: memory: nan bytes")
     done = run("fit", "corpus.npy", "--memory", "60", cwd=folder, check=2)
-    assert done.stderr == "error: --recall and --memory are for --base auto; the base is BFlat\n"
+    assert done.stderr == "error: --memory is for --base auto; the base is Scan\n"
 
 
 def test_search_parameters_are_set_and_kept(folder):
@@ -351,9 +356,9 @@ def test_search_parameters_are_set_and_kept(folder):
     one_list = run("search", "ivf.qama", "queries.npy", "--nprobe", "1", "--oversample", "5", cwd=folder).stdout
     assert all_lists != one_list
     done = run("search", "corpus.qama", "queries.npy", "--nprobe", "4", cwd=folder, check=2)
-    assert done.stderr == "error: nprobe means nothing to BFlat; it takes no search parameters\n"
+    assert done.stderr == "error: nprobe means nothing to Scan; it takes no search parameters\n"
     done = run("fit", "corpus.npy", "-o", "no.qama", "--efsearch", "9", cwd=folder, check=2)
-    assert done.stderr == "error: efSearch means nothing to BFlat; it has no settings\n"
+    assert done.stderr == "error: efSearch means nothing to Scan; it has no settings\n"
     assert not (folder / "no.qama").exists()
 
 

@@ -1,25 +1,93 @@
-"""The README runs, and its tables and those of docs/results are what the result files say."""
+"""The pages run, their links lead somewhere, and tables are what the result files say."""
 
 from __future__ import annotations
 
+import doctest
 import importlib.util
+import itertools
 import re
-import subprocess
-import sys
+import shlex
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import make_vectors
+from sybil import Region, Sybil
+from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
+from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
+
+from faiss_qama.cli import cli
+from faiss_qama.training import train as training
+
+ROOT = Path(__file__).parents[1]
+DOCS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = ["README.md", "CHANGELOG.md", *DOCS]
 
 
-def test_the_snippet_runs(request, tmp_path):
-    blocks = re.findall(r"```python\n(.*?)```", (request.config.rootpath / "README.md").read_text(), flags=re.S)
-    assert len(blocks) == 1
-    assert len(blocks[0].splitlines()) <= 15
-    np.save(tmp_path / "corpus.npy", make_vectors(500))
-    np.save(tmp_path / "queries.npy", make_vectors(9, seed=1))
-    program = blocks[0] + "assert I.shape == (9, 10) and index.ntotal == 500\n"
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)
+def run_shell(example):
+    """Run the lines that begin with faiss-qama; what follows a line with $ is what it prints, but for numbers."""
+    lines = example.parsed.replace("\\\n", " ").splitlines()
+    for number, line in enumerate(lines):
+        command = re.sub(r"\s#.*", "", line.removeprefix("$ "))
+        if not command.startswith("faiss-qama "):
+            continue
+        done = CliRunner().invoke(cli, shlex.split(command)[1:])
+        assert done.exit_code == 0, f"{example.path}:{example.line}: {command}: {done.output}{done.exception!r}"
+        shown = list(itertools.takewhile(lambda text: not text.startswith("$ "), lines[number + 1 :]))
+        if line.startswith("$ ") and shown:
+            wanted, got = (
+                re.sub(r"[\d,.]*\d( (bytes|kB|MB|GB))?", "#", text) for text in ("\n".join(shown), done.output)
+            )
+            options = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+            assert doctest.OutputChecker().check_output(wanted + "\n", got, options), f"{command} prints\n{done.output}"
+
+
+BLOCKS = Sybil(
+    [
+        PythonCodeBlockParser(),
+        CodeBlockParser("shell", run_shell),
+        lambda page: (Region(r.start, r.end, r.lexemes["source"], run_shell) for r in RawFencedCodeBlockLexer()(page)),
+        SkipParser(),  # <!-- skip: next "needs a model" -->
+    ]
+)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with the files that the pages speak of; trainings are short in it."""
+    x, xq = make_vectors(1000, d=384), make_vectors(80, d=384, seed=1)
+    np.save(tmp_path / "corpus.npy", x.astype(np.float16))
+    np.save(tmp_path / "queries.npy", xq)
+    (tmp_path / "qrels.tsv").write_text("".join(f"{q}\t{d}\t1\n" for q, d in enumerate((xq @ x.T).argmax(axis=1))))
+    (tmp_path / "dataset").mkdir()
+    for name in ("corpus.npy", "queries.npy", "qrels.tsv"):
+        (tmp_path / "dataset" / name).symlink_to(tmp_path / name)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    steps = training.train
+
+    def short(start, drawn, config, *rest):
+        return steps(start, drawn, replace(config, epochs=1, epoch_steps=1), *rest)
+
+    monkeypatch.setattr(training, "train", short)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:fitted on")  # few vectors, of as many components as the pages speak of
+@pytest.mark.parametrize("page", PAGES)
+def test_blocks_run(page, folder):
+    document = BLOCKS.parse(ROOT / page)
+    for example in document:
+        example.evaluate()
+    if page == "README.md":
+        assert document.namespace["I"].shape == (80, 10)
+        assert document.namespace["index"].ntotal == 1000
+
+
+def test_the_snippet_is_short():
+    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.S)
+    assert len(block.splitlines()) <= 15
 
 
 def test_tables_come_from_the_result_files(request):
@@ -35,18 +103,19 @@ def test_tables_come_from_the_result_files(request):
         )
 
 
-@pytest.mark.parametrize(
-    "page",
-    [
-        "README.md",
-        "CHANGELOG.md",
-        *(f"docs/{n}.md" for n in ("architecture", "choosing-bytes", "operations", "training")),
-    ],
-)
-def test_links_lead_somewhere(request, page):
-    path = request.config.rootpath / page
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", path.read_text()):
-        assert (path.parent / target).exists(), target
+def anchors(path):
+    """Return what the headings of a page are called in links, as code hosts do."""
+    headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    path = ROOT / page
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#?([^):]*)\)", path.read_text()):
+        found = path.parent / target if target else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
 
 
 def test_every_module_of_the_map_exists_and_every_module_is_on_it(request):

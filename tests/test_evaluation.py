@@ -181,12 +181,12 @@ def test_bytes_of_methods_by_hand():
     assert sizes == {
         "binary": (48, 0),
         "ternary": (96, 0),
-        "hybrid": (78, 0),
+        "hybrid": (68, 0),
         "half-bit": (24, 0),
         "scalar": (384, 0),
         "rotated-scalar": (384, 0),
-        "2x192": (72, 0),
-        "2x192+fp16": (72, 768),
+        "2x192": (48, 0),
+        "2x192+fp16": (48, 768),
     }
 
 

@@ -207,7 +207,7 @@ def test_duplicates_and_zero_vectors(store):
 def test_bytes_are_those_in_memory(corpus):
     quantizer = fit(corpus, config=FitConfig(layout="2x18"))
     sizes = {store: QamaIndex(quantizer, store).bytes_per_vector for store in STORES}
-    assert sizes == {"none": (7, 0), "codes": (7, 0), "fp16": (7, 2 * D), "fp32": (7, 4 * D)}
+    assert sizes == {"none": (8, 0), "codes": (8, 0), "fp16": (8, 2 * D), "fp32": (8, 4 * D)}
 
 
 def test_importing_the_package_loads_no_torch():

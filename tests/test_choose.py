@@ -1,0 +1,126 @@
+"""The layout that is chosen is the best of what was measured, and what was measured is so."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import faiss
+import numpy as np
+import pytest
+from conftest import D, fit_quietly, make_vectors
+
+from faiss_qama.bases import code_bytes, make_base
+from faiss_qama.calibration import KS
+from faiss_qama.layout import CodeLayout
+from faiss_qama.training import FitConfig
+from faiss_qama.training.choose import MOST_CANDIDATES, choose, layouts_within
+from faiss_qama.training.closed_form import closed_form
+from faiss_qama.training.data import draw
+from faiss_qama.vectors import Corpus
+
+INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    return draw(Corpus(make_vectors(1200)), None, 10_000, 0)
+
+
+@pytest.mark.parametrize("base", ["Scan", "ScanIVF16", "auto", "BFlat", "BHNSW8"])
+@pytest.mark.parametrize("d", [36, 100, 384])
+@pytest.mark.parametrize("size", [4, 7, 24, 50, 96, 500])
+def test_layouts_fill_the_bytes_and_no_more(base, d, size):
+    layouts = [CodeLayout.parse(text) for text in layouts_within(size, d, base)]
+    assert layouts
+    for layout in layouts:
+        assert code_bytes(base, layout) <= size
+        assert layout.components <= d
+        assert layout.truncate(1).max_levels == layout.max_levels  # early components have the most
+        more = CodeLayout.parse(f"{layout},1x8")
+        assert layout.components > d - 8 or code_bytes(base, more) > size
+
+
+@pytest.mark.parametrize("base", ["Scan", "BFlat"])
+def test_bytes_are_those_that_the_base_holds(corpus, base):
+    quantizer = fit_quietly(corpus, layout="2x9,1.5x9,1x9")
+    held = make_base(base, quantizer.layout)
+    held.add(quantizer.encode(corpus))
+    assert code_bytes(base, quantizer.layout) == held.bytes_per_vector
+
+
+@pytest.mark.parametrize("metric", [INNER_PRODUCT, faiss.METRIC_L2])
+def test_a_trial_is_what_a_search_of_such_codes_finds(drawn, metric):
+    choice = choose(drawn, FitConfig(bytes=8), metric, 1200)
+    for trial in choice.trials:
+        quantizer = closed_form(drawn, FitConfig(layout=trial.layout, rotation=trial.rotation), metric)
+        xq, x = drawn.calibration, drawn.train
+        near = faiss.knn(xq, x, 10, metric=metric)[1]
+        found = faiss.knn(xq, quantizer.decode(quantizer.encode(x)), 10, metric=metric)[1]
+        share = np.mean((near[:, :, None] == found[:, None]).any(axis=1))
+        assert trial.calibration.codes[KS.index(10), -1] == pytest.approx(share, abs=2 / near.size)  # of all as candidates
+        assert trial.recall() >= trial.calibration.codes[KS.index(10), -1]
+
+
+@pytest.mark.parametrize("rescore", ["codes", "none", "fp16"])
+def test_of_so_many_bytes_the_best_is_taken(drawn, rescore):
+    choice = choose(drawn, FitConfig(bytes=8), INNER_PRODUCT, 1200, rescore=rescore)
+    assert {trial.rotation for trial in choice.trials} == {"itq", "random"}
+    assert len({trial.layout for trial in choice.trials}) > 1
+    if rescore == "fp16":
+        assert choice.chosen.candidates() == min(trial.candidates() for trial in choice.trials)
+    else:
+        assert choice.chosen.recall(rescore) == max(trial.recall(rescore) for trial in choice.trials)
+    config = choice.applied_to(FitConfig(bytes=8, seed=3))
+    assert (config.layout, config.rotation, config.bytes, config.seed) == (
+        choice.chosen.layout,
+        choice.chosen.rotation,
+        None,
+        3,
+    )
+
+
+@pytest.mark.parametrize(("rescore", "recall"), [("codes", 0.4), ("codes", 0.6), ("none", 0.3), ("fp16", 0.8)])
+def test_of_a_recall_the_fewest_bytes_are_taken(drawn, rescore, recall):
+    choice = choose(drawn, FitConfig(), INNER_PRODUCT, 1200, rescore=rescore, recall=recall)
+
+    def reaches(trial):
+        return trial.candidates(recall) <= MOST_CANDIDATES if rescore == "fp16" else trial.recall(rescore) >= recall
+
+    assert reaches(choice.chosen)
+    assert not any(reaches(trial) for trial in choice.trials if trial.bytes < choice.chosen.bytes)
+
+
+def test_a_layout_that_is_given_stays_and_others_are_measured_beside_it(drawn):
+    choice = choose(drawn, FitConfig(layout="1.5x20", rotation="random"), INNER_PRODUCT, 1200)
+    assert (choice.chosen.layout, choice.chosen.rotation) == ("1.5x20", "random")
+    assert len(choice.trials) > 3
+
+
+def test_fit_takes_what_is_chosen():
+    x = make_vectors(1200)
+    wanted = choose(draw(Corpus(x), None, 10_000, 0), FitConfig(bytes=8), INNER_PRODUCT, 1200).chosen
+    quantizer = fit_quietly(x, bytes=8, sample=10_000)
+    assert (str(quantizer.layout), quantizer.config["rotation"]) == (wanted.layout, wanted.rotation)
+    assert str(fit_quietly(x[:150], bytes=8).layout) == "2x32"  # too few to measure with
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "message"),
+    [
+        ({"bytes": 3}, {}, "bytes: base Scan takes 4 a code at least; got 3"),
+        (
+            {},
+            {"recall": 0.9999},
+            "recall 0.9999 takes more than the .* bytes of .*; rescore from floats, or allow more",
+        ),
+        ({"bytes": 4}, {"recall": 0.99, "rescore": "fp16"}, "recall 0.99 takes more .* candidates; allow more bytes"),
+    ],
+)
+def test_what_cannot_be_is_refused(drawn, settings, options, message):
+    with pytest.raises(ValueError, match=message):
+        choose(drawn, FitConfig(**settings), INNER_PRODUCT, 10**9, **options)
+
+
+def test_without_held_out_queries_nothing_is_chosen(drawn):
+    with pytest.raises(ValueError, match="a layout is chosen by measuring, on 200 documents or 60 queries; got 1080"):
+        choose(replace(drawn, calibration=np.empty((0, D), np.float32)), FitConfig(bytes=8), INNER_PRODUCT, 1200)
