@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,9 @@ def stock(folder: Path) -> None:
         index.train(x)
         index.add(x)
         result = evaluate(index, dataset, truth, recall=0.95, **settings)
-        record["bases"].append({"base": base, "settings": settings, "bytes": index.bytes_per_vector, **asdict(result)})
+        record["bases"].append(
+            {"base": base, "settings": settings, "bytes": index.bytes_per_vector, **result.to_dict()}
+        )
     write("stock", record)
 
 
