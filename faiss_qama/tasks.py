@@ -54,7 +54,8 @@ class Similarity:
     def items(self, features: Features) -> Values:
         """Return the cosine of each test pair."""
         a, b = (rescaled(features(side), 1.0) for side in (self.a, self.b))
-        return np.einsum("nd,nd->n", a, b, dtype=np.float64)
+        cosines: Values = np.einsum("nd,nd->n", a, b, dtype=np.float64)
+        return cosines
 
     def score(self, items: Values, rows: Rows) -> float:
         """Return Spearman's correlation of cosines and scores, at ``rows``."""
@@ -152,7 +153,7 @@ def load_task(folder: PathLike) -> Task | None:
     for file, task, module in kinds:
         if (path / file).exists():
             _needed(module)  # before anything is fitted
-            return task.load(path)  # type: ignore[attr-defined, no-any-return]
+            return task.load(path)
     return None
 
 
