@@ -48,6 +48,8 @@ def render() -> dict[Path, str]:
     # Training takes longer to measure than all the rest, so its files may not be there.
     if all(f"training-{name}" in data for name in SETS):
         tables |= {"training": _training_table(data), "prefixes": _prefixes_table(data)}
+    if "rotated-study" in data:
+        tables["rotated study"] = _rotated_table(data["rotated-study"])
     if "training-ablation" in data:
         tables["ablation"] = _ablation_table(data)
     files = {}
@@ -325,6 +327,23 @@ def _scale_table(data: dict[str, Any]) -> str:
         _markdown(["`faiss-qama fit`", "fit, index and report", "peak memory, index included", "index"], rows)
         + f"\n\nEncoding 2x192 from 384 floats: {rate} vectors a second, {scale['threads']} threads."
     )
+
+
+def _rotated_table(study: dict[str, Any]) -> str:
+    """Return what each method keeps of the floats on both tasks, beside what was published."""
+    names = ("stsb", "banking77")
+    rows = []
+    for i, first in enumerate(study[names[0]]["results"]):
+        row = [f"`{first['method']}`" if i else first["method"], str(first["bytes"])]
+        for name in names:
+            found = study[name]["results"][i]
+            low, high = found["retained_interval"]
+            row += [f"{found['score']:.4f}", f"{found['retained']:.1f} ({low:.1f} to {high:.1f})"]
+        published = study["published"].get(first["method"])
+        rows.append([*row, "" if published is None else f"{published:.1f}"])
+    header = ["", "bytes/vector"]
+    header += [f"{name} {what}" for name in names for what in (study[name]["measure"], "% of float (95 % interval)")]
+    return _markdown([*header, "published, mean of both"], rows)
 
 
 def _bytes(row: dict[str, Any]) -> str:

@@ -19,7 +19,8 @@ from results import METRIC, write
 from tables import ROOT, SETS, render
 
 from faiss_qama.codes import Floats
-from faiss_qama.evaluation import Dataset, Truth, exact, ndcg, recall
+from faiss_qama.evaluation import Dataset, Truth, exact, recall
+from faiss_qama.judgements import ndcg
 from faiss_qama.labels import Ids
 from faiss_qama.quantizer import Quantizer, rescaled
 from faiss_qama.training import FitConfig

@@ -7,17 +7,21 @@ parameters after a semicolon (``faiss:IVF256,PQ48x4fs,Refine(SQfp16);nprobe=16,k
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import faiss
 import numpy as np
 
+from faiss_qama import codes
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Measured, Searchable, Truth, evaluate
 from faiss_qama.index import QamaIndex
 from faiss_qama.layout import CodeLayout
+from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import STORES
+from faiss_qama.vectors import Corpus
 
 _RAW = {"projection": "none", "rotation": "none"}
 _SVD = {"projection": "pca", "rotation": "none", "center": False}
@@ -69,10 +73,63 @@ def build(name: str, dataset: Dataset, metric: int, *, train_queries: bool = Fal
 
     With ``train_queries`` the fit is given the data set's unlabelled queries. Raises ValueError for an unknown name.
     """
-    if name.startswith("faiss:"):
-        return _build_faiss(name.removeprefix("faiss:"), dataset, metric)
-    if name in SCALAR:
-        return _build_scalar(dataset, metric, rotated=name == "rotated-scalar")
+    if _is_of_faiss(name):
+        x = _whole(dataset.corpus)
+        index, config = _trained(name, x, metric)
+        index.add(x)
+        if isinstance(index, faiss.IndexRefine):
+            return Built(index, (_code_size(index.base_index), _code_size(index.refine_index)), config)
+        return Built(index, (_code_size(index), 0), config)
+    if train_queries and dataset.train_queries is None:
+        raise ValueError("the data set has no train_queries.npy")
+    queries = dataset.train_queries if train_queries else None
+    quantizer, rescore = _fitted(name, dataset.corpus, metric, queries, seed)
+    index = QamaIndex(quantizer, rescore)
+    for chunk in dataset.corpus.chunks():
+        index.add(chunk)
+    return Built(index, index.bytes_per_vector, dict(quantizer.config))
+
+
+@dataclass(frozen=True, eq=False)
+class Codec:
+    """What a method makes of vectors: ``features(x)`` (n, m) float32, and the bytes a vector that hold them.
+
+    Decoded vectors; or of methods that rank by Hamming distance their bits as -1 and 1 over the root of their number,
+    whose inner products are 1 - 2 * distance / bits and whose lengths are 1, as embeddings' are.
+    """
+
+    features: Callable[[Floats], Floats]
+    bytes: int
+    config: dict[str, Any]
+
+
+def codec(name: str, corpus: Corpus, *, seed: int = 0) -> Codec:
+    """Fit the method ``name`` to ``corpus``. Raises ValueError for an unknown name, and for one that keeps floats."""
+    metric = faiss.METRIC_L2  # what both sides of are alike, and every FAISS index knows
+    if _is_of_faiss(name):
+        index, config = _trained(name, _whole(corpus), metric)
+        try:
+            size = int(index.sa_code_size())
+        except RuntimeError:
+            raise ValueError(f"{name}: only codes are measured here, and this index has none of its own") from None
+        return Codec(lambda x: _recoded(index, x), size, config)
+    quantizer, rescore = _fitted(name, corpus, metric, None, seed)
+    if rescore not in ("none", "codes"):
+        raise ValueError(f"method {name!r}: only codes are measured here, +none or +codes; got +{rescore}")
+
+    def signs(x: Floats) -> Floats:
+        bits = codes.unpack(quantizer.encode(x), quantizer.layout)
+        out: Floats = (bits * np.float32(2) - 1) / np.float32(np.sqrt(bits.shape[1]))
+        return out
+
+    def decoded(x: Floats) -> Floats:
+        return quantizer.decode(quantizer.encode(x))
+
+    return Codec(signs if rescore == "none" else decoded, quantizer.code_size, dict(quantizer.config))
+
+
+def _fitted(name: str, corpus: Corpus, metric: int, queries: Corpus | None, seed: int) -> tuple[Quantizer, str]:
+    """Return the quantizer of a method that ``fit`` fits, and what rescores."""
     from faiss_qama.training import FitConfig, fit  # here, because run time does not depend on training
 
     method, _, rescore = name.partition("+")
@@ -89,33 +146,39 @@ def build(name: str, dataset: Dataset, metric: int, *, train_queries: bool = Fal
             ) from None
     if rescore and rescore not in STORES:
         raise ValueError(f"method {name!r}: rescoring is one of {', '.join(STORES)}; got {rescore!r}")
-    if train_queries and dataset.train_queries is None:
-        raise ValueError("the data set has no train_queries.npy")
-    quantizer = fit(
-        dataset.corpus, config=config, metric=metric, queries=dataset.train_queries if train_queries else None
-    )
-    index = QamaIndex(quantizer, rescore or default)
-    for chunk in dataset.corpus.chunks():
-        index.add(chunk)
-    return Built(index, index.bytes_per_vector, dict(quantizer.config))
+    return fit(corpus, config=config, metric=metric, queries=queries), rescore or default
 
 
-def _build_faiss(text: str, dataset: Dataset, metric: int) -> Built:
-    factory, _, parameters = text.partition(";")
-    x = _whole(dataset)
+def _is_of_faiss(name: str) -> bool:
+    return name.startswith("faiss:") or name in SCALAR
+
+
+def _trained(name: str, x: Floats, metric: int) -> tuple[faiss.Index, dict[str, Any]]:
+    """Return a FAISS index trained on ``x``, and its settings."""
+    if name in SCALAR:
+        index = _scalar(x, metric, rotated=name == "rotated-scalar")
+        index.train(x)
+        return index, {"rotated": name == "rotated-scalar"}
+    factory, _, parameters = name.removeprefix("faiss:").partition(";")
     try:
         index = faiss.index_factory(x.shape[1], factory, metric)
         index.train(x)
-        index.add(x)
         if parameters:
             faiss.ParameterSpace().set_index_parameters(index, parameters)
     except RuntimeError as error:
-        raise ValueError(f"faiss:{text}: {str(error).splitlines()[-1].strip()}") from None
-    if isinstance(index, faiss.IndexRefine):
-        size = _code_size(index.base_index), _code_size(index.refine_index)
-    else:
-        size = _code_size(index), 0
-    return Built(index, size, {"factory": factory, "parameters": parameters})
+        raise ValueError(f"{name}: {str(error).splitlines()[-1].strip()}") from None
+    return index, {"factory": factory, "parameters": parameters}
+
+
+def _recoded(index: faiss.Index, x: Floats) -> Floats:
+    """Return what ``index`` keeps of ``x``."""
+    try:
+        out: Floats = index.sa_decode(index.sa_encode(x))
+    except RuntimeError:  # fast scans encode only what they hold
+        index.reset()
+        index.add(x)
+        out = index.reconstruct_n(0, len(x))
+    return out
 
 
 def _code_size(index: faiss.Index) -> int:
@@ -126,21 +189,18 @@ def _code_size(index: faiss.Index) -> int:
         return int(len(faiss.serialize_index(index)) / index.ntotal)
 
 
-def _build_scalar(dataset: Dataset, metric: int, *, rotated: bool) -> Built:
+def _scalar(x: Floats, metric: int, *, rotated: bool) -> faiss.Index:
     """8 bits between each component's smallest and largest value, as sentence-transformers' int8; after SVD or not."""
-    x = _whole(dataset)
     d = x.shape[1]
     index = faiss.IndexScalarQuantizer(d, faiss.ScalarQuantizer.QT_8bit, metric)
     if rotated:
         rotation = faiss.LinearTransform(d, d, False)  # orthogonal and not centred, so it changes no inner product
         directions = np.linalg.eigh(x.T.astype(np.float64) @ x)[1].T.astype(np.float32)
         faiss.copy_array_to_vector(directions.ravel(), rotation.A)
-        rotation.is_trained = True
+        rotation.is_trained = rotation.is_orthonormal = True
         index = faiss.IndexPreTransform(rotation, index)
-    index.train(x)
-    index.add(x)
-    return Built(index, (d, 0), {"rotated": rotated})
+    return index
 
 
-def _whole(dataset: Dataset) -> Floats:
-    return np.concatenate(list(dataset.corpus.chunks()))
+def _whole(corpus: Corpus) -> Floats:
+    return np.concatenate(list(corpus.chunks()))

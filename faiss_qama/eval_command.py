@@ -9,15 +9,17 @@ from typing import Any
 import click
 import faiss
 import numpy as np
+from click.core import ParameterSource
 from numpy.typing import NDArray
 
-from faiss_qama import baselines, files, persistence, report
+from faiss_qama import baselines, files, persistence, report, tasks
 from faiss_qama._version import __version__
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact, read_rows
 from faiss_qama.index import QamaIndex
 from faiss_qama.labels import Ids
 from faiss_qama.quantizer import METRICS
+from faiss_qama.tasks import Task, load_task
 from faiss_qama.vectors import Corpus, load_vectors
 
 METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
@@ -61,7 +63,9 @@ def eval_command(
 ) -> None:
     """Measure methods on a data set folder, or an index (TARGET) on QUERIES (.npy).
 
-    A data set folder holds corpus.npy, queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv.
+    A data set folder holds corpus.npy, queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv;
+    or, for semantic similarity, {train,test}_{a,b}.npy and test_scores.npy; or, for classification, {train,test}.npy
+    and {train,test}_labels.npy.
     Methods: binary, mean-binary, median-binary, ternary, rotated-binary, rotated-ternary, scalar, rotated-scalar,
     hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +sq8, +fp16 or +fp32 says what
     rescores.
@@ -83,6 +87,10 @@ def eval_command(
             raise ValueError("--qrels, --corpus, --nprobe, --efsearch are for an index; a data set folder has its own")
         if not target.is_dir():
             raise FileNotFoundError(f"{target}: no such data set folder")
+        task = load_task(target)
+        if task is not None:
+            _eval_task(task, target, methods, seeds, json_path)
+            return
         dataset = Dataset.load(target)
         truth = exact(dataset, k, METRIC_CHOICES[metric])
         measured = [
@@ -103,6 +111,29 @@ def eval_command(
             "threads": faiss.omp_get_max_threads(),
             "versions": {"faiss-qama": __version__, "faiss": faiss.__version__},
             "results": [m.to_dict() for m in (truth.measured, *measured)],
+        }
+        files.write_text(json_path, json.dumps(record, indent=2) + "\n")
+
+
+def _eval_task(task: Task, target: Path, methods: tuple[str, ...], seeds: int, json_path: Path | None) -> None:
+    """Measure methods on a similarity or classification folder."""
+    context = click.get_current_context()
+    for name in ("train_queries", "k", "recall", "oversample", "metric"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = "-k" if name == "k" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is for retrieval; {target} holds a {type(task).__name__.lower()} task")
+    measured = tasks.measure(task, list(methods) or [f"2x{max(1, task.train.shape[1] // 2)}"], seeds=seeds)
+    name, (n, d), items = target.resolve().name, task.train.shape, len(measured[0].floats)
+    click.echo(f"{name}: {type(task).__name__.lower()}, {n:,} x {d} to fit on, {items:,} to test")
+    click.echo(report.task_table(measured))
+    if json_path is not None:
+        record = {
+            "dataset": name,
+            "task": type(task).__name__.lower(),
+            "measure": task.measure,
+            "settings": {"seeds": seeds},
+            "versions": {"faiss-qama": __version__, "faiss": faiss.__version__},
+            "results": [m.to_dict() for m in measured],
         }
         files.write_text(json_path, json.dumps(record, indent=2) + "\n")
 

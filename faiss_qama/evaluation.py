@@ -1,10 +1,10 @@
-"""Exact neighbours, recall and nDCG, and the data set folders they are measured on."""
+"""Exact neighbours, what searches are worth beside them, and the data set folders that is measured on."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,6 +14,8 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 from numpy.typing import NDArray
 
 from faiss_qama.codes import Floats
+from faiss_qama.intervals import interval
+from faiss_qama.judgements import Values, judged
 from faiss_qama.labels import Ids
 from faiss_qama.progress import progress
 from faiss_qama.vectors import Corpus, PathLike, load_vectors
@@ -69,13 +71,34 @@ class Dataset:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Result:
-    """What a search was worth: recall@k, nDCG@k (None without qrels), queries a second."""
+    """What a search was worth.
 
-    recall: float
-    ndcg: float | None
+    Parameters
+    ----------
+    values : a value a query, by measure: ``recall``, the share of the exact k nearest that was found; and where there
+        are qrels, of the queries that have a relevant document, by row, ``ndcg``, ``relevant_recall`` and ``mrr``
+    queries_per_second : how fast
+    """
+
+    values: Mapping[str, Values]
     queries_per_second: float
+
+    @property
+    def recall(self) -> float:
+        """Recall@k of the exact neighbours."""
+        return float(self.values["recall"].mean())
+
+    @property
+    def ndcg(self) -> float | None:
+        """nDCG@k; None without qrels."""
+        return float(self.values["ndcg"].mean()) if "ndcg" in self.values else None
+
+    def to_dict(self) -> dict[str, float]:
+        """Return the mean of each measure, and queries a second."""
+        means = {measure: float(values.mean()) for measure, values in self.values.items()}
+        return means | {"queries_per_second": self.queries_per_second}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,24 +112,29 @@ class Measured:
 
     @property
     def mean(self) -> Result:
-        """The mean over fits."""
-        ndcgs = [r.ndcg for r in self.results if r.ndcg is not None]
-        return Result(
-            float(np.mean([r.recall for r in self.results])),
-            float(np.mean(ndcgs)) if ndcgs else None,
-            float(np.mean([r.queries_per_second for r in self.results])),
-        )
+        """The mean over fits, query by query."""
+        values = {
+            measure: np.mean([result.values[measure] for result in self.results], axis=0)
+            for measure in self.results[0].values
+        }
+        return Result(values, float(np.mean([r.queries_per_second for r in self.results])))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold: the mean, and each fit's own result."""
-        each = [asdict(result) for result in self.results]
+        """Return what JSON can hold: the mean, the 95 % interval of each measure, and each fit's own result."""
+        mean = self.mean
         return {
             "method": self.name,
             "bytes": list(self.bytes),
-            **asdict(self.mean),
-            "each": each,
+            **mean.to_dict(),
+            "intervals": {name: mean_interval(values) for name, values in mean.values.items()},
+            "each": [result.to_dict() for result in self.results],
             "config": self.config,
         }
+
+
+def mean_interval(values: Values) -> tuple[float, float]:
+    """Return the 95 % interval of the mean of a value a query."""
+    return interval(lambda rows: float(values[rows].mean()), len(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +166,8 @@ def exact(dataset: Dataset, k: int, metric: int) -> Truth:
     D, I = knn_ground_truth(dataset.queries, chunks(), min(wanted, len(dataset.corpus)), metric, ngpu=0)
     seconds = time.perf_counter() - start - reading
     D, I = _drop_excluded(dataset, D, I, k)
-    result = Result(1.0, ndcg(I, dataset.qrels, k), len(I) / seconds)
+    values = {"recall": np.ones(len(I))} | judged(I, dataset.qrels, k)
+    result = Result(values, len(I) / seconds)
     return Truth(k, metric, D, I, Measured("exact floats", (4 * dataset.corpus.shape[1], 0), [result]))
 
 
@@ -150,7 +179,12 @@ def evaluate(index: Searchable, dataset: Dataset, truth: Truth, **search_options
         D, I = search_in_blocks(index, dataset.queries, k + surplus, **search_options)
         seconds.append(time.perf_counter() - start)
     _, I = _drop_excluded(dataset, D, I, k)
-    return Result(recall(I, truth, dataset), ndcg(I, dataset.qrels, k), len(I) / float(np.median(seconds)))
+    return Result(ranking_values(I, truth, dataset), len(I) / float(np.median(seconds)))
+
+
+def ranking_values(I: Ids, truth: Truth, dataset: Dataset) -> dict[str, Values]:
+    """Return each measure of the (nq, >= k) ids ``I``, a value a query (see :class:`Result`)."""
+    return {"recall": recalls(I[:, : truth.k], truth, dataset)} | judged(I, dataset.qrels, truth.k)
 
 
 def search_in_blocks(index: Searchable, xq: Floats, k: int, **search_options: Any) -> tuple[NDArray[Any], Ids]:
@@ -160,15 +194,15 @@ def search_in_blocks(index: Searchable, xq: Floats, k: int, **search_options: An
     return np.concatenate([D for D, _ in blocks]), np.concatenate([I for _, I in blocks])
 
 
-def recall(I: Ids, truth: Truth, dataset: Dataset) -> float:
-    """Return the share of the exact k nearest that the (nq, k) ids ``I`` found.
+def recalls(I: Ids, truth: Truth, dataset: Dataset) -> Values:
+    """Return the share of the exact k nearest that the (nq, k) ids ``I`` found, of each query; 1 where there are none.
 
     As ANN-Benchmarks does, a hit is one whose exact score is no worse than the k-th nearest's (up to ``TIE``):
     duplicates are as good as each other.
     """
     ids, inverse = np.unique(np.maximum(I, 0), return_inverse=True)
     x, inverse = dataset.corpus.take(ids), inverse.reshape(I.shape)
-    hits = 0
+    found_shares = np.ones(len(I))
     wanted = (truth.I >= 0).sum(axis=1)
     for row, query in enumerate(dataset.queries):
         if wanted[row] == 0:
@@ -180,29 +214,13 @@ def recall(I: Ids, truth: Truth, dataset: Dataset) -> float:
             scores, bound = -np.square(found - query).sum(axis=1), -truth.D[row, wanted[row] - 1]
         size = np.abs(scores).max() + np.dot(query, query) * (truth.metric == faiss.METRIC_L2)
         good = (scores >= bound - TIE * size) & (I[row] >= 0)
-        hits += min(int(good.sum()), int(wanted[row]))
-    return hits / max(1, int(wanted.sum()))
+        found_shares[row] = min(int(good.sum()), int(wanted[row])) / int(wanted[row])
+    return found_shares
 
 
-def ndcg(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> float | None:
-    """Return the mean nDCG@k of the (nq, >= k) ids ``I`` over the queries that have a relevant document.
-
-    Gains are the grades and the discount is 1 / log2(rank + 1), as in trec_eval (Järvelin and Kekäläinen, "Cumulated
-    gain-based evaluation of IR techniques", 2002, section 2.2). None without qrels.
-    """
-    if qrels is None:
-        return None
-    grades: dict[int, dict[int, int]] = {}
-    for query, document, grade in qrels.tolist():
-        if grade > 0:
-            grades.setdefault(query, {})[document] = grade
-    discount = 1 / np.log2(np.arange(2, k + 2))
-    values = []
-    for query, graded in grades.items():
-        gains = [graded.get(document, 0) for document in I[query, :k].tolist()]
-        ideal = sorted(graded.values(), reverse=True)[:k]
-        values.append(gains @ discount[: len(gains)] / (ideal @ discount[: len(ideal)]))
-    return float(np.mean(values)) if values else None
+def recall(I: Ids, truth: Truth, dataset: Dataset) -> float:
+    """Return the mean of :func:`recalls`."""
+    return float(recalls(I, truth, dataset).mean())
 
 
 def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[np.int64]:

@@ -5,33 +5,61 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 from faiss_qama.evaluation import Measured
+from faiss_qama.intervals import interval
+from faiss_qama.judgements import Values
 from faiss_qama.quantizer import Quantizer
+from faiss_qama.tasks import TaskMeasured
 
 _ROTATIONS = {"itq": "ITQ rotation", "random": "random rotation"}
 _THRESHOLDS = {"lloyd": "Lloyd-Max", "normal": "Gaussian-optimal"}
 
 
 def results_table(measured: Sequence[Measured], k: int, what: str = "") -> str:
-    """Return the table of methods, exact floats first: bytes, recall, nDCG where there are grades, queries a second.
+    """Return the table of methods, exact floats first: bytes, recall, what grades say where there are any, speed.
 
     ``what`` heads the column of names.
     """
     exact = measured[0].mean
     header = [what, "bytes/vector", f"recall@{k}"]
     if exact.ndcg is not None:
-        header += [f"nDCG@{k}", "% of float"]
+        header += [f"nDCG@{k}", "% of float", "95 % interval", f"relevant@{k}", f"MRR@{k}"]
     rows = []
     for method in measured:
         mean = method.mean
         row = [method.name, bytes_text(method.bytes), f"{mean.recall:.3f}"]
         if exact.ndcg is not None and mean.ndcg is not None:
-            row += [f"{mean.ndcg:.4f}", f"{100 * mean.ndcg / exact.ndcg:.1f}" if exact.ndcg else "-"]
+            row += [f"{mean.ndcg:.4f}", *_share(mean.values["ndcg"], exact.values["ndcg"])]
+            row += [f"{mean.values[measure].mean():.4f}" for measure in ("relevant_recall", "mrr")]
         rows.append([*row, f"{mean.queries_per_second:,.0f}"])
-    align = ["left"] + ["right"] * len(header)
-    return tabulate(rows, [*header, "queries/s"], tablefmt="plain", colalign=align, disable_numparse=True)
+    return _plain([*header, "queries/s"], rows)
+
+
+def task_table(measured: Sequence[TaskMeasured]) -> str:
+    """Return the table of methods on a task, exact floats first: bytes, score, % of float and its 95 % interval."""
+    rows = []
+    for method in measured:
+        share, (low, high) = method.retained
+        cells = [f"{method.score:.4f}", f"{share:.1f}", f"{low:.1f} to {high:.1f}"]
+        rows.append([method.name, str(method.bytes), *cells])
+    return _plain(["", "bytes/vector", measured[0].task.measure, "% of float", "95 % interval"], rows)
+
+
+def _share(values: Values, floats: Values) -> tuple[str, str]:
+    """Return a mean in % of the floats', and its interval, both over the same queries."""
+    if not floats.any():
+        return "-", "-"
+    with np.errstate(divide="ignore", invalid="ignore"):  # a resample of few queries may hold no hit at all
+        low, high = interval(lambda rows: 100 * float(values[rows].mean() / floats[rows].mean()), len(values))
+    return f"{100 * values.mean() / floats.mean():.1f}", f"{low:.1f} to {high:.1f}"
+
+
+def _plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    align = ["left"] + ["right"] * (len(header) - 1)
+    return tabulate(rows, header, tablefmt="plain", colalign=align, disable_numparse=True)
 
 
 def bytes_text(size: tuple[int, int]) -> str:

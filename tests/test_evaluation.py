@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faiss_qama import QamaIndex, baselines
-from faiss_qama.evaluation import Dataset, evaluate, exact, ndcg, read_rows, recall
+from faiss_qama.evaluation import Dataset, evaluate, exact, read_rows, recall
+from faiss_qama.judgements import judged, ndcg
 from faiss_qama.vectors import Corpus
 
 with warnings.catch_warnings():
@@ -32,17 +33,20 @@ def make_qrels(nq, n, seed=0):
 
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 1000), st.sampled_from([1, 3, 10]))
-def test_ndcg_equals_trec_eval(seed, k):
+def test_judgements_equal_trec_eval_query_by_query(seed, k):
     rng = np.random.default_rng(seed)
     nq, n = 7, 30
     ids = np.stack([rng.permutation(n)[:12] for _ in range(nq)])
     qrels = make_qrels(nq, n, seed)
     run = [ir_measures.ScoredDoc(str(q), str(d), -r) for q, row in enumerate(ids) for r, d in enumerate(row)]
     graded = [ir_measures.Qrel(str(q), str(d), int(g)) for q, d, g in qrels]
-    relevant = {q for q, _, g in qrels.tolist() if g > 0}
-    per_query = ir_measures.iter_calc([ir_measures.nDCG @ k], graded, run)
-    want = np.mean([m.value for m in per_query if int(m.query_id) in relevant])
-    assert ndcg(ids, qrels, k) == pytest.approx(want, abs=1e-6)
+    relevant = sorted({q for q, _, g in qrels.tolist() if g > 0})
+    got = judged(ids, qrels, k)
+    oracles = {"ndcg": ir_measures.nDCG @ k, "relevant_recall": ir_measures.R @ k, "mrr": ir_measures.RR @ k}
+    for name, oracle in oracles.items():
+        want = {int(m.query_id): m.value for m in ir_measures.iter_calc([oracle], graded, run)}
+        np.testing.assert_allclose(got[name], [want[q] for q in relevant], atol=1e-6)
+    assert ndcg(ids, qrels, k) == pytest.approx(got["ndcg"].mean())
 
 
 @pytest.mark.parametrize("k", [3, 10, 20])

@@ -9,7 +9,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.evaluation import TIE, ndcg
+from faiss_qama.evaluation import TIE
+from faiss_qama.judgements import ndcg
 from faiss_qama.labels import Ids
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.training.data import Draw
