@@ -191,12 +191,11 @@ def _embed(side: Side, record: Record, work: Path, encode: Callable[..., Any]) -
 
 def _write_labels(output: Path, corpus: Side, queries: list[Side]) -> None:
     """Write the ids, a line each, and the graded and the excluded pairs, as rows; drop splits that are no more."""
-    for side in (corpus, *queries):
-        files.write_text(output / f"{side.name}_ids.txt", "".join(f"{identifier}\n" for identifier in side.rows))
+    for part in (corpus, *queries):
+        files.write_text(output / f"{part.name}_ids.txt", "".join(f"{identifier}\n" for identifier in part.rows))
     named = {side.name: side for side in queries}
     for prefix in SPLITS:
-        side = named.get(f"{prefix}queries")
-        if side is not None:
+        if (side := named.get(f"{prefix}queries")) is not None:
             rows = [(side.rows[query], corpus.rows[document], grade) for query, document, grade in side.qrels]
             _write_tsv(output / f"{prefix}qrels.tsv", ("query", "document", "grade"), rows)
         elif (output / f"{prefix}queries.json").exists():

@@ -40,7 +40,7 @@ def test_tables_come_from_the_result_files(request):
     [
         "README.md",
         "CHANGELOG.md",
-        *(f"docs/{n}.md" for n in ("architecture", "choosing-bytes", "operations", "training")),
+        *(f"docs/{n}.md" for n in ("architecture", "choosing-bytes", "evaluation", "operations", "training")),
     ],
 )
 def test_links_lead_somewhere(request, page):
