@@ -80,11 +80,15 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("sample: 2500", {"sample": 2500}),
     ("sample: 10000", {"sample": 10_000}),
 ]
-# At 24, 36, 48, 72 and 96 bytes.
-BYTES = "1x192 1.5x96 2x64 1x288 1.5x144 2x96 1x384 1.5x192 2x128 1.5x288 2x192 1.5x384 2x256".split()
+# At 24, 32, 48, 72 and 96 bytes, as base Scan holds them.
+BYTES = (
+    "1x192 2x32,1x128 2x64,1x64 2x96 1x256 2x64,1x128 2x128 1x384 2x96,1x192 2x128,1x128 1.5x192 2x192 "
+    "2x192,1x192 2x288 1.5x384 2x288,1x96 2x384"
+).split()
 SPREADS = (0.0, 0.05, 0.1, 0.2, 0.5)  # standard deviations of the logarithm of documents' lengths
 BASES: list[tuple[str, dict[str, int]]] = [
     ("BFlat", {}),
+    ("Scan", {}),
     ("BHNSW32", {}),
     ("BIVF256", {"nprobe": 16}),
     ("BIVF256", {"nprobe": 64}),

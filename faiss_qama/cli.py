@@ -242,15 +242,28 @@ def inspect(index_path: Path) -> None:
 
 @cli.command()
 @click.argument("texts", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write  [default: TEXTS.npy]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="What to write  [default: TEXTS.npy, or FOLDER]")
 @click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="A sentence-transformer: name or path.")
-@click.option("--field", default="text", show_default=True, help="The field of a JSON line that holds the text.")
-def embed(texts: Path, output: Path | None, model: str, field: str) -> None:
-    """Embed TEXTS, a text a line (or JSON lines, if named .jsonl), into a .npy of float32."""
+@click.option("--field", help="The field of a JSON line that holds the text.  [default: text]")
+def embed(texts: Path, output: Path | None, model: str, field: str | None) -> None:
+    """Embed TEXTS, a text a line (or JSON lines, if named .jsonl), into a .npy of float32.
+
+    If TEXTS is a folder as BEIR has them (corpus.jsonl, queries.jsonl, qrels/test.tsv), into a data set folder for
+    faiss-qama eval. What is embedded there already is kept.
+    """
     from faiss_qama.embedding import embed_texts, read_texts
 
+    if texts.is_dir():
+        from faiss_qama.beir import embed_folder
+
+        if field is not None:
+            raise ValueError(f"--field is for JSON lines; those of the folder {texts} have the fields title and text")
+        output = output or texts
+        click.echo(report.facts(embed_folder(texts, output, model)))
+        click.echo(f"wrote {output}      next: faiss-qama eval {output}")
+        return
     output = output or texts.with_suffix(".npy")
-    x = embed_texts(read_texts(texts, field), model)
+    x = embed_texts(read_texts(texts, field or "text"), model)
     files.write_npy(output, x)
     click.echo(f"wrote {output}: {len(x):,} x {x.shape[1]} float32      next: faiss-qama fit {output}")
 

@@ -50,6 +50,12 @@ def write_npy(path: PathLike, x: NDArray[np.floating]) -> None:
         np.save(file, x)
 
 
+def write_chunks(path: PathLike, stream: Stream) -> None:
+    """Write ``stream`` to the .npy ``path``, replacing a file there in one atomic step."""
+    with _replacing(Path(path)) as part:
+        write_stream(part, stream)
+
+
 def write_faiss(path: PathLike, index: Any) -> None:
     """Write a faiss.Index or faiss.IndexBinary to ``path``, replacing a file there in one atomic step."""
     write = faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index

@@ -57,8 +57,9 @@ def test_a_trial_is_what_a_search_of_such_codes_finds(drawn, metric):
         near = faiss.knn(xq, x, 10, metric=metric)[1]
         found = faiss.knn(xq, quantizer.decode(quantizer.encode(x)), 10, metric=metric)[1]
         share = np.mean((near[:, :, None] == found[:, None]).any(axis=1))
-        assert trial.calibration.codes[KS.index(10), -1] == pytest.approx(share, abs=2 / near.size)  # of all as candidates
-        assert trial.recall() >= trial.calibration.codes[KS.index(10), -1]
+        of_all = trial.calibration.codes[KS.index(10), -1]
+        assert of_all == pytest.approx(share, abs=2 / near.size)
+        assert trial.recall() >= of_all  # of fewer candidates codes may find a little more
 
 
 @pytest.mark.parametrize("rescore", ["codes", "none", "fp16"])
