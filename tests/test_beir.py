@@ -12,7 +12,8 @@ import pytest
 from conftest import make_vectors
 
 from faiss_qama import beir, cli
-from faiss_qama.evaluation import Dataset, exact, ndcg
+from faiss_qama.evaluation import Dataset, exact
+from faiss_qama.judgements import ndcg
 
 N, NQ = 90, 40
 DOCUMENTS = {f"d{i}": {"title": f"title {i}" if i % 3 else "", "text": f" body {i} "} for i in range(N - 1)} | {

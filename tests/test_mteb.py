@@ -13,7 +13,8 @@ from conftest import D, fit_quietly
 from scipy.stats import spearmanr
 
 from faiss_qama import QamaIndex
-from faiss_qama.evaluation import Dataset, exact, ndcg
+from faiss_qama.evaluation import Dataset, exact
+from faiss_qama.judgements import ndcg
 from faiss_qama.transform import Linear
 from faiss_qama.vectors import Corpus
 
