@@ -374,7 +374,7 @@ def _qama_table(data: dict[str, Any]) -> str:
     header = ["bits", "components", "bytes: thermometer / `Scan`"]
     ways = ("thresholds alone", "Hamming", "codes", "trained")
     header += [f"{name}: {way}" for name in names for way in ways]
-    return _markdown([*header, "published: thresholds alone", "trained"], rows)
+    return _markdown([*header, "published: thresholds alone", "published: trained"], rows)
 
 
 def _bytes(row: dict[str, Any]) -> str:
