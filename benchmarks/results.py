@@ -295,7 +295,8 @@ def main(data: Path | None, only_render: bool) -> None:
     if not only_render:
         if data is None:
             raise click.UsageError("DATA, a folder of data set folders, is needed")
-        from seeds import rotated_study  # here, because it writes as this module does
+        from qama import qama_table  # here, because they write as this module does
+        from seeds import rotated_study
 
         for name in SETS:
             main_job(data / name)
@@ -303,6 +304,7 @@ def main(data: Path | None, only_render: bool) -> None:
         stock(data / "quora")
         scale(data)
         rotated_study(data)
+        qama_table(data)
     for path, text in render().items():
         path.write_text(text)
 
