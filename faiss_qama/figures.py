@@ -84,21 +84,27 @@ def frontier(
         axes.plot(*best.T, color=FIRST, linewidth=1.5)
         axes.scatter(*np.array(ours).T, s=26, color=FIRST, zorder=3, label="layouts tried")
         axes.scatter([size for _, size, _ in others], [r for *_, r in others], s=36, marker="D", color=SECOND, zorder=3)
-        for name, size, recall in others:
-            right = size > 150
-            axes.annotate(
-                name,
-                (size, recall),
-                (-6 if right else 6, -4 if not right else -14),
-                textcoords="offset points",
-                ha="right" if right else "left",
-                fontsize=9.5,
-                color=SECOND,
-            )
-        axes.scatter(*chosen, s=170, marker="*", color=THIRD, edgecolor=SURFACE, zorder=5, label=f"chosen: {label}")
+        low = min([recall for _, recall in ours] + [recall for *_, recall in others])
+        above, gap = np.inf, 0.06 * (1.03 - low)
+        for name, size, recall in sorted(others, key=lambda other: -other[2]):
+            right = recall > 0.9 and size > 150  # so dear are floats and their like: their names go to the left
+            above = recall if right else min(recall, above - gap)  # names do not lie on each other
+            where = (-8 if right else 8, -3)
+            align = "right" if right else "left"
+            axes.annotate(name, (size, above), where, textcoords="offset points", ha=align, fontsize=9.5, color=SECOND)
+            above = np.inf if right else above
+        axes.scatter(
+            *chosen,
+            s=220,
+            marker="*",
+            color=THIRD,
+            edgecolor=SURFACE,
+            linewidth=0.6,
+            zorder=5,
+            label=f"chosen: {label}",
+        )
         axes.scatter([], [], s=36, marker="D", color=SECOND, label="alternatives")
         _log(axes, "bytes a vector, log scale")
-        low = min([recall for _, recall in ours] + [recall for *_, recall in others])
         axes.set(ylabel="recall@10", ylim=(max(0.0, low - 0.06), 1.03))
         _legend_above(figure, axes, 2)
         return _inline(figure)
@@ -116,7 +122,9 @@ def candidates(
         for size, recall in marks:
             axes.axhline(recall, color=MUTED, linewidth=1, linestyle=":")
             axes.axvline(size, color=THIRD, linewidth=1, linestyle=":")
-            axes.plot(size, recall, "*", color=THIRD, markersize=12, markeredgecolor=SURFACE, label="a search's default")
+            axes.plot(
+                size, recall, "*", color=THIRD, markersize=15, markeredgecolor=SURFACE, label="a search's default"
+            )
         _log(axes, "candidates scored again, log scale")
         axes.set(ylabel="recall@10", ylim=(None, 1.03))
         _legend_above(figure, axes, 2)

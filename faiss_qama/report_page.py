@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import warnings
@@ -19,7 +20,8 @@ from faiss_qama.evaluation import Dataset, Measured, exact
 from faiss_qama.layout import CodeLayout
 from faiss_qama.pipeline import K, Outcome
 from faiss_qama.report import bytes_text
-from faiss_qama.training.choose import SAMPLE
+from faiss_qama.training.choose import SAMPLE, Trial
+from faiss_qama.tuning import RECALL
 from faiss_qama.vectors import Corpus, PathLike
 
 try:
@@ -66,7 +68,7 @@ def summary(outcome: Outcome) -> str:
     mean, rescore = outcome.measured[-1].mean, outcome.index.rescore
     how = {"none": "by Hamming distance alone", "codes": "by the codes alone"}
     return (
-        f"{text}{how.get(rescore, f'with {rescore} rescoring from disk')} a search finds {100 * mean.recall:.1f} % of "
+        f"{text}{how.get(rescore, f'with {rescore} rescoring from disk')} a search finds {math.floor(1000 * mean.recall + 1e-6) / 10} % of "
         f"the true {K} nearest, at {_speedup(outcome):.1f} times the speed of exact search."
     )
 
@@ -93,7 +95,9 @@ def alternatives(outcome: Outcome, sample: Floats) -> list[Measured]:
     dataset = Dataset(Corpus(sample), outcome.drawn.calibration)
     truth = exact(dataset, K, outcome.index.quantizer.metric)
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # a PQ's trainings are so small that threads would wait for each other most of the time
+    faiss.omp_set_num_threads(
+        1
+    )  # a PQ's trainings are so small that threads would wait for each other most of the time
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="fitted on")  # that was said of the corpus
@@ -106,21 +110,35 @@ def _frontier(outcome: Outcome, sample: Floats) -> Chart:
     choice = outcome.choice
     assert choice is not None
     rescore = "none" if outcome.index.rescore == "none" else "codes"
-    others = [
-        (_name(m.name), m.bytes[0], m.mean.recall) for m in [*alternatives(outcome, sample)]
-    ] + [("float32", 4 * sample.shape[1], 1.0)]
+    others = [(_name(m.name), m.bytes[0], m.mean.recall) for m in alternatives(outcome, sample)] + [
+        ("float32", 4 * sample.shape[1], 1.0)
+    ]
     ours = [(trial.bytes, trial.recall(rescore)) for trial in choice.trials]
     chosen = choice.chosen
+
+    def worth(trial: Trial) -> str:
+        if outcome.index.rescore in ("none", "codes"):
+            return f"recall {trial.recall(rescore):.3f}"
+        return f"recall {trial.recall():.3f}, and {RECALL} by scoring {trial.candidates():,.0f} candidates again"
+
     rows = [
-        [f"{t.layout} {t.rotation}{' (chosen)' if t is chosen else ''}", str(t.bytes), f"{t.recall(rescore):.3f}",
-         f"{t.candidates():,.0f}" if np.isfinite(t.candidates()) else "-"]
+        [
+            f"{t.layout} {t.rotation}{' (chosen)' if t is chosen else ''}",
+            str(t.bytes),
+            f"{t.recall(rescore):.3f}",
+            f"{t.candidates():,.0f}" if np.isfinite(t.candidates()) else "-",
+        ]
         for t in choice.trials
     ] + [[name, str(size), f"{recall:.3f}", "-"] for name, size, recall in others]
     note = (
         f"The codes alone, before any rescoring, on a sample of {len(sample):,} vectors and "
-        f"{len(outcome.drawn.calibration)} {_asked(outcome)}. Chosen: {chosen.layout}, {chosen.bytes} bytes, "
-        f"{chosen.recall(rescore):.3f}; why: {choice.reason}."
+        f"{len(outcome.drawn.calibration)} {_asked(outcome)}. Taken: {chosen.layout} with rotation {chosen.rotation}, "
+        f"{chosen.bytes} bytes, {worth(chosen)}."
     )
+    rivals = [
+        f"{t.layout} {t.rotation} {worth(t)}" for t in choice.trials if t.bytes == chosen.bytes and t is not chosen
+    ]
+    note += f" Of the same size: {'; '.join(rivals)}." if rivals else ""
     svg = figures.frontier(ours, others, (chosen.bytes, chosen.recall(rescore)), chosen.layout)
     header = ["method", "bytes", f"recall@{K}", "candidates for .95 rescored"]
     return Chart("How much quality each byte buys", note, svg, header, rows)
@@ -144,9 +162,7 @@ def _candidates(outcome: Outcome) -> Chart:
             f"what the aim takes here, and a margin for {n:,} vectors."
         )
     note += f" Measured on {calibration.n:,} vectors with {len(outcome.drawn.calibration)} {_asked(outcome)}."
-    rows = [
-        [f"{size:,.0f}", *(f"{curve[i]:.3f}" for curve in curves.values())] for i, size in enumerate(sizes)
-    ]
+    rows = [[f"{size:,.0f}", *(f"{curve[i]:.3f}" for curve in curves.values())] for i, size in enumerate(sizes)]
     svg = figures.candidates(sizes, curves, marks)
     return Chart("How far a search has to look", note, svg, ["candidates", *curves], rows)
 
@@ -187,7 +203,13 @@ def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
     if len(shares) > kept:
         note += f" The other {len(shares) - kept} get none."
     rows = [[str(i + 1), f"{100 * share:.3f}", f"{bits[i]:g}"] for i, share in enumerate(shares)]
-    return Chart("Where the bits went", note, figures.spectrum(shares, bits[: len(shares)]), ["component", "% of variance", "bits"], rows)
+    return Chart(
+        "Where the bits went",
+        note,
+        figures.spectrum(shares, bits[: len(shares)]),
+        ["component", "% of variance", "bits"],
+        rows,
+    )
 
 
 def _histograms(outcome: Outcome, sample: Floats) -> Chart:
@@ -196,14 +218,21 @@ def _histograms(outcome: Outcome, sample: Floats) -> Chart:
     shown = np.unique(np.linspace(0, z.shape[1] - 1, SHOWN).astype(int))
     columns = [(int(i) + 1, z[:, i], quantizer.thresholds[i][np.isfinite(quantizer.thresholds[i])]) for i in shown]
     rows = [
-        [str(number), " ".join(f"{cut:.4g}" for cut in cuts),
-         " ".join(f"{100 * np.mean(np.searchsorted(cuts, values, side='right') == i):.0f}" for i in range(len(cuts) + 1))]
+        [
+            str(number),
+            " ".join(f"{cut:.4g}" for cut in cuts),
+            " ".join(
+                f"{100 * np.mean(np.searchsorted(cuts, values, side='right') == i):.0f}" for i in range(len(cuts) + 1)
+            ),
+        ]
         for number, values, cuts in columns
     ]
     note = "Values of a sample after the rotation, and the cuts between levels (dashed). " + "; ".join(
         f"component {number}: cuts at {row[1]}" for (number, _, _), row in zip(columns, rows, strict=True)
     )
-    return Chart("Where components are cut", note + ".", figures.histograms(columns), ["component", "cuts", "% a level"], rows)
+    return Chart(
+        "Where components are cut", note + ".", figures.histograms(columns), ["component", "cuts", "% a level"], rows
+    )
 
 
 def _training(outcome: Outcome) -> Chart:
@@ -214,7 +243,9 @@ def _training(outcome: Outcome) -> Chart:
         f"{len(losses)} epochs: the loss went from {losses[0]:.3g} to {losses[-1]:.3g}, and {record['measure']} on "
         f"held-out queries changed by at most {max(gains):+.1f} % from the closed form's. Kept: the {record['kept']} quantizer."
     )
-    rows = [[str(i + 1), f"{loss:.4g}", f"{gain:+.2f}"] for i, (loss, gain) in enumerate(zip(losses, gains, strict=True))]
+    rows = [
+        [str(i + 1), f"{loss:.4g}", f"{gain:+.2f}"] for i, (loss, gain) in enumerate(zip(losses, gains, strict=True))
+    ]
     return Chart("How the training went", note, figures.training(losses, gains), ["epoch", "loss", "gain, %"], rows)
 
 
@@ -226,13 +257,25 @@ def _tiles(outcome: Outcome) -> list[dict[str, str]]:
             "value": f"{size:,}",
             "note": f"instead of {4 * d:,}" + (f"; {kept:,} more on disk" if kept else ""),
         },
-        {"name": "layout", "value": str(outcome.index.quantizer.layout), "note": f"fitted in {outcome.fit_seconds:.0f} s"},
+        {
+            "name": "layout",
+            "value": str(outcome.index.quantizer.layout),
+            "note": f"fitted in {outcome.fit_seconds:.0f} s",
+        },
     ]
     for m in outcome.measured[1:]:
-        tiles.append({"name": f"recall@{K}, {m.name}", "value": f"{m.mean.recall:.3f}", "note": f"on {outcome.queries}"})
+        tiles.append(
+            {"name": f"recall@{K}, {m.name}", "value": f"{m.mean.recall:.3f}", "note": f"on {outcome.queries}"}
+        )
     if outcome.measured:
         speed = outcome.measured[-1].mean.queries_per_second
-        tiles.append({"name": "queries a second", "value": f"{speed:,.0f}", "note": f"{_speedup(outcome):.1f} times exact search"})
+        tiles.append(
+            {
+                "name": "queries a second",
+                "value": f"{speed:,.0f}",
+                "note": f"{_speedup(outcome):.1f} times exact search",
+            }
+        )
     return tiles
 
 
