@@ -24,7 +24,7 @@ INK, MUTED, GRID, SURFACE = "#010203", "#010204", "#010205", "#010206"
 FIRST, SECOND, THIRD, FOURTH = "#010207", "#010208", "#010209", "#01020a"
 _VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", SURFACE: "surface"}
 _VARIABLES |= {FIRST: "first", SECOND: "second", THIRD: "third", FOURTH: "fourth"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "font.size": 10.5,
     "axes.edgecolor": MUTED,
@@ -49,6 +49,7 @@ _STYLE = {
     "figure.facecolor": "none",
     "figure.constrained_layout.use": True,
 }
+DEAR = 0.9  # recall, above which an alternative takes a byte a component or more
 _NUMBER = FuncFormatter(lambda value, _: f"{value:,.4g}" if value < 1000 else f"{value:,.0f}")
 _SVG = "{http://www.w3.org/2000/svg}"
 
@@ -82,16 +83,27 @@ def frontier(
         best = np.array(sorted({size: recall for size, recall in sorted(ours)}.items()))
         best = best[best[:, 1] >= np.maximum.accumulate(best[:, 1])]  # what no smaller code beats
         axes.plot(*best.T, color=FIRST, linewidth=1.5)
-        axes.scatter(*np.array(ours).T, s=26, color=FIRST, zorder=3, label="layouts tried")
+        axes.scatter(
+            [size for size, _ in ours], [r for _, r in ours], s=26, color=FIRST, zorder=3, label="layouts tried"
+        )
         axes.scatter([size for _, size, _ in others], [r for *_, r in others], s=36, marker="D", color=SECOND, zorder=3)
         low = min([recall for _, recall in ours] + [recall for *_, recall in others])
-        above, gap = np.inf, 0.06 * (1.03 - low)
+        above, gap = np.inf, 0.06 * (1.09 - low)
+        edge = max((size for _, size, recall in others if recall <= DEAR), default=1)
         for name, size, recall in sorted(others, key=lambda other: -other[2]):
-            right = recall > 0.9 and size > 150  # so dear are floats and their like: their names go to the left
+            right = recall > DEAR  # such as floats, at the right edge: their names go to the left
             above = recall if right else min(recall, above - gap)  # names do not lie on each other
             where = (-8 if right else 8, -3)
             align = "right" if right else "left"
-            axes.annotate(name, (size, above), where, textcoords="offset points", ha=align, fontsize=9.5, color=SECOND)
+            axes.annotate(
+                name,
+                (size if right else edge, above),
+                where,
+                textcoords="offset points",
+                ha=align,
+                fontsize=9.5,
+                color=SECOND,
+            )
             above = np.inf if right else above
         axes.scatter(
             *chosen,

@@ -17,7 +17,6 @@ from faiss_qama.baselines import measure
 from faiss_qama.calibration import DEFAULT_AIM, KS, OVERSAMPLES
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Measured, exact
-from faiss_qama.layout import CodeLayout
 from faiss_qama.pipeline import K, Outcome
 from faiss_qama.report import bytes_text
 from faiss_qama.training.choose import SAMPLE, Trial
@@ -67,8 +66,9 @@ def summary(outcome: Outcome) -> str:
         return text + "they are too few to hold any out, so nothing was measured."
     mean, rescore = outcome.measured[-1].mean, outcome.index.rescore
     how = {"none": "by Hamming distance alone", "codes": "by the codes alone"}
+    found = math.floor(1000 * mean.recall + 1e-6) / 10  # never more than was measured
     return (
-        f"{text}{how.get(rescore, f'with {rescore} rescoring from disk')} a search finds {math.floor(1000 * mean.recall + 1e-6) / 10} % of "
+        f"{text}{how.get(rescore, f'with {rescore} rescoring from disk')} a search finds {found} % of "
         f"the true {K} nearest, at {_speedup(outcome):.1f} times the speed of exact search."
     )
 
@@ -158,8 +158,8 @@ def _candidates(outcome: Outcome) -> Chart:
         aim = DEFAULT_AIM[stage] * (1.0 if stage == "floats" else calibration.codes[row].max())
         marks = [(K * calibration.oversample(K, n, stage), aim)]
         note += (
-            f" A search that names neither recall nor oversample aims at {aim:.3f} and scores {marks[0][0]:,.0f} again: "
-            f"what the aim takes here, and a margin for {n:,} vectors."
+            f" A search that names neither recall nor oversample aims at {aim:.3f} and scores {marks[0][0]:,.0f} "
+            f"again: what the aim takes here, and a margin for {n:,} vectors."
         )
     note += f" Measured on {calibration.n:,} vectors with {len(outcome.drawn.calibration)} {_asked(outcome)}."
     rows = [[f"{size:,.0f}", *(f"{curve[i]:.3f}" for curve in curves.values())] for i, size in enumerate(sizes)]
@@ -220,7 +220,7 @@ def _histograms(outcome: Outcome, sample: Floats) -> Chart:
     rows = [
         [
             str(number),
-            " ".join(f"{cut:.4g}" for cut in cuts),
+            ", ".join(f"{cut:.2g}" for cut in cuts),
             " ".join(
                 f"{100 * np.mean(np.searchsorted(cuts, values, side='right') == i):.0f}" for i in range(len(cuts) + 1)
             ),
@@ -241,7 +241,8 @@ def _training(outcome: Outcome) -> Chart:
     gains = [100 * line["gain"] for line in record["log"]]
     note = (
         f"{len(losses)} epochs: the loss went from {losses[0]:.3g} to {losses[-1]:.3g}, and {record['measure']} on "
-        f"held-out queries changed by at most {max(gains):+.1f} % from the closed form's. Kept: the {record['kept']} quantizer."
+        f"held-out queries changed by at most {max(gains):+.1f} % from the closed form's. "
+        f"Kept: the {record['kept']} quantizer."
     )
     rows = [
         [str(i + 1), f"{loss:.4g}", f"{gain:+.2f}"] for i, (loss, gain) in enumerate(zip(losses, gains, strict=True))
@@ -285,16 +286,20 @@ def _speedup(outcome: Outcome) -> float:
 
 
 def _asked(outcome: Outcome) -> str:
-    return "held-out queries" if outcome.drawn.train_queries is not None else "held-out documents made harder"
+    return (
+        "held-out queries"
+        if outcome.drawn.train_queries is not None
+        else "held-out documents, moved away by noise as queries are"
+    )
 
 
 def _name(method: str) -> str:
     """Return what a reader calls ``method``."""
-    known = {"binary": "sign bits", "binary+codes": "sign bits, rescored", "scalar": "int8"}
+    known = {"binary": "sign bits", "binary+codes": "sign bits, float query", "scalar": "int8"}
     return known.get(method, method.removeprefix("faiss:").partition(",")[2] or method.removeprefix("faiss:"))
 
 
 def _versions() -> str:
     packages = ", ".join(f"{name} {version(name)}" for name in ("faiss-qama", "faiss-cpu", "numpy"))
-    threads = faiss.omp_get_max_threads()
-    return f"{packages}, Python {platform.python_version()}, {platform.system()} {platform.machine()}, {threads} of {os.cpu_count()} threads"
+    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return f"{packages}, {machine}, {faiss.omp_get_max_threads()} of {os.cpu_count()} threads"
