@@ -138,8 +138,8 @@ def fit(
     if page is not None:
         from faiss_qama.report_page import write_page  # here, because it says what to install before anything is fitted
 
-        inputs = [config_path, queries_path, *(pairs or ())]
-        files.check_writable(page, [*vectors.paths, *(path for path in inputs if path is not None)])
+        others = [*vectors.paths, output, config_path, queries_path, *(pairs or ())]
+        files.check_writable(page, [path for path in others if path is not None])
     metric_type, compare = METRIC_CHOICES[metric], page is not None
     outcome = fit_index(
         vectors, output, config, metric_type, rescore, queries, base, searched, labelled, **chosen_by, compare=compare

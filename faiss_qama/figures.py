@@ -93,16 +93,11 @@ def frontier(
         for name, size, recall in sorted(others, key=lambda other: -other[2]):
             right = recall > DEAR  # such as floats, at the right edge: their names go to the left
             above = recall if right else min(recall, above - gap)  # names do not lie on each other
-            where = (-8 if right else 8, -3)
-            align = "right" if right else "left"
+            place = (0.86 * size, recall) if right else (1.35 * edge, above)
+            line = {"arrowstyle": "-", "color": SECOND, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
+            align: dict[str, Any] = {"ha": "right" if right else "left", "va": "center"}
             axes.annotate(
-                name,
-                (size if right else edge, above),
-                where,
-                textcoords="offset points",
-                ha=align,
-                fontsize=9.5,
-                color=SECOND,
+                name, (size, recall), place, fontsize=9.5, color=SECOND, arrowprops=None if right else line, **align
             )
             above = np.inf if right else above
         axes.scatter(

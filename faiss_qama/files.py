@@ -63,8 +63,8 @@ def write_faiss(path: PathLike, index: Any) -> None:
         faiss_writes(write, index, part)
 
 
-def check_writable(path: PathLike, sources: Iterable[Path] = ()) -> None:
-    """Raise unless a file can be written at ``path`` that is none of ``sources``. Changes nothing."""
+def check_writable(path: PathLike, others: Iterable[Path] = ()) -> None:
+    """Raise unless a file can be written at ``path`` that is none of ``others``. Changes nothing."""
     final = Path(path)
     folder = final.absolute().parent
     if final.is_dir():
@@ -73,8 +73,8 @@ def check_writable(path: PathLike, sources: Iterable[Path] = ()) -> None:
         raise FileNotFoundError(f"{final}: the folder {folder} does not exist")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{final}: the folder {folder} may not be written to")
-    if any(final.resolve() == source.resolve() for source in sources):
-        raise ValueError(f"{final}: this file is what is read, and would be replaced")
+    if any(final.resolve() == other.resolve() for other in others):
+        raise ValueError(f"{final}: the same command reads or writes this already, and it would be replaced")
 
 
 @contextmanager

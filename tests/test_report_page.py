@@ -199,7 +199,12 @@ def test_without_matplotlib_it_says_what_to_install_before_anything_is_fitted(tm
 
 @pytest.mark.parametrize(
     ("page", "message"),
-    [("none/r.html", "does not exist"), (".", "a folder is in the way"), ("corpus.npy", "would be replaced")],
+    [
+        ("none/r.html", "does not exist"),
+        (".", "a folder is in the way"),
+        ("corpus.npy", "would be replaced"),
+        ("corpus.qama", "would be replaced"),
+    ],
 )
 def test_a_page_that_cannot_be_written_is_refused_before_anything_is_fitted(tmp_path, page, message):
     np.save(tmp_path / "corpus.npy", make_vectors(50))
