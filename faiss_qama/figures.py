@@ -88,7 +88,7 @@ def frontier(
         )
         axes.scatter([size for _, size, _ in others], [r for *_, r in others], s=36, marker="D", color=SECOND, zorder=3)
         low = min([recall for _, recall in ours] + [recall for *_, recall in others])
-        above, gap = np.inf, 0.06 * (1.09 - low)
+        above, gap = np.inf, 0.075 * (1.09 - low)
         edge = max((size for _, size, recall in others if recall <= DEAR), default=1)
         for name, size, recall in sorted(others, key=lambda other: -other[2]):
             right = recall > DEAR  # such as floats, at the right edge: their names go to the left
