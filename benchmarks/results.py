@@ -111,7 +111,7 @@ def main_job(folder: Path) -> None:
     for label, method, queries, options, seeds in MAIN:
         measured = baselines.measure(method, dataset, truth, train_queries=queries, seeds=seeds, **options)
         rows.append(replace(measured, name=label))
-        click.echo(f"{folder.name}: {label}: {measured.mean}")
+        click.echo(f"{folder.name}: {label}: recall {measured.mean.recall:.3f}")
     rows += [baselines.measure(name, dataset, truth) for name in NAMES]
     write(folder.name, {"corpus": list(dataset.corpus.shape), "results": [row.to_dict() for row in rows]})
 

@@ -91,6 +91,12 @@ def test_of_a_recall_the_fewest_bytes_are_taken(drawn, rescore, recall):
     assert not any(reaches(trial) for trial in choice.trials if trial.bytes < choice.chosen.bytes)
 
 
+def test_where_few_candidates_are_not_enough_the_fewest_are_taken(drawn):
+    choice = choose(drawn, FitConfig(bytes=4), INNER_PRODUCT, 10**6, rescore="fp16", recall=0.99)
+    fewest = min(trial.candidates(0.99) for trial in choice.trials)
+    assert MOST_CANDIDATES < fewest == choice.chosen.candidates(0.99) < np.inf
+
+
 def test_a_layout_that_is_given_stays_and_others_are_measured_beside_it(drawn):
     choice = choose(drawn, FitConfig(layout="1.5x20", rotation="random"), INNER_PRODUCT, 1200)
     assert (choice.chosen.layout, choice.chosen.rotation) == ("1.5x20", "random")
@@ -114,7 +120,6 @@ def test_fit_takes_what_is_chosen():
             {"recall": 0.9999},
             "recall 0.9999 takes more than the .* bytes of .*; rescore from floats, or allow more",
         ),
-        ({"bytes": 4}, {"recall": 0.99, "rescore": "fp16"}, "recall 0.99 takes more .* candidates; allow more bytes"),
     ],
 )
 def test_what_cannot_be_is_refused(drawn, settings, options, message):
