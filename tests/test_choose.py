@@ -91,6 +91,12 @@ def test_of_a_recall_the_fewest_bytes_are_taken(drawn, rescore, recall):
     assert not any(reaches(trial) for trial in choice.trials if trial.bytes < choice.chosen.bytes)
 
 
+def test_others_to_compare_with_are_measured_and_not_taken(drawn):
+    alone, beside = (choose(drawn, FitConfig(bytes=4), INNER_PRODUCT, 1200, compare=c) for c in (False, True))
+    assert max(trial.bytes for trial in beside.trials) > 4 >= beside.chosen.bytes
+    assert (beside.chosen.layout, beside.chosen.rotation) == (alone.chosen.layout, alone.chosen.rotation)
+
+
 def test_where_few_candidates_are_not_enough_the_fewest_are_taken(drawn):
     choice = choose(drawn, FitConfig(bytes=4), INNER_PRODUCT, 10**6, rescore="fp16", recall=0.99)
     fewest = min(trial.candidates(0.99) for trial in choice.trials)
@@ -115,6 +121,7 @@ def test_fit_takes_what_is_chosen():
     ("settings", "options", "message"),
     [
         ({"bytes": 3}, {}, "bytes: base Scan takes 4 a code at least; got 3"),
+        ({"bytes": 3}, {"compare": True}, "bytes: base Scan takes 4 a code at least; got 3"),
         (
             {},
             {"recall": 0.9999},

@@ -86,6 +86,7 @@ def choose(
     base: str = DEFAULT,
     rescore: str = "codes",
     recall: float | None = None,
+    compare: bool = False,
 ) -> Choice:
     """Try layouts, and of the best one other rotations, and take what is best for the second stage ``rescore``.
 
@@ -99,6 +100,7 @@ def choose(
     drawn : what is fitted on, with held-out queries
     n : vectors in the corpus
     base : what will hold the codes
+    compare : try layouts of more and of fewer bytes too, to compare with
 
     Raises ValueError where nothing fits the bytes or reaches the recall, and where no queries are held out.
     """
@@ -108,8 +110,8 @@ def choose(
     small = replace(drawn, train=drawn.train[:: -(-len(drawn.train) // SAMPLE)])
     free, goal = config.bytes is not None or recall is not None, _Goal(rescore, recall)
     own = [] if free else [str(config.layout_in(d))]
-    layouts = own + [layout for size in _sizes(config, d, recall) for layout in layouts_within(size, d, base)]
-    if not layouts:
+    layouts = own + [layout for size in _sizes(config, d, recall, compare) for layout in layouts_within(size, d, base)]
+    if config.bytes is not None and not any(layouts_within(config.bytes, d, base)):
         least = code_bytes(base, CodeLayout.parse("1x1"))
         raise ValueError(f"bytes: base {base} takes {least} a code at least; got {config.bytes}")
 
@@ -120,7 +122,8 @@ def choose(
         return Trial(layout, rotation, code_bytes(base, CodeLayout.parse(layout)), calibration, n)
 
     trials = [trial(layout, config.rotation) for layout in progress(list(dict.fromkeys(layouts)), "choosing a layout")]
-    chosen = goal.best(trials) if free else trials[0]
+    within = [t for t in trials if config.bytes is None or t.bytes <= config.bytes]
+    chosen = goal.best(within) if free else trials[0]
     if free and config.rotation != "none":
         trials += [trial(chosen.layout, rotation) for rotation in ROTATIONS if rotation != config.rotation]
         chosen = min((t for t in trials if t.layout == chosen.layout), key=goal.cost)
@@ -184,9 +187,10 @@ def layouts_within(size: int, d: int, base: str = DEFAULT) -> Iterator[str]:
                 yield text(bits, early, late)
 
 
-def _sizes(config: FitConfig, d: int, recall: float | None) -> list[int]:
+def _sizes(config: FitConfig, d: int, recall: float | None, compare: bool) -> list[int]:
     """Return how many bytes to try."""
     sizes = [round(d * share) for share in SIZES]
     if config.bytes is None:
         return sizes
-    return [size for size in sizes if size < config.bytes and recall is not None] + [config.bytes]
+    fewer = recall is not None
+    return sorted({config.bytes, *(s for s in sizes if compare or (fewer and s < config.bytes))})
