@@ -291,7 +291,8 @@ def main(data: Path | None, only_render: bool) -> None:
     if not only_render:
         if data is None:
             raise click.UsageError("DATA, a folder of data set folders, is needed")
-        from seeds import rotated_study  # here, because it writes as this module does
+        from equal_bytes import equal_bytes  # here, because these write as this module does
+        from seeds import rotated_study
 
         for name in SETS:
             main_job(data / name)
@@ -299,6 +300,7 @@ def main(data: Path | None, only_render: bool) -> None:
         stock(data / "quora")
         scale(data)
         rotated_study(data)
+        equal_bytes(data)
     for path, text in render().items():
         path.write_text(text)
 
