@@ -67,7 +67,8 @@ def factories(size: int, d: int) -> dict[str, list[str]]:
         "PQ": [f"PQ{size}np", f"PQ{2 * size}x4np"]
         + [f"PCAR{w},PQ{m}np" for w in widths for m in (f"{size}", f"{2 * size}x4")],
         "OPQ": [f"OPQ{2 * size}_{least},PQ{2 * size}x4np"]
-        + [f"PCAR{least},OPQ{m},PQ{m}{bits}np" for m, bits in ((size, ""), (2 * size, "x4"))],
+        + [f"PCAR{w},OPQ{size},PQ{size}np" for w in widths]
+        + [f"PCAR{least},OPQ{2 * size},PQ{2 * size}x4np"],
         "RaBitQ": of_bits("PCAR{},RaBitQ{}", extra=lambda b: 8 if b == 1 else 16),
         "EDEN": of_bits("PCAR{},EDEN{}", "PCAR{},EDEN{}BIASED", extra=lambda _: 8),
         "TurboQuant": of_bits("PCAR{},SQtqmse{}", "PCAR{},L2norm,SQtqmse{}", extra=lambda _: 0),
