@@ -69,7 +69,7 @@ def factories(size: int, d: int) -> dict[str, list[str]]:
         "OPQ": [f"OPQ{2 * size}_{least},PQ{2 * size}x4np"]
         + [f"PCAR{w},OPQ{size},PQ{size}np" for w in widths]
         + [f"PCAR{least},OPQ{2 * size},PQ{2 * size}x4np"],
-        "RaBitQ": of_bits("PCAR{},RaBitQ{}", extra=lambda b: 8 if b == 1 else 16),
+        "RaBitQ": of_bits("PCAR{},RaBitQ{}", extra=lambda b: 8 if b == 1 else 20),
         "EDEN": of_bits("PCAR{},EDEN{}", "PCAR{},EDEN{}BIASED", extra=lambda _: 8),
         "TurboQuant": of_bits("PCAR{},SQtqmse{}", "PCAR{},L2norm,SQtqmse{}", extra=lambda _: 0),
         "SQ": of_bits("PCAR{},SQ{}", bits=(4, 6, 8), extra=lambda _: 0),
