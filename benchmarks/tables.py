@@ -53,6 +53,8 @@ def render() -> dict[Path, str]:
         tables["rotated study"] = _rotated_table(data["rotated-study"])
     if "equal-bytes" in data:
         tables["equal bytes"] = equal_bytes_table(data["equal-bytes"], SETS)
+    if "qama-table" in data:
+        tables["qama"] = _qama_table(data)
     if "training-ablation" in data:
         tables["ablation"] = _ablation_table(data)
     files = {}
@@ -347,6 +349,35 @@ def _rotated_table(study: dict[str, Any]) -> str:
     header = ["", "bytes/vector"]
     header += [f"{name} {what}" for name in names for what in (study[name]["measure"], "% of float (95 % interval)")]
     return _markdown([*header, "published, mean of both"], rows)
+
+
+def _qama_table(data: dict[str, Any]) -> str:
+    """Return QAMA's layouts as measured and as published, in % of floats."""
+    table = data["qama-table"]
+    published, first = table["published"], table["rows"][0]
+    names = [name for name in SETS if name in first]
+    whole = published["trained"][str(first["components"])][published["columns"].index("floats")]
+    rows = []
+    for row in table["rows"]:
+        size = f"{row['thermometer']:g}" + (f" / {row['scan']}" if "scan" in row else "")
+        cells = [row["bits"], str(row["components"]), size]
+        for name in names:
+            cells += [f"{row[name][how]:.1f}" if how in row[name] else "" for how in ("thresholds", "hamming", "codes")]
+            trained = [
+                seed["trained"]
+                for seed in data.get(f"training-{name}", {"rows": []})["rows"]
+                if seed["config"].startswith("qama") and seed["layout"] == row.get("layout")
+            ]
+            cells.append(" / ".join(f"{each[how]['ndcg']:.1f}" for each in trained for how in ("hamming", "adc")))
+        for how in ("thresholds", "trained"):
+            figures = published[how].get(str(row["components"]))
+            column = published["columns"].index(row["bits"])
+            cells.append(f"{100 * figures[column] / whole:.1f}" if figures else "")
+        rows.append(cells)
+    header = ["bits", "components", "bytes: thermometer / `Scan`"]
+    ways = ("thresholds alone", "Hamming", "codes", "trained")
+    header += [f"{name}: {way}" for name in names for way in ways]
+    return _markdown([*header, "published: thresholds alone", "published: trained"], rows)
 
 
 def _bytes(row: dict[str, Any]) -> str:

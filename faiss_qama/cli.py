@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 import warnings
 from pathlib import Path
@@ -97,6 +98,7 @@ cli.add_command(eval_command)
 @nprobe_option
 @ef_search_option
 @_metric
+@click.option("--report", "page", type=click.Path(path_type=Path), help="HTML page to write: what each byte buys.")
 def fit(
     corpus: tuple[Path, ...],
     output: Path | None,
@@ -112,6 +114,7 @@ def fit(
     nprobe: int | None,
     ef_search: int | None,
     metric: str,
+    page: Path | None,
 ) -> None:
     """Fit a quantizer to CORPUS (one .npy file or several shards) and write an index of it."""
     from faiss_qama.training import FitConfig
@@ -132,8 +135,19 @@ def fit(
         raise ValueError(f"--memory is for --base auto; the base is {base}")
     if base != AUTO and recall is not None and config.layout is not None:
         raise ValueError(f"--recall chooses the layout, or --base auto; the layout is {config.layout}, the base {base}")
-    metric_type = METRIC_CHOICES[metric]
-    click.echo(fit_index(vectors, output, config, metric_type, rescore, queries, base, searched, labelled, **chosen_by))
+    if page is not None:
+        from faiss_qama.report_page import write_page  # here, because it says what to install before anything is fitted
+
+        others = [*vectors.paths, output, config_path, queries_path, *(pairs or ())]
+        files.check_writable(page, [path for path in others if path is not None])
+    metric_type, compare = METRIC_CHOICES[metric], page is not None
+    outcome = fit_index(
+        vectors, output, config, metric_type, rescore, queries, base, searched, labelled, **chosen_by, compare=compare
+    )
+    click.echo(outcome)
+    if page is not None:
+        write_page(outcome, page, shlex.join(["faiss-qama", *sys.argv[1:]]))
+        click.echo(f"wrote {page}")
 
 
 @cli.command()
@@ -242,15 +256,28 @@ def inspect(index_path: Path) -> None:
 
 @cli.command()
 @click.argument("texts", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="File to write  [default: TEXTS.npy]")
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="What to write  [default: TEXTS.npy, or FOLDER]")
 @click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="A sentence-transformer: name or path.")
-@click.option("--field", default="text", show_default=True, help="The field of a JSON line that holds the text.")
-def embed(texts: Path, output: Path | None, model: str, field: str) -> None:
-    """Embed TEXTS, a text a line (or JSON lines, if named .jsonl), into a .npy of float32."""
+@click.option("--field", help="The field of a JSON line that holds the text.  [default: text]")
+def embed(texts: Path, output: Path | None, model: str, field: str | None) -> None:
+    """Embed TEXTS, a text a line (or JSON lines, if named .jsonl), into a .npy of float32.
+
+    If TEXTS is a folder as BEIR has them (corpus.jsonl, queries.jsonl, qrels/test.tsv), into a data set folder for
+    faiss-qama eval. What is embedded there already is kept.
+    """
     from faiss_qama.embedding import embed_texts, read_texts
 
+    if texts.is_dir():
+        from faiss_qama.beir import embed_folder
+
+        if field is not None:
+            raise ValueError(f"--field is for JSON lines; those of the folder {texts} have the fields title and text")
+        output = output or texts
+        click.echo(report.facts(embed_folder(texts, output, model)))
+        click.echo(f"wrote {output}      next: faiss-qama eval {output}")
+        return
     output = output or texts.with_suffix(".npy")
-    x = embed_texts(read_texts(texts, field), model)
+    x = embed_texts(read_texts(texts, field or "text"), model)
     files.write_npy(output, x)
     click.echo(f"wrote {output}: {len(x):,} x {x.shape[1]} float32      next: faiss-qama fit {output}")
 

@@ -50,6 +50,12 @@ def write_npy(path: PathLike, x: NDArray[np.floating]) -> None:
         np.save(file, x)
 
 
+def write_chunks(path: PathLike, stream: Stream) -> None:
+    """Write ``stream`` to the .npy ``path``, replacing a file there in one atomic step."""
+    with _replacing(Path(path)) as part:
+        write_stream(part, stream)
+
+
 def write_faiss(path: PathLike, index: Any) -> None:
     """Write a faiss.Index or faiss.IndexBinary to ``path``, replacing a file there in one atomic step."""
     write = faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index
@@ -57,13 +63,24 @@ def write_faiss(path: PathLike, index: Any) -> None:
         faiss_writes(write, index, part)
 
 
+def check_writable(path: PathLike, others: Iterable[Path] = ()) -> None:
+    """Raise unless a file can be written at ``path`` that is none of ``others``. Changes nothing."""
+    final = Path(path)
+    folder = final.absolute().parent
+    if final.is_dir():
+        raise IsADirectoryError(f"{final}: a folder is in the way")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{final}: the folder {folder} does not exist")
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{final}: the folder {folder} may not be written to")
+    if any(final.resolve() == other.resolve() for other in others):
+        raise ValueError(f"{final}: the same command reads or writes this already, and it would be replaced")
+
+
 @contextmanager
 def _replacing(final: Path) -> Iterator[Path]:
     """Give a path to write; put it in the place of ``final`` if that went well."""
-    if final.is_dir():
-        raise IsADirectoryError(f"{final}: a folder is in the way")
-    if not final.absolute().parent.is_dir():
-        raise FileNotFoundError(f"{final}: the folder {final.absolute().parent} does not exist")
+    check_writable(final)
     part = final.with_name(final.name + ".part")
     try:
         with naming(final):

@@ -24,7 +24,7 @@ def loops(name: str) -> Any:
         return importlib.import_module(f"faiss_qama.{name}")  # here, because importing numba takes half a second
     except ImportError as error:  # there is none, or it is older than numpy needs
         if name == "kernels":
-            warnings.warn(f"Scan is slower without numba ({error}): pip install 'faiss-qama[scan]'", stacklevel=2)
+            warnings.warn(f"Scan is slower without numba ({error}): pip install numba", stacklevel=2)
         return None
 
 

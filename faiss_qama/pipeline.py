@@ -121,7 +121,7 @@ def fit_index(
     choice = None
     if chosen or (compare and len(drawn.calibration)):
         aim = recall if chosen else None
-        choice = choose(drawn, config, metric, len(corpus), base=base, rescore=rescore, recall=aim)
+        choice = choose(drawn, config, metric, len(corpus), base=base, rescore=rescore, recall=aim, compare=compare)
         config = choice.applied_to(config)
         check_memory(config.layout_in(corpus.shape[1]), memory)
     work = path.with_name(path.name + ".training")

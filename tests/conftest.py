@@ -63,6 +63,24 @@ def fit_quietly(x, **settings):
         return fit(x, config=FitConfig(**settings), metric=metric, queries=queries)
 
 
+@pytest.fixture(scope="session")
+def sentence_model():
+    """A sentence-transformer without a network: the mean of a vector a word, with prompts; other words are ignored."""
+    modules = pytest.importorskip("sentence_transformers.sentence_transformer.modules")
+    tokenizers = pytest.importorskip("tokenizers")
+    words = ["?", "query", "document", "about", *(f"w{i}" for i in range(400))]
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="?")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    embedding = modules.StaticEmbedding(tokenizer, embedding_weights=make_vectors(len(words), seed=5))
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(modules=[embedding, modules.Normalize()], device="cpu")
+    model.prompts = {"query": "query about ", "document": "document about "}
+    return model
+
+
 def pytest_terminal_summary(terminalreporter):
     """Print the table of the contract suite: how many stores times metrics passed, by operation and base."""
     properties = [prop for report in terminalreporter.getreports("passed") for prop in report.user_properties]

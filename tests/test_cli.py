@@ -267,7 +267,7 @@ def test_texts_are_read_by_line_and_by_field(tmp_path):
         ('{"text": "a"}\n{"text"', "line 2: not a JSON"),
         ('{"text": 3}\n', "line 1: 'text' is no text"),
         ("[1]\n", "line 1: not a JSON object"),
-        ("", "no texts"),
+        ("", "no lines"),
     ]:
         (tmp_path / "b.jsonl").write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -86,18 +86,21 @@ def choose(
     base: str = DEFAULT,
     rescore: str = "codes",
     recall: float | None = None,
+    compare: bool = False,
 ) -> Choice:
     """Try layouts, and of the best one other rotations, and take what is best for the second stage ``rescore``.
 
     With ``config.bytes`` that is, where codes rank alone, what finds most, and where floats rescore, what needs the
     fewest candidates. With ``recall`` it is what takes the fewest bytes, of at most ``config.bytes``, to reach it:
-    alone, or by ``MOST_CANDIDATES``. With neither it is the layout of ``config``, and the others are for comparison.
+    alone, or by ``MOST_CANDIDATES``, or else by the fewest there are. With neither it is the layout of ``config``, and
+    the others are for comparison.
 
     Parameters
     ----------
     drawn : what is fitted on, with held-out queries
     n : vectors in the corpus
     base : what will hold the codes
+    compare : try layouts of more and of fewer bytes too, to compare with
 
     Raises ValueError where nothing fits the bytes or reaches the recall, and where no queries are held out.
     """
@@ -105,7 +108,12 @@ def choose(
     if not len(drawn.calibration):
         raise ValueError(f"a layout is chosen by measuring, on 200 documents or 60 queries; got {len(drawn.train)}")
     small = replace(drawn, train=drawn.train[:: -(-len(drawn.train) // SAMPLE)])
-    alone, aim = rescore in ("codes", "none"), recall or RECALL
+    free, goal = config.bytes is not None or recall is not None, _Goal(rescore, recall)
+    own = [] if free else [str(config.layout_in(d))]
+    layouts = own + [layout for size in _sizes(config, d, recall, compare) for layout in layouts_within(size, d, base)]
+    if config.bytes is not None and not any(layouts_within(config.bytes, d, base)):
+        least = code_bytes(base, CodeLayout.parse("1x1"))
+        raise ValueError(f"bytes: base {base} takes {least} a code at least; got {config.bytes}")
 
     def trial(layout: str, rotation: str) -> Trial:
         settings = replace(config, layout=layout, rotation=rotation, bytes=None, slices=(), train=None)
@@ -113,36 +121,47 @@ def choose(
         assert calibration is not None
         return Trial(layout, rotation, code_bytes(base, CodeLayout.parse(layout)), calibration, n)
 
-    def cost(trial: Trial) -> float:
-        return -trial.recall(rescore) if alone else trial.candidates(aim)
-
-    def worth(trial: Trial) -> str:
-        return f"recall@{K} {trial.recall(rescore):.3f}" if alone else f"{trial.candidates(aim):.0f} candidates"
-
-    free = config.bytes is not None or recall is not None
-    own = [] if free else [str(config.layout_in(d))]
-    layouts = own + [layout for size in _sizes(config, d, recall) for layout in layouts_within(size, d, base)]
-    if not layouts:
-        least = code_bytes(base, CodeLayout.parse("1x1"))
-        raise ValueError(f"bytes: base {base} takes {least} a code at least; got {config.bytes}")
     trials = [trial(layout, config.rotation) for layout in progress(list(dict.fromkeys(layouts)), "choosing a layout")]
-    chosen = trials[0]
-    if free:
-        enough = [t for t in trials if recall is None or cost(t) <= (-recall if alone else MOST_CANDIDATES)]
-        if not enough:
-            best = min(trials, key=cost)
-            raise ValueError(
-                f"recall {recall} takes more than the {best.bytes} bytes of {best.layout}, which comes nearest: "
-                f"{worth(best)}; " + ("rescore from floats, or " if alone else "") + "allow more bytes, or less recall"
-            )
-        fewest = min(t.bytes for t in enough)
-        chosen = min((t for t in enough if recall is None or t.bytes == fewest), key=cost)
-        if config.rotation != "none":
-            trials += [trial(chosen.layout, rotation) for rotation in ROTATIONS if rotation != config.rotation]
-        chosen = min((t for t in trials if t.layout == chosen.layout), key=cost)
-    rivals = [f"{t.layout} {t.rotation} {worth(t)}" for t in trials if t.bytes == chosen.bytes and t is not chosen]
-    reason = f"{worth(chosen)}" + (f" ({', '.join(rivals)})" if rivals else "")
+    within = [t for t in trials if config.bytes is None or t.bytes <= config.bytes]
+    chosen = goal.best(within) if free else trials[0]
+    if free and config.rotation != "none":
+        trials += [trial(chosen.layout, rotation) for rotation in ROTATIONS if rotation != config.rotation]
+        chosen = min((t for t in trials if t.layout == chosen.layout), key=goal.cost)
+    rivals = [f"{t.layout} {t.rotation} {goal.worth(t)}" for t in trials if t.bytes == chosen.bytes and t is not chosen]
+    reason = goal.worth(chosen) + (f" ({', '.join(rivals)})" if rivals else "")
     return Choice(sorted(trials, key=lambda t: t.bytes), chosen, reason)
+
+
+@dataclass(frozen=True)
+class _Goal:
+    """What is best for a second stage, and enough for a recall."""
+
+    rescore: str
+    recall: float | None
+
+    @property
+    def alone(self) -> bool:
+        return self.rescore in ("codes", "none")
+
+    def cost(self, trial: Trial) -> float:
+        return -trial.recall(self.rescore) if self.alone else trial.candidates(self.recall or RECALL)
+
+    def worth(self, trial: Trial) -> str:
+        return f"recall@{K} {-self.cost(trial):.3f}" if self.alone else f"{self.cost(trial):.0f} candidates"
+
+    def best(self, trials: list[Trial]) -> Trial:
+        """Return the best, or with a recall the one of the fewest bytes. Raises ValueError if none reaches it."""
+        nearest = min(trials, key=self.cost)
+        if self.recall is None:
+            return nearest
+        if self.cost(nearest) > (-self.recall if self.alone else np.finfo(np.float32).max):
+            raise ValueError(
+                f"recall {self.recall} takes more than the {nearest.bytes} bytes of {nearest.layout}, which comes "
+                f"nearest: {self.worth(nearest)}; "
+                f"{'rescore from floats, or ' if self.alone else ''}allow more bytes, or less recall"
+            )
+        enough = [t for t in trials if self.cost(t) <= (-self.recall if self.alone else MOST_CANDIDATES)]
+        return min(enough or [nearest], key=lambda trial: (trial.bytes, self.cost(trial)))
 
 
 def layouts_within(size: int, d: int, base: str = DEFAULT) -> Iterator[str]:
@@ -168,9 +187,10 @@ def layouts_within(size: int, d: int, base: str = DEFAULT) -> Iterator[str]:
                 yield text(bits, early, late)
 
 
-def _sizes(config: FitConfig, d: int, recall: float | None) -> list[int]:
+def _sizes(config: FitConfig, d: int, recall: float | None, compare: bool) -> list[int]:
     """Return how many bytes to try."""
     sizes = [round(d * share) for share in SIZES]
     if config.bytes is None:
         return sizes
-    return [size for size in sizes if size < config.bytes and recall is not None] + [config.bytes]
+    fewer = recall is not None
+    return sorted({config.bytes, *(s for s in sizes if compare or (fewer and s < config.bytes))})

@@ -1,0 +1,116 @@
+"""QAMA's own table, remade on these vectors: python benchmarks/qama.py DATA.
+
+Writes docs/results/qama-table.json, and remakes the tables. What training adds is measured by benchmarks/training.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import faiss
+import numpy as np
+from results import METRIC, write
+from sklearn.preprocessing import normalize
+from tables import render
+
+from faiss_qama import QamaIndex, baselines
+from faiss_qama.bases import code_bytes
+from faiss_qama.evaluation import Dataset, Searchable, Truth, evaluate, exact
+from faiss_qama.layout import CodeLayout
+from faiss_qama.training import FitConfig, fit
+from faiss_qama.training.config import LAYOUTS, NESTED
+from faiss_qama.vectors import Corpus
+
+SETS = ("scifact", "nfcorpus")
+SEEDS = 3
+LAYOUT = {"1": "binary", "1.5": "ternary", "hybrid": "hybrid", "2": "2-bit"}
+# nDCG@10 of all-MiniLM-L12-v2 by components, in the order of LAYOUT and then of floats (tables of MiniLM).
+PUBLISHED: dict[str, Any] = {
+    "source": "QAMA (doi 10.1145/3746252.3761077), as in sigconf_paper/results.tex of "
+    "https://github.com/faizanahemad/embedding-binary-quantisation",
+    "columns": [*LAYOUT, "floats"],
+    "trained": {
+        "384": [0.3839, 0.4101, 0.4160, 0.4185, 0.4286],
+        "192": [0.3724, 0.3923, 0.4017, 0.4109, 0.4219],
+        "128": [0.3571, 0.3814, 0.3865, 0.3917, 0.3963],
+        "96": [0.3417, 0.3649, 0.3695, 0.3712, 0.3792],
+        "48": [0.2687, 0.2871, 0.2919, 0.2897, 0.3014],
+    },
+    "thresholds": {  # the first row of its ablations
+        "192": [0.2947, 0.3205, 0.3260, 0.3324, 0.3398],
+        "96": [0.2050, 0.2330, 0.2375, 0.2428, 0.2483],
+    },
+}
+# What its ablations begin with: the first components of the embedding, cut so that levels are equally frequent.
+UNTRANSFORMED = {"projection": "none", "rotation": "none", "thresholds": "quantile"}
+
+
+def qama_table(data: Path) -> None:
+    """Measure its layouts on its parts of the dimension: thresholds alone, and our closed form."""
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for name in SETS:
+        dataset = Dataset.load(data / name)
+        truth = exact(dataset, 10, METRIC)
+        d = dataset.corpus.shape[1]
+        for components in (d, *(d // part for part in reversed(NESTED))):
+            for bits, kind in LAYOUT.items():
+                layout = CodeLayout.parse(LAYOUTS[kind](components))
+                row = {"bits": bits, "components": components, "layout": str(layout)}
+                row |= {"thermometer": layout.n_bits / 8, "scan": code_bytes("Scan", layout)}
+                rows.setdefault((components, bits), row)[name] = _codes(dataset, truth, str(layout))
+            row = {"bits": "floats", "components": components, "thermometer": 4 * components}
+            rows.setdefault((components, "floats"), row)[name] = _floats(dataset, truth, components)
+        click.echo(f"{name}: QAMA's table")
+    write("qama-table", {"published": PUBLISHED, "rows": list(rows.values())})
+
+
+def _codes(dataset: Dataset, truth: Truth, layout: str) -> dict[str, float]:
+    """Return nDCG@10 of thresholds alone and of our closed form, the mean of ``SEEDS`` fits."""
+    fits = [_index(dataset, layout=layout, seed=seed) for seed in range(SEEDS)]
+    return {
+        "thresholds": _share([_index(dataset, layout=layout, **UNTRANSFORMED).with_rescore("none")], dataset, truth),
+        "hamming": _share([index.with_rescore("none") for index in fits], dataset, truth),
+        "codes": _share(fits, dataset, truth),
+    }
+
+
+def _floats(dataset: Dataset, truth: Truth, components: int) -> dict[str, float]:
+    """Return nDCG@10 of components that are not cut: the first ones at unit length, and the principal ones."""
+    sides = [np.concatenate(list(dataset.corpus.chunks())), dataset.queries]
+    documents, queries = (normalize(x[:, :components]) for x in sides)
+    first = exact(replace(dataset, corpus=Corpus(documents), queries=queries), truth.k, truth.metric).measured
+    principal = baselines.build(f"faiss:PCA{components},Flat", dataset, faiss.METRIC_L2).index
+    return {
+        "thresholds": 100 * float(first.mean.ndcg) / float(truth.measured.mean.ndcg),
+        "codes": _share([principal], dataset, truth),
+    }
+
+
+def _index(dataset: Dataset, **settings: Any) -> QamaIndex:
+    index = QamaIndex(fit(dataset.corpus, config=FitConfig(**settings)), "codes")
+    for chunk in dataset.corpus.chunks():
+        index.add(chunk)
+    return index
+
+
+def _share(indexes: Sequence[Searchable], dataset: Dataset, truth: Truth) -> float:
+    """Return the mean nDCG@10 of ``indexes``, in % of exact floats'."""
+    found = [evaluate(index, dataset, truth).ndcg for index in indexes]
+    return 100 * float(np.mean(found)) / float(truth.measured.mean.ndcg)
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path, exists=True))
+def main(data: Path) -> None:
+    """Measure on the data set folders in DATA, and remake the tables."""
+    qama_table(data)
+    for path, text in render().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

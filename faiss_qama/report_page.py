@@ -1,0 +1,305 @@
+"""The report as a page: what each byte buys on a corpus, what was chosen, and why (extra ``report``)."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import warnings
+from datetime import datetime
+from importlib.metadata import version
+
+import faiss
+import numpy as np
+
+from faiss_qama import files
+from faiss_qama.baselines import measure
+from faiss_qama.calibration import DEFAULT_AIM, KS, OVERSAMPLES
+from faiss_qama.codes import Floats
+from faiss_qama.evaluation import Dataset, Measured, exact
+from faiss_qama.pipeline import K, Outcome
+from faiss_qama.report import bytes_text
+from faiss_qama.training.choose import SAMPLE, Trial
+from faiss_qama.tuning import RECALL
+from faiss_qama.vectors import Corpus, PathLike
+
+try:
+    import jinja2
+
+    from faiss_qama import figures
+    from faiss_qama.figures import Chart
+except ModuleNotFoundError as error:
+    if error.name not in ("jinja2", "matplotlib"):
+        raise
+    raise ImportError("a report needs jinja2 and matplotlib: pip install 'faiss-qama[report]'") from None
+
+PQ_NEEDS = 1000  # vectors to train 16 centroids on; 256, at as many bytes, take FAISS minutes
+SHOWN = 4  # components whose cuts are drawn
+
+
+def write_page(outcome: Outcome, path: PathLike, command: str) -> None:
+    """Write what ``outcome`` is worth to ``path``: one HTML file that loads nothing.
+
+    ``command`` is what remakes it. Takes some seconds more: the alternatives are measured on a sample of the corpus.
+    """
+    environment = jinja2.Environment(loader=jinja2.PackageLoader("faiss_qama", "."), autoescape=True)
+    page = environment.get_template("report_page.html.jinja").render(
+        name=", ".join(source.name for source in outcome.corpus.paths) or "a corpus",
+        date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
+        summary=summary(outcome),
+        tiles=_tiles(outcome),
+        charts=charts(outcome),
+        described=figures.described,
+        printed=str(outcome),
+        command=command,
+        versions=_versions(),
+    )
+    files.write_text(path, page)
+
+
+def summary(outcome: Outcome) -> str:
+    """Return in a sentence what was gained and what it costs."""
+    n, d = outcome.corpus.shape
+    size = outcome.index.bytes_per_vector[0]
+    text = f"{n:,} vectors of {d} dimensions take {size:,} bytes each instead of {4 * d:,} (1/{4 * d / size:.0f}); "
+    if not outcome.measured:
+        return text + "they are too few to hold any out, so nothing was measured."
+    mean, rescore = outcome.measured[-1].mean, outcome.index.rescore
+    how = {"none": "by Hamming distance alone", "codes": "by the codes alone"}
+    found = math.floor(1000 * mean.recall + 1e-6) / 10  # never more than was measured
+    return (
+        f"{text}{how.get(rescore, f'with {rescore} rescoring from disk')} a search finds {found} % of "
+        f"the true {K} nearest, at {_speedup(outcome):.1f} times the speed of exact search."
+    )
+
+
+def charts(outcome: Outcome) -> list[Chart]:
+    """Return the charts that there is something to show for."""
+    quantizer, sample = outcome.index.quantizer, outcome.drawn.train[:: -(-len(outcome.drawn.train) // SAMPLE)]
+    out = [] if outcome.choice is None else [_frontier(outcome, sample)]
+    if quantizer.calibration is not None:
+        out.append(_candidates(outcome))
+    if outcome.measured:
+        out.append(_bars(outcome))
+    out += [_spectrum(outcome, sample), _histograms(outcome, sample)]
+    return out + ([_training(outcome)] if "training" in quantizer.config else [])
+
+
+def alternatives(outcome: Outcome, sample: Floats) -> list[Measured]:
+    """Return what other codes are worth, on the vectors and the queries that the layouts were tried on."""
+    n, d = sample.shape
+    names = ["binary", "binary+codes", "scalar", f"faiss:RR{d},RaBitQ"]
+    if d % 4 == 0 and n >= PQ_NEEDS:
+        names.append(f"faiss:PQ{d // 4}x4")
+    # Documents that stand in for queries are not in the sample: none is to be excluded.
+    dataset = Dataset(Corpus(sample), outcome.drawn.calibration)
+    truth = exact(dataset, K, outcome.index.quantizer.metric)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(
+        1
+    )  # a PQ's trainings are so small that threads would wait for each other most of the time
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fitted on")  # that was said of the corpus
+            return [measure(name, dataset, truth) for name in names]
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _frontier(outcome: Outcome, sample: Floats) -> Chart:
+    choice = outcome.choice
+    assert choice is not None
+    rescore = "none" if outcome.index.rescore == "none" else "codes"
+    others = [(_name(m.name), m.bytes[0], m.mean.recall) for m in alternatives(outcome, sample)] + [
+        ("float32", 4 * sample.shape[1], 1.0)
+    ]
+    ours = [(trial.bytes, trial.recall(rescore)) for trial in choice.trials]
+    chosen = choice.chosen
+
+    def worth(trial: Trial) -> str:
+        if outcome.index.rescore in ("none", "codes"):
+            return f"recall {trial.recall(rescore):.3f}"
+        return f"recall {trial.recall():.3f}, and {RECALL} by scoring {trial.candidates():,.0f} candidates again"
+
+    rows = [
+        [
+            f"{t.layout} {t.rotation}{' (chosen)' if t is chosen else ''}",
+            str(t.bytes),
+            f"{t.recall(rescore):.3f}",
+            f"{t.candidates():,.0f}" if np.isfinite(t.candidates()) else "-",
+        ]
+        for t in choice.trials
+    ] + [[name, str(size), f"{recall:.3f}", "-"] for name, size, recall in others]
+    note = (
+        f"The codes alone, before any rescoring, on a sample of {len(sample):,} vectors and "
+        f"{len(outcome.drawn.calibration)} {_asked(outcome)}. Taken: {chosen.layout} with rotation {chosen.rotation}, "
+        f"{chosen.bytes} bytes, {worth(chosen)}."
+    )
+    rivals = [
+        f"{t.layout} {t.rotation} {worth(t)}" for t in choice.trials if t.bytes == chosen.bytes and t is not chosen
+    ]
+    note += f" Of the same size: {'; '.join(rivals)}." if rivals else ""
+    svg = figures.frontier(ours, others, (chosen.bytes, chosen.recall(rescore)), chosen.layout)
+    header = ["method", "bytes", f"recall@{K}", "candidates for .95 rescored"]
+    return Chart("How much quality each byte buys", note, svg, header, rows)
+
+
+def _candidates(outcome: Outcome) -> Chart:
+    index, calibration = outcome.index, outcome.index.quantizer.calibration
+    assert calibration is not None
+    row, n = KS.index(K), len(outcome.corpus)
+    sizes = [K * oversample for oversample in OVERSAMPLES if K * oversample <= 2 * calibration.n]
+    curves = {"rescored by floats": calibration.floats[row], "by the codes": calibration.codes[row]}
+    curves = {name: curve[: len(sizes)] for name, curve in curves.items()}
+    marks = []
+    note = "By Hamming distance candidates are found, then scored again."
+    if index.rescore != "none":
+        stage = "codes" if index.rescore == "codes" else "floats"
+        aim = DEFAULT_AIM[stage] * (1.0 if stage == "floats" else calibration.codes[row].max())
+        marks = [(K * calibration.oversample(K, n, stage), aim)]
+        note += (
+            f" A search that names neither recall nor oversample aims at {aim:.3f} and scores {marks[0][0]:,.0f} "
+            f"again: what the aim takes here, and a margin for {n:,} vectors."
+        )
+    note += f" Measured on {calibration.n:,} vectors with {len(outcome.drawn.calibration)} {_asked(outcome)}."
+    rows = [[f"{size:,.0f}", *(f"{curve[i]:.3f}" for curve in curves.values())] for i, size in enumerate(sizes)]
+    svg = figures.candidates(sizes, curves, marks)
+    return Chart("How far a search has to look", note, svg, ["candidates", *curves], rows)
+
+
+def _bars(outcome: Outcome) -> Chart:
+    measured = outcome.measured
+    names = [_name(m.name).replace(" rescoring", "") for m in measured]
+    speeds = [m.mean.queries_per_second for m in measured]
+    speed = [(name, f"{s:,.0f}", [s]) for name, s in zip(names, speeds, strict=True)]
+    size = [(name, bytes_text(m.bytes), list(m.bytes)) for name, m in zip(names, measured, strict=True)]
+    parts = ["in memory", "on disk, to rescore"] if any(m.bytes[1] for m in measured) else ["in memory"]
+    each = "; ".join(
+        f"{m.name}: {s:,.0f} queries/s, {bytes_text(m.bytes)} bytes" for m, s in zip(measured, speeds, strict=True)
+    )
+    rows = [
+        [m.name, bytes_text(m.bytes), f"{m.mean.recall:.3f}", f"{m.mean.queries_per_second:,.0f}"] for m in measured
+    ]
+    svg = figures.bars([("queries a second", speed), ("bytes a vector", size)], parts)
+    note = f"The whole corpus, on {outcome.queries}. {each}."
+    return Chart("Against exact search", note, svg, ["", "bytes", f"recall@{K}", "queries/s"], rows)
+
+
+def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
+    quantizer = outcome.index.quantizer
+    variance = np.asarray(sample.var(axis=0, dtype=np.float64))
+    if quantizer.config.get("projection") == "pca":
+        variance = np.linalg.eigvalsh(np.atleast_2d(np.cov(sample.T.astype(np.float64))))[::-1]
+    shares = np.maximum(variance, 0) / (variance.sum() or 1)
+    segments = quantizer.layout.segments
+    bits = np.concatenate([np.full(s.components, float(s.bits.removesuffix("or"))) for s in segments])
+    kept = len(bits)
+    bits = np.concatenate([bits, np.zeros(max(0, len(shares) - kept))])
+    gets = ", ".join(f"{s.components} components of {s.levels} levels ({s.bits} bit)" for s in segments)
+    note = (
+        f"The first {kept} of {len(shares)} components hold {100 * shares[:kept].sum():.1f} % of the variance of a "
+        f"sample; the code has {gets}."
+    )
+    if len(shares) > kept:
+        note += f" The other {len(shares) - kept} get none."
+    rows = [[str(i + 1), f"{100 * share:.3f}", f"{bits[i]:g}"] for i, share in enumerate(shares)]
+    return Chart(
+        "Where the bits went",
+        note,
+        figures.spectrum(shares, bits[: len(shares)]),
+        ["component", "% of variance", "bits"],
+        rows,
+    )
+
+
+def _histograms(outcome: Outcome, sample: Floats) -> Chart:
+    quantizer = outcome.index.quantizer
+    z = quantizer.transform(sample)
+    shown = np.unique(np.linspace(0, z.shape[1] - 1, SHOWN).astype(int))
+    columns = [(int(i) + 1, z[:, i], quantizer.thresholds[i][np.isfinite(quantizer.thresholds[i])]) for i in shown]
+    rows = [
+        [
+            str(number),
+            ", ".join(f"{cut:.2g}" for cut in cuts),
+            " ".join(
+                f"{100 * np.mean(np.searchsorted(cuts, values, side='right') == i):.0f}" for i in range(len(cuts) + 1)
+            ),
+        ]
+        for number, values, cuts in columns
+    ]
+    note = "Values of a sample after the rotation, and the cuts between levels (dashed). " + "; ".join(
+        f"component {number}: cuts at {row[1]}" for (number, _, _), row in zip(columns, rows, strict=True)
+    )
+    return Chart(
+        "Where components are cut", note + ".", figures.histograms(columns), ["component", "cuts", "% a level"], rows
+    )
+
+
+def _training(outcome: Outcome) -> Chart:
+    record = outcome.index.quantizer.config["training"]
+    losses = [sum(line["losses"].values()) for line in record["log"]]
+    gains = [100 * line["gain"] for line in record["log"]]
+    note = (
+        f"{len(losses)} epochs: the loss went from {losses[0]:.3g} to {losses[-1]:.3g}, and {record['measure']} on "
+        f"held-out queries changed by at most {max(gains):+.1f} % from the closed form's. "
+        f"Kept: the {record['kept']} quantizer."
+    )
+    rows = [
+        [str(i + 1), f"{loss:.4g}", f"{gain:+.2f}"] for i, (loss, gain) in enumerate(zip(losses, gains, strict=True))
+    ]
+    return Chart("How the training went", note, figures.training(losses, gains), ["epoch", "loss", "gain, %"], rows)
+
+
+def _tiles(outcome: Outcome) -> list[dict[str, str]]:
+    d, (size, kept) = outcome.corpus.shape[1], outcome.index.bytes_per_vector
+    tiles = [
+        {
+            "name": "bytes a vector",
+            "value": f"{size:,}",
+            "note": f"instead of {4 * d:,}" + (f"; {kept:,} more on disk" if kept else ""),
+        },
+        {
+            "name": "layout",
+            "value": str(outcome.index.quantizer.layout),
+            "note": f"fitted in {outcome.fit_seconds:.0f} s",
+        },
+    ]
+    for m in outcome.measured[1:]:
+        tiles.append(
+            {"name": f"recall@{K}, {m.name}", "value": f"{m.mean.recall:.3f}", "note": f"on {outcome.queries}"}
+        )
+    if outcome.measured:
+        speed = outcome.measured[-1].mean.queries_per_second
+        tiles.append(
+            {
+                "name": "queries a second",
+                "value": f"{speed:,.0f}",
+                "note": f"{_speedup(outcome):.1f} times exact search",
+            }
+        )
+    return tiles
+
+
+def _speedup(outcome: Outcome) -> float:
+    ours, floats = outcome.measured[-1].mean, outcome.measured[0].mean
+    return ours.queries_per_second / floats.queries_per_second
+
+
+def _asked(outcome: Outcome) -> str:
+    return (
+        "held-out queries"
+        if outcome.drawn.train_queries is not None
+        else "held-out documents, moved away by noise as queries are"
+    )
+
+
+def _name(method: str) -> str:
+    """Return what a reader calls ``method``."""
+    known = {"binary": "sign bits", "binary+codes": "sign bits, float query", "scalar": "int8"}
+    return known.get(method, method.removeprefix("faiss:").partition(",")[2] or method.removeprefix("faiss:"))
+
+
+def _versions() -> str:
+    packages = ", ".join(f"{name} {version(name)}" for name in ("faiss-qama", "faiss-cpu", "numpy"))
+    machine = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    return f"{packages}, {machine}, {faiss.omp_get_max_threads()} of {os.cpu_count()} threads"

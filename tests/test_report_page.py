@@ -1,0 +1,275 @@
+"""The report page: what it says is what was measured, and a real browser shows it without a fault."""
+
+from __future__ import annotations
+
+import builtins
+import html
+import re
+import shutil
+import subprocess
+import sys
+import warnings
+from html.parser import HTMLParser
+from pathlib import Path
+
+import faiss
+import numpy as np
+import pytest
+from conftest import make_vectors
+
+from faiss_qama import evaluation, report_page
+from faiss_qama.calibration import KS
+from faiss_qama.cli import cli
+from faiss_qama.pipeline import fit_index
+from faiss_qama.training import FitConfig
+from faiss_qama.training.train_config import TrainConfig
+from faiss_qama.vectors import Corpus
+
+VOID = {"meta", "link", "br", "hr", "img", "input"}
+HOSTILE = "<script>alert(1)<_script>&\"'.npy"
+COMMAND = "faiss-qama fit '<b>x</b>.npy' --report r.html"
+
+
+class Page(HTMLParser):
+    """The elements of a page with their attributes; fails where one is not closed in order."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.open, self.elements, self.text, self.rows = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_startendtag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+        if self.open and self.open[-1] in ("td", "th"):
+            self.rows[-1][-1] += data
+
+
+def made(folder, x, name="corpus.npy", **settings):
+    np.save(folder / name, x)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fitted on")
+        outcome = fit_index(
+            Corpus(folder / name),
+            folder / "corpus.qama",
+            FitConfig(**settings),
+            faiss.METRIC_INNER_PRODUCT,
+            "fp16",
+            compare=True,
+        )
+    report_page.write_page(outcome, folder / "report.html", COMMAND)
+    return outcome, folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    train = TrainConfig(epochs=2, epoch_steps=3)
+    return made(tmp_path_factory.mktemp("page"), make_vectors(1200), HOSTILE, layout="2x18", train=train)
+
+
+def test_the_page_is_well_formed_loads_nothing_and_runs_nothing(trained):
+    page = Page(trained[1].read_text())
+    tags = [tag for tag, _ in page.elements]
+    assert not {"script", "iframe", "object", "img", "foreignobject"} & set(tags)
+    loads = {"src", "href", "xlink:href", "action", "data", "srcset"}
+    links = [value for _, attrs in page.elements for name, value in attrs.items() if name in loads]
+    assert links
+    assert all(link.startswith("#") or link == "data:," for link in links)
+    assert not any(name.startswith("on") for _, attrs in page.elements for name in attrs)
+    assert not re.search(r"@import|url\((?!#)", trained[1].read_text())
+    assert "#0102" not in trained[1].read_text()  # every stand-in became a variable of the style sheet
+
+
+def test_hostile_names_are_text(trained):
+    text = trained[1].read_text()
+    assert HOSTILE not in text
+    assert HOSTILE in html.unescape(text)
+    assert COMMAND in "".join(Page(text).text)
+
+
+def test_ids_are_unique_but_for_equal_definitions(trained):
+    ids = {}
+    for tag, attrs in Page(trained[1].read_text()).elements:
+        if "id" in attrs:
+            assert ids.setdefault(attrs["id"], tag) == tag
+    assert not [i for i in ids if re.match("figure|axes|patch|text", i)]
+
+
+def test_its_numbers_are_those_of_the_outcome(trained):
+    outcome, path = trained
+    page = Page(path.read_text())
+    text = "".join(page.text)
+    assert str(outcome) in text
+    assert report_page.summary(outcome) in text
+    rows = [tuple(row) for row in page.rows]
+    for measured in outcome.measured:
+        mean, size = measured.mean, " + ".join(str(part) for part in measured.bytes if part)
+        assert (measured.name, size, f"{mean.recall:.3f}", f"{mean.queries_per_second:,.0f}") in rows
+    for trial in outcome.choice.trials:
+        name = f"{trial.layout} {trial.rotation}" + " (chosen)" * (trial is outcome.choice.chosen)
+        assert (name, str(trial.bytes), f"{trial.recall():.3f}") in [row[:3] for row in rows]
+    calibration = outcome.index.quantizer.calibration
+    row = KS.index(10)
+    assert ("10", f"{calibration.floats[row, 0]:.3f}", f"{calibration.codes[row, 0]:.3f}") in rows
+    for line in outcome.index.quantizer.config["training"]["log"]:
+        assert (str(line["epoch"]), f"{sum(line['losses'].values()):.4g}", f"{100 * line['gain']:+.2f}") in rows
+
+
+def test_every_chart_says_in_words_what_it_shows(trained):
+    charts = [attrs for tag, attrs in Page(trained[1].read_text()).elements if tag == "svg"]
+    assert len(charts) == 6  # with the training
+    assert all(attrs["role"] == "img" and re.search(r"\d", attrs["aria-label"]) for attrs in charts)
+
+
+def test_the_summary_never_says_more_than_was_measured(trained):
+    outcome, _ = trained
+    shown = float(re.search(r"finds ([\d.]+) %", report_page.summary(outcome))[1])
+    assert 0 <= 100 * outcome.measured[-1].mean.recall - shown < 0.1 + 1e-3
+
+
+def test_the_variance_is_that_of_singular_values(trained):
+    outcome, _ = trained
+    chart = next(chart for chart in report_page.charts(outcome) if chart.title == "Where the bits went")
+    sample = outcome.drawn.train.astype(np.float64)
+    singular = np.linalg.svd(sample - sample.mean(axis=0), compute_uv=False) ** 2
+    np.testing.assert_allclose([float(row[1]) for row in chart.rows], 100 * singular / singular.sum(), atol=6e-4)
+    assert [row[2] for row in chart.rows] == ["2"] * 18 + ["0"] * 18
+
+
+def test_alternatives_are_measured_as_the_layouts_were(trained):
+    outcome, _ = trained
+    x, xq = outcome.drawn.train, outcome.drawn.calibration
+    index = faiss.IndexScalarQuantizer(x.shape[1], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
+    index.train(x)
+    index.add(x)
+    dataset = evaluation.Dataset(Corpus(x), xq)
+    expected = evaluation.evaluate(index, dataset, evaluation.exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)).recall
+    found = {m.name: m for m in report_page.alternatives(outcome, x)}
+    assert found["scalar"].mean.recall == pytest.approx(expected)
+    assert found["faiss:PQ9x4"].bytes == (5, 0)
+
+
+@pytest.mark.parametrize("n", [2, 15, 120])
+def test_a_corpus_too_small_to_choose_by_still_gets_a_page(tmp_path, n):
+    outcome, path = made(tmp_path, make_vectors(n, d=5))
+    assert outcome.choice is None
+    text = "".join(Page(path.read_text()).text)
+    assert "How much quality" not in text
+    assert "Where the bits went" in text
+    assert ("too few" in report_page.summary(outcome)) == (n < 10)
+
+
+@pytest.fixture
+def no_matplotlib(monkeypatch):
+    real = builtins.__import__
+
+    def without(name, *arguments, **options):
+        if name.partition(".")[0] == "matplotlib":
+            raise ModuleNotFoundError(name, name="matplotlib")
+        return real(name, *arguments, **options)
+
+    for module in ("faiss_qama.report_page", "faiss_qama.figures"):
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setattr(builtins, "__import__", without)
+
+
+def test_without_matplotlib_it_says_what_to_install_before_anything_is_fitted(tmp_path, no_matplotlib):
+    np.save(tmp_path / "corpus.npy", make_vectors(50))
+    command = ["fit", str(tmp_path / "corpus.npy"), "--report", str(tmp_path / "r.html")]
+    with pytest.raises(ImportError, match=r"pip install 'faiss-qama\[report\]'"):
+        cli(command, standalone_mode=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.npy"]
+
+
+@pytest.mark.parametrize(
+    ("page", "message"),
+    [
+        ("none/r.html", "does not exist"),
+        (".", "a folder is in the way"),
+        ("corpus.npy", "would be replaced"),
+        ("corpus.qama", "would be replaced"),
+    ],
+)
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_fitted(tmp_path, page, message):
+    np.save(tmp_path / "corpus.npy", make_vectors(50))
+    with pytest.raises((OSError, ValueError), match=message):
+        cli(["fit", str(tmp_path / "corpus.npy"), "--report", str(tmp_path / page)], standalone_mode=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.npy"]
+
+
+def test_the_command_on_the_page_is_the_one_that_was_typed(tmp_path):
+    np.save(tmp_path / "my corpus.npy", make_vectors(300))
+    typed = ["fit", "my corpus.npy", "--layout", "2x18", "-o", "a.qama", "--report", "r.html"]
+    done = subprocess.run(
+        [sys.executable, "-m", "faiss_qama.cli", *typed], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "wrote r.html"
+    command = "faiss-qama fit 'my corpus.npy' --layout 2x18 -o a.qama --report r.html"
+    assert command in "".join(Page((tmp_path / "r.html").read_text()).text)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    driver = shutil.which("chromedriver")
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if driver is None or binary is None:
+        pytest.skip("needs chromium and chromedriver: apt-get install chromium chromium-driver")
+    webdriver = pytest.importorskip("selenium.webdriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with webdriver.Chrome(options=options, service=webdriver.ChromeService(driver)) as chrome:
+        yield chrome
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_shows_it(browser, trained, width, scheme):
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    browser.get(Path(trained[1]).as_uri())
+    assert browser.get_log("browser") == []
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    sizes = browser.execute_script(
+        "return [...document.querySelectorAll('svg')].map(s => [s.clientWidth, s.clientHeight])"
+    )
+    assert len(sizes) == 6
+    assert all(200 < w <= width and 100 < h for w, h in sizes)
+    heights = browser.execute_script(
+        "return [...document.querySelectorAll('svg text')].map(t => t.getBoundingClientRect().height)"
+    )
+    assert min(heights) >= 9  # pixels: readable
+    ink, paper = browser.execute_script(
+        "const rgb = c => c.match(/\\d+/g).map(Number).reduce((a, b) => a + b);"
+        "const text = getComputedStyle(document.querySelector('svg text')).fill;"
+        "return [rgb(text), rgb(getComputedStyle(document.querySelector('.card')).backgroundColor)]"
+    )
+    assert (ink < paper) == (scheme == "light")
+    assert abs(ink - paper) > 200
+
+
+def test_a_browser_opens_every_table_of_numbers(browser, trained):
+    browser.get(Path(trained[1]).as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    assert browser.execute_script("return [...document.querySelectorAll('table')].every(t => t.clientHeight > 0)")
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
