@@ -25,6 +25,7 @@ docs: $(VENV)/dev.stamp
 
 # make results DATA=folder: remake docs/results from the data set folders in DATA.
 results: $(VENV)/dev.stamp
+	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/results.py $(DATA)
 
 # make speed DATA=folder: measure scans, encoding, loading and growth, into docs/results/speed.json.

@@ -1,12 +1,13 @@
-"""Ours and FAISS's codes at equal bytes, no floats kept: python benchmarks/equal_bytes.py DATA.
+"""Ours and others' codes at equal bytes, no floats kept: python benchmarks/equal_bytes.py DATA.
 
-Each family is tried at every variant that fits into the bytes; the table shows the one of best recall on the test
-queries themselves, which flatters families of many variants. On unit vectors L2 distances rank as inner products do,
-and survive the centring of a PCA. Writes docs/results/equal-bytes.json, and remakes the tables.
+Ours is what ``faiss-qama fit --bytes N --rescore codes`` gives, its layout chosen on the corpus alone. Each peer is
+tried at every variant that fits into the bytes; the table shows the one of best recall on the test queries themselves,
+which flatters peers of many variants. Writes docs/results/equal-bytes.json, and remakes the tables.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,132 +17,94 @@ from typing import Any
 import click
 import faiss
 import numpy as np
+from equal_peers import OPQ_ROUNDS, QUERY_BITS, RESCORED, SAMPLE, K, Variant, variants
 from results import METRIC, write
-from tables import SETS, render
+from tables import RESULTS, SETS, render
+from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
 from faiss_qama.codes import Floats
-from faiss_qama.evaluation import Dataset, Truth, exact, mean_interval, ranking_values
+from faiss_qama.evaluation import Dataset, exact, mean_interval, ranking_values
 from faiss_qama.intervals import interval
 from faiss_qama.judgements import Values
-from faiss_qama.labels import Ids
 from faiss_qama.training import FitConfig, fit
 
 BUDGETS = (24, 48, 96)  # bytes a vector
 QUERIES = 1000
-PQ_SAMPLE = 10_000  # vectors that product quantizers and OPQ are trained on
-OPQ_ROUNDS = 6  # its own 50 take many minutes
 OVERSAMPLE = 100  # of ours: beyond it rescoring from codes finds no more
+LARGE = 20_000  # vectors, from which on only the best variants of smaller sets are tried
+BEST = 3  # of a family, on each of those
+IN_FULL = ("PQ", "OPQ")  # families whose order changes with the set
+SETTINGS = {
+    "queries": QUERIES,
+    "oversample": OVERSAMPLE,
+    "product quantizers": {"sample": SAMPLE, "k-means iterations": faiss.ClusteringParameters().niter},
+    "OPQ": {"sample": SAMPLE, "rounds": OPQ_ROUNDS},
+    "RaBitQ": {"query bits": QUERY_BITS},
+    "sentence-transformers": {"rescore_multiplier": RESCORED},
+    "on large sets": f"of families but {', '.join(IN_FULL)}, the {BEST} best on each smaller set",
+}
+Rows = list[dict[str, Any]]
 
 
-def layout_of(size: int, d: int) -> list[str]:
-    """Return the layouts of ours that ``size`` bytes hold, the first the one a user would get."""
-    return [f"2x{min(d, 4 * size)}", f"1x{min(d, 8 * size)}"]
+def of_ours(x: Floats, size: int) -> Variant:
+    """Return what a user gets who asks for this many bytes."""
+    quantizer = fit(x, config=FitConfig(bytes=size), metric=METRIC)
+    index = QamaIndex(quantizer, "codes", base="Scan")
+    index.add(x)
+    shared = sum(array.nbytes for array in quantizer.to_state()[0].values()) / len(x)
+    name = f"{quantizer.layout} {quantizer.config['rotation']}"
+    built = shared, lambda xq: index.search(xq, K, oversample=OVERSAMPLE)[1]
+    return Variant("ours", name, index.bytes_per_vector[0], lambda: built)
 
 
-def factories(size: int, d: int) -> dict[str, list[str]]:
-    """Return FAISS's factory strings by family, about as large as ``size`` bytes allow."""
-
-    def of_bits(name: str, bits: tuple[int, ...], extra: dict[int, int]) -> list[str]:
-        widths = {b: min(d, 8 * (size - extra.get(b, extra.get(0, 0))) // b // 8 * 8) for b in bits}
-        return [f"PCAR{width},{name.format(b)}" for b, width in widths.items() if width > 0]
-
-    narrow = [width for width in (d // 4, d // 2, d) if width >= size and width % size == 0]
-    halves = [width for width in (d // 4, d // 2, d) if width >= 2 * size and width % (2 * size) == 0]
-    nbits = 8 * size
-    return {
-        "PQ": [f"PQ{size}", f"PQ{2 * size}x4"]
-        + [f"PCAR{w},PQ{size}" for w in narrow if w < d]
-        + [f"PCAR{w},PQ{2 * size}x4" for w in halves if w < d],
-        "OPQ": [f"OPQ{2 * size}_{w},PQ{2 * size}x4" for w in halves],
-        "RaBitQ": of_bits("RaBitQ{}", (1, 2, 3, 4), {0: 16, 1: 8}),
-        "EDEN": of_bits("EDEN{}", (1, 2, 3, 4), {0: 8}),
-        "TurboQuant": of_bits("SQtqmse{}", (1, 2, 3, 4), {})
-        + [f.replace(",", ",L2norm,") for f in of_bits("SQtqmse{}", (1, 2, 3, 4), {})],
-        "SQ": of_bits("SQ{}", (4, 6, 8), {}),
-        "LSH, ITQ": [f"ITQ{min(d, nbits)},LSHt", f"PCAR{min(d, nbits)},LSHt", f"RR{min(d, nbits)},LSHt"],
-    }
+def tried(x: Floats, size: int, smaller: list[Rows]) -> Iterator[Variant]:
+    """Yield ours, then the variants that are worth trying."""
+    yield of_ours(x, size)
+    best = set()
+    for rows in smaller if len(x) >= LARGE else []:
+        for family in {row["family"] for row in rows}:
+            rivals = [row for row in rows if (row["size"], row["family"]) == (size, family)]
+            best |= {row["name"] for row in sorted(rivals, key=lambda row: -row["recall"][0])[:BEST]}
+    for variant in variants(x, size):
+        if not best or variant.name in best or variant.family in IN_FULL:
+            yield variant
 
 
-def peers(x: Floats, size: int) -> Iterator[tuple[str, str, faiss.Index]]:
-    """Yield family, name and filled index of what fits into ``size`` bytes."""
-    for family, names in factories(size, x.shape[1]).items():
-        for name in dict.fromkeys(names):
-            try:
-                index = faiss.index_factory(x.shape[1], name, faiss.METRIC_L2)
-                code = int(index.sa_code_size())
-            except RuntimeError as error:
-                click.echo(f"{name} is left out: {str(error).splitlines()[-1]}", err=True)
-                continue
-            if code > size:
-                continue
-            if name.startswith("OPQ"):
-                rotation = faiss.downcast_VectorTransform(index.chain.at(0))
-                rotation.niter, rotation.max_train_points = OPQ_ROUNDS, PQ_SAMPLE
-            drawn = np.random.default_rng(0).permutation(len(x))[: PQ_SAMPLE if "PQ" in name else len(x)]
-            index.train(x[drawn])
-            inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
-            if isinstance(inner, faiss.IndexRaBitQ):
-                inner.qb = 0  # the float query
-            index.add(x)
-            yield family, name, index
-
-
-def measure(dataset: Dataset) -> list[dict[str, Any]]:
-    """Return a row for every variant of every family at every budget."""
+def measure(dataset: Dataset, smaller: list[Rows]) -> Iterator[dict[str, Any]]:
+    """Yield a row for every variant at every budget, ours first."""
     dataset = replace(
         dataset,
         queries=np.ascontiguousarray(dataset.queries[:QUERIES]),
         qrels=None if dataset.qrels is None else dataset.qrels[dataset.qrels[:, 0] < QUERIES],
     )
     x = np.concatenate(list(dataset.corpus.chunks()))
-    truth = exact(dataset, 10, METRIC)
+    truth = exact(dataset, K, METRIC)
     floats = truth.measured.mean.values
-    rows = []
     for size in BUDGETS:
         ours: dict[str, Values] = {}
-        for layout in layout_of(size, x.shape[1]):
-            quantizer = fit(x, config=FitConfig(layout=layout), metric=METRIC)
-            index = QamaIndex(quantizer, "codes", base="Scan")
-            index.add(x)
-            I = index.search(dataset.queries, 10, oversample=OVERSAMPLE)[1]
-            shared = sum(array.nbytes for array in quantizer.to_state()[0].values()) / len(x)
-            values = ranking_values(I, truth, dataset)
-            ours = ours or values
-            rows.append(row("ours", layout, size, index.bytes_per_vector[0], shared, values, ours, floats))
-        for family, name, peer in peers(x, size):
+        for variant in tried(x, size, smaller):
             start = time.perf_counter()
-            values = ranking_values(_found(peer, dataset, truth), truth, dataset)
-            code = int(peer.sa_code_size())
-            shared = faiss.serialize_index(peer).nbytes / len(x) - code
-            rows.append(row(family, name, size, code, shared, values, ours, floats))
-            click.echo(f"{size} {name}: {rows[-1]['recall'][0]:.3f}, {time.perf_counter() - start:.1f} s")
-    return rows
+            with threadpool_limits(1, "blas"):
+                shared, search = variant.build()
+            values = ranking_values(search(dataset.queries), truth, dataset)
+            ours = ours or values
+            about = {"family": variant.family, "name": variant.name, "size": size, "bytes": variant.bytes}
+            row = about | {"shared": shared} | figures(values, ours, floats)
+            seconds = time.perf_counter() - start
+            click.echo(f"{size} {variant.family} {variant.name}: {row['recall'][0]:.3f}, {seconds:.1f} s")
+            yield row
 
 
-def _found(index: faiss.Index, dataset: Dataset, truth: Truth) -> Ids:
-    return np.asarray(index.search(dataset.queries, truth.k)[1])
-
-
-def row(
-    family: str,
-    name: str,
-    size: int,
-    code: int,
-    shared: float,
-    values: dict[str, Values],
-    ours: dict[str, Values],
-    floats: Any,
-) -> dict[str, Any]:
-    """Return figures with their 95 % intervals, [figure, low, high], and what is paired with ours, theirs less ours."""
-    about = {"family": family, "name": name, "size": size, "bytes": code, "shared": shared}
+def figures(values: dict[str, Values], ours: dict[str, Values], floats: Any) -> dict[str, Any]:
+    """Return figures with their 95 % intervals, [figure, low, high], and what is paired with ours: theirs less ours."""
 
     def share(rows: Any, of: dict[str, Values]) -> float:
         return 100 * float(of["ndcg"][rows].mean() / floats["ndcg"][rows].mean())
 
     every, n = slice(None), len(values["ndcg"])
     recalls, less = values["recall"], values["recall"] - ours["recall"]
-    return about | {
+    return {
         "recall": [float(recalls.mean()), *mean_interval(recalls)],
         "recall_less_ours": [float(less.mean()), *mean_interval(less)],
         "ndcg": [share(every, values), *interval(lambda r: share(r, values), n)],
@@ -152,13 +115,28 @@ def row(
     }
 
 
+def equal_bytes(data: Path, sets: tuple[str, ...] = SETS) -> None:
+    """Measure on data sets in the folder ``data``, and write after each; what is known of others is kept."""
+    for name in sets:
+        smaller = [rows for other, rows in _known().items() if other != name]
+        found = {name: list(measure(Dataset.load(data / name), smaller))}
+        found |= {other: rows for other, rows in _known().items() if other != name}
+        write("equal-bytes", {"settings": SETTINGS} | {name: found[name] for name in SETS if name in found})
+
+
+def _known() -> dict[str, Rows]:
+    """Return the rows of each data set that the file has."""
+    path = RESULTS / "equal-bytes.json"
+    record = json.loads(path.read_text()) if path.exists() else {}
+    return {name: record[name] for name in SETS if name in record}
+
+
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
 @click.option("--set", "sets", type=click.Choice(SETS), multiple=True, help="Only this data set.")
 def main(data: Path, sets: tuple[str, ...]) -> None:
     """Measure on the data set folders in DATA, and remake the tables."""
-    settings = {"queries": QUERIES, "pq_sample": PQ_SAMPLE, "opq_rounds": OPQ_ROUNDS, "oversample": OVERSAMPLE}
-    write("equal-bytes", {"settings": settings} | {name: measure(Dataset.load(data / name)) for name in sets or SETS})
+    equal_bytes(data, sets or SETS)
     for path, text in render().items():
         path.write_text(text)
 

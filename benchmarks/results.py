@@ -295,7 +295,8 @@ def main(data: Path | None, only_render: bool) -> None:
     if not only_render:
         if data is None:
             raise click.UsageError("DATA, a folder of data set folders, is needed")
-        from qama import qama_table  # here, because they write as this module does
+        from equal_bytes import equal_bytes  # here, because they write as this module does
+        from qama import qama_table
         from seeds import rotated_study
 
         for name in SETS:
@@ -304,6 +305,7 @@ def main(data: Path | None, only_render: bool) -> None:
         stock(data / "quora")
         scale(data)
         rotated_study(data)
+        equal_bytes(data)
         qama_table(data)
     for path, text in render().items():
         path.write_text(text)

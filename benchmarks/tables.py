@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from evidence_tables import equal_bytes_table
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -50,6 +51,8 @@ def render() -> dict[Path, str]:
         tables |= {"training": _training_table(data), "prefixes": _prefixes_table(data)}
     if "rotated-study" in data:
         tables["rotated study"] = _rotated_table(data["rotated-study"])
+    if "equal-bytes" in data:
+        tables["equal bytes"] = equal_bytes_table(data["equal-bytes"], SETS)
     if "qama-table" in data:
         tables["qama"] = _qama_table(data)
     if "training-ablation" in data:

@@ -90,7 +90,8 @@ def test_the_snippet_is_short():
     assert len(block.splitlines()) <= 15
 
 
-def test_tables_come_from_the_result_files(request):
+def test_tables_come_from_the_result_files(request, monkeypatch):
+    monkeypatch.syspath_prepend(request.config.rootpath / "benchmarks")
     spec = importlib.util.spec_from_file_location("tables", request.config.rootpath / "benchmarks" / "tables.py")
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
