@@ -110,7 +110,8 @@ def fit_index(
     persistence.check_writable(path, corpus.paths)
     if base == AUTO and settings:
         raise ValueError(f"base auto finds out {', '.join(settings)} by itself")
-    chosen = config.bytes is not None or (recall is not None and config.layout is None)
+    aim = recall if config.layout is None else None
+    chosen = config.bytes is not None or aim is not None
     # Refused before anything is read.
     layout = config.layout_in(corpus.shape[1])
     make_base(DEFAULT if base == AUTO else base, layout).set(settings or {})
@@ -119,8 +120,8 @@ def fit_index(
     start = time.perf_counter()
     drawn = draw(corpus, queries, config.sample, config.seed, pairs)
     choice = None
-    if chosen or (compare and len(drawn.calibration)):
-        aim = recall if chosen else None
+    # Without held-out queries so many bytes get a layout by rule, but for a recall something has to be measured.
+    if aim is not None or (len(drawn.calibration) and (chosen or compare)):
         choice = choose(drawn, config, metric, len(corpus), base=base, rescore=rescore, recall=aim, compare=compare)
         config = choice.applied_to(config)
         check_memory(config.layout_in(corpus.shape[1]), memory)

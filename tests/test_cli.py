@@ -350,6 +350,16 @@ def test_base_auto_says_what_it_took_and_holds_no_more_than_it_may(folder):
     assert done.stderr == "error: --memory is for --base auto; the base is Scan\n"
 
 
+def test_few_vectors_get_a_layout_by_rule_but_no_recall(tmp_path):
+    np.save(tmp_path / "few.npy", make_vectors(50))
+    done = run("fit", "few.npy", "--bytes", "8", cwd=tmp_path)
+    assert "quantizer   2x32, " in done.stdout
+    assert "chosen" not in done.stdout
+    done = run("fit", "few.npy", "--recall", "0.9", "-o", "no.qama", cwd=tmp_path, check=2)
+    assert "error: a layout is chosen by measuring, on 200 documents or 60 queries; got 45" in done.stderr
+    assert not (tmp_path / "no.qama").exists()
+
+
 def test_search_parameters_are_set_and_kept(folder):
     run("fit", "corpus.npy", "-o", "ivf.qama", "--base", "BIVF16", "--nprobe", "16", cwd=folder)
     assert QamaIndex.load(folder / "ivf.qama").nprobe == 16
