@@ -6,7 +6,6 @@ components that are dropped. Trained on x and -x, a PCA centres nothing.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Any
 import click
 import faiss
 import numpy as np
-from others import signs
+from others import imported, signs
 
 from faiss_qama.codes import Floats
 from faiss_qama.labels import Ids
@@ -43,12 +42,7 @@ def variants(x: Floats, size: int) -> Iterator[Variant]:
     yield from of_faiss(x, size)
     families = {"scann": of_scann, "usearch.index": of_usearch, "turbovec": of_turbovec, "rabitqlib": of_rabitq}
     families |= {"sentence_transformers.util.quantization": of_sentence_transformers}
-    for module, family in families.items():
-        try:
-            library = importlib.import_module(module)
-        except ImportError as error:
-            click.echo(f"{module} is left out: {error}", err=True)
-            continue
+    for library, family in imported(families):
         yield from family(library, x, size)
 
 

@@ -8,7 +8,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import faiss
@@ -18,6 +18,7 @@ from arrangements import CANDIDATES, NPROBE, Arrangement, K, grid, sample
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.labels import Ids
 
+T = TypeVar("T")
 WINDOWS = (10, 16, 24, 32, 48, 64, 96, 128, 192)
 LISTS = (2,)  # times the square root of the number of vectors
 BEAMS = (0.5, 1, 2, 4)  # what a graph's search keeps, times the candidates
@@ -28,14 +29,18 @@ def others(x: Floats, folder: Path) -> Iterator[Arrangement]:
     """Yield the indexes of each package that can be imported; ``folder`` takes files that are removed again."""
     families = {"svs": of_svs, "scann": of_scann, "usearch.index": of_usearch, "rabitqlib": of_rabitq}
     families |= {"sentence_transformers.util.quantization": of_sentence_transformers}
-    for module, family in families.items():
-        try:
-            library = importlib.import_module(module)
-        except ImportError as error:
-            click.echo(f"{module} is left out: {error}", err=True)
-            continue
+    for library, family in imported(families):
         yield from family(library, x, folder)
     yield from of_binary(x)
+
+
+def imported(families: dict[str, T]) -> Iterator[tuple[Any, T]]:
+    """Yield the module of each name that can be imported, with what stands by it; say what is left out."""
+    for module, family in families.items():
+        try:
+            yield importlib.import_module(module), family
+        except ImportError as error:
+            click.echo(f"{module} is left out: {error}", err=True)
 
 
 def saved(folder: Path, save: Callable[..., Any], *parts: str) -> dict[str, int]:
