@@ -196,8 +196,8 @@ def test_prefixes_are_cut_from_the_words(text):
 
 def test_without_numba_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "faiss_qama.kernels")
-    monkeypatch.delattr(faiss_qama, "kernels")
+    monkeypatch.delitem(sys.modules, "faiss_qama.kernels", raising=False)
+    monkeypatch.delattr(faiss_qama, "kernels", raising=False)
     scan.loops.cache_clear()
     with pytest.warns(UserWarning, match=r"pip install numba"):
         assert scan.loops("kernels") is None
