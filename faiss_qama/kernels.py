@@ -16,6 +16,7 @@ from numba.core import cgutils, event
 from numba.extending import intrinsic
 
 from faiss_qama.base import WORST
+from faiss_qama.loops import uninterrupted
 from faiss_qama.planes import LANES
 from faiss_qama.progress import announced
 
@@ -38,7 +39,7 @@ class _Announced(event.Listener):
         self._shown: list[Any] = []
 
     def on_start(self, event: Any) -> None:
-        ours = event.data["dispatcher"].py_func.__module__.startswith("faiss_qama.")
+        ours = str(event.data["dispatcher"].py_func.__module__).startswith("faiss_qama.")  # made by exec it has none
         self._shown.append(announced("compiling what searches, once") if ours and not self._shown else None)
 
     def on_end(self, event: Any) -> None:  # noqa: ARG002
@@ -55,9 +56,11 @@ def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
     def make(function: Callable[..., Any]) -> Any:
         try:
-            return njit(cache=True, nogil=True, **options)(function)
+            compiled = njit(cache=True, nogil=True, **options)(function)
         except RuntimeError:  # no such folder can be written
-            return njit(nogil=True, **options)(function)
+            compiled = njit(nogil=True, **options)(function)
+        compiled.compile = uninterrupted()(compiled.compile)  # which loads from the cache, too
+        return compiled
 
     return make
 

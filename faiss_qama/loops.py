@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
+import threading
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
@@ -21,11 +24,29 @@ R = TypeVar("R")
 def loops(name: str) -> Any:
     """Return the loops ``kernels``, ``dots`` or ``cuts``; without numba None, and for ``kernels`` a warning."""
     try:
-        return importlib.import_module(f"faiss_qama.{name}")  # here, because importing numba takes half a second
+        with uninterrupted():
+            return importlib.import_module(f"faiss_qama.{name}")  # here, because importing numba takes half a second
     except ImportError as error:  # there is none, or it is older than numpy needs
         if name == "kernels":
             warnings.warn(f"Scan is slower without numba ({error}): pip install numba", stacklevel=2)
         return None
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the end: where LLVM calls Python back, its exception is lost or ends the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # here Python raises nothing
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:

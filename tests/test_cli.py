@@ -27,7 +27,7 @@ def run(*arguments, cwd, check=0, **options):
 
 
 # A shell's background jobs ignore Ctrl-C, and so do their children.
-INTERRUPTIBLE = (  # numba is there by then: an interrupt in the midst of an import may be lost
+INTERRUPTIBLE = (  # numba is there by then: an interrupt in the midst of its import is held back
     sys.executable,
     "-c",
     "import signal, faiss_qama.cli as c; from faiss_qama.loops import loops; "

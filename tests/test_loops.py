@@ -1,14 +1,15 @@
-"""Tasks among threads: each once, in order, whatever goes wrong."""
+"""Tasks among threads: each once, in order, whatever goes wrong; Ctrl-C where it does no harm."""
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 
 import faiss
 import pytest
 
-from faiss_qama.loops import each, shares
+from faiss_qama.loops import each, shares, uninterrupted
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -69,3 +70,50 @@ def test_a_short_search_does_not_wait_for_a_long_one():
         searching.join()
         faiss.omp_set_num_threads(before)
     assert done == [[True, True]]
+
+
+@pytest.fixture
+def ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_held_until_the_outermost_end(ctrl_c):
+    reached = []
+
+    @uninterrupted()
+    def inner():
+        ctrl_c()
+        reached.append("inner")
+
+    @uninterrupted()
+    def outer():
+        inner()
+        reached.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        outer()
+    assert reached == ["inner", "outer"]
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+
+
+def test_ctrl_c_comes_after_what_was_being_compiled(ctrl_c):
+    event = pytest.importorskip("numba.core.event")
+    from faiss_qama.kernels import jitted
+
+    class Interrupts(event.Listener):
+        def on_start(self, _):
+            ctrl_c()
+
+        def on_end(self, _):
+            pass
+
+    code: dict = {}
+    exec("def twice(x): return 2 * x", code)  # what has no file has no cache: it is compiled each time
+    twice = jitted()(code["twice"])
+    with event.install_listener("numba:compile", Interrupts()), pytest.raises(KeyboardInterrupt):
+        twice(3)
+    assert len(twice.signatures) == 1
+    assert twice(3) == 6
