@@ -122,10 +122,10 @@ def codec(name: str, corpus: Corpus, *, seed: int = 0) -> Codec:
         out: Floats = (bits * np.float32(2) - 1) / np.float32(np.sqrt(bits.shape[1]))
         return out
 
-    def decoded(x: Floats) -> Floats:
-        return quantizer.decode(quantizer.encode(x))
-
-    return Codec(signs if rescore == "none" else decoded, quantizer.code_size, dict(quantizer.config))
+    if rescore == "none":
+        return Codec(signs, quantizer.code_size, dict(quantizer.config))
+    size = quantizer.code_size + (quantizer.residual.code_size if quantizer.residual else 0)
+    return Codec(quantizer.approximate, size, dict(quantizer.config))
 
 
 def _fitted(name: str, corpus: Corpus, metric: int, queries: Corpus | None, seed: int) -> tuple[Quantizer, str]:

@@ -32,7 +32,7 @@ from faiss_qama.vectors import Corpus, load_vectors
 _metric = click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True)
 _rescore = click.option("--rescore", type=click.Choice(STORES), default="fp16", show_default=True, help="Second stage.")
 _rescore_of_fit = click.option(
-    "--rescore", type=click.Choice(STORES), help="Second stage.  [default: fp16; codes with --pairs]"
+    "--rescore", type=click.Choice(STORES), help="Second stage.  [default: fp16; codes with --pairs or a residual]"
 )
 _base = click.option(
     "--base",
@@ -128,7 +128,8 @@ def fit(
     queries = None if queries_path is None else Corpus(queries_path, vectors.shape[1])
     output = output or corpus[0].with_suffix(".qama")
     searched = given(nprobe=nprobe, efSearch=ef_search)
-    rescore = rescore or ("fp16" if pairs is None else "codes")  # floats would rank as they did before the training
+    # After a training on pairs floats would rank as they did before; and codes of a residual are read with codes alone.
+    rescore = rescore or ("fp16" if pairs is None and "+" not in (config.layout or "") else "codes")
     labelled = None if pairs is None else read_pairs(*pairs, vectors)
     chosen_by = given(recall=recall, memory=memory)
     if base != AUTO and memory is not None:

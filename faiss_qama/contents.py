@@ -42,13 +42,13 @@ class Contents:
 
     def rescored_by(self, store: Store | None) -> Contents:
         """Return contents that share all but the store, and change with these."""
-        other = Contents(self.quantizer, self.base, self.labels, store)
+        other = Contents(self.quantizer if store is None else store.quantizer, self.base, self.labels, store)
         other._prefixes, other._changes = self._prefixes, self._changes
         return other
 
     def over(self, base: Base) -> Contents:
         """Return contents of the same codes in another base, to search as long as these do not change."""
-        store = CodesStore(self.quantizer, base) if isinstance(self.store, CodesStore) else self.store
+        store = self.store.over(base) if isinstance(self.store, CodesStore) else self.store
         return Contents(self.quantizer, base, self.labels, store)
 
     @property

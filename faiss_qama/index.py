@@ -21,6 +21,7 @@ from faiss_qama.labels import Ids, Labels, as_ids
 from faiss_qama.lock import ReadWriteLock
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
+from faiss_qama.residual import ResidualStore
 from faiss_qama.rescore import DTYPES, STORES, BorrowedStore, CodesStore, FloatStore, Store
 from faiss_qama.tuning import ASKED, RECALL, Tried, fastest, tune
 from faiss_qama.vectors import Corpus, PathLike, as_vectors
@@ -52,7 +53,8 @@ class QamaIndex:
     quantizer : from :func:`faiss_qama.training.fit`; or what :func:`~faiss_qama.index_factory` will fit in ``train``
     rescore : what scores the candidates of the Hamming scan again:
         ``none`` (nothing: D is the Hamming distance, int32, smallest first),
-        ``codes`` (the codes themselves, decoded; no further memory), ``sq8``, ``fp16`` or ``fp32`` (the vectors, kept);
+        ``codes`` (the codes themselves, decoded; no further memory, but for the residual's codes if the quantizer has
+        any; other second stages do without), ``sq8``, ``fp16`` or ``fp32`` (the vectors, kept);
         or vectors that you keep, whose i-th is the i-th that is added: an (n, d) array, a memory map, a faiss.Index
     base : what scans the codes: ``Scan``, ``ScanIVFn``, a string of ``faiss.index_binary_factory``, or an empty
         faiss.IndexBinary; ``auto`` for the fastest of ``Scan`` and some ``ScanIVFn``, which ``train`` finds out
@@ -297,7 +299,7 @@ class QamaIndex:
                 if ends[0] < 0 or ends[1] > np.iinfo(np.int64).max:
                     raise ValueError(f"add_id {add_id} makes ids {ends[0]} to {ends[1]}; 0 to 2**63 - 1 are possible")
                 ids = ids + add_id
-            stored = theirs.store.rows[live] if isinstance(theirs.store, FloatStore) else np.empty(0)
+            stored = np.empty(0) if theirs.store is None else theirs.store.stored(live)
             mine.append(theirs.base.take(live), stored, ids)
             theirs.clear()
 
@@ -462,7 +464,11 @@ class QamaIndex:
         if rescore not in ("none", "codes"):
             raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
         held = self._fitted
-        store = CodesStore(held.quantizer, held.base) if rescore == "codes" else None
+        store: Store | None = None
+        if rescore == "codes" and self.rescore == "codes":
+            store = held.store
+        elif rescore == "codes":  # and no codes of the residual were kept
+            store = CodesStore(held.quantizer.truncate(held.quantizer.layout.components), held.base)
         return self._sharing(held.rescored_by(store), rescore)
 
     def to_faiss(self, kind: str = "hamming") -> Any:
@@ -492,7 +498,7 @@ class QamaIndex:
         bundle = persistence.read(path, mmap=mmap)
         index = cls(bundle.quantizer, bundle.rescore)
         labels = Labels(len(bundle.base), bundle.arrays.get("ids"), bundle.arrays.get("alive"))
-        index._hold(bundle.quantizer, bundle.base, labels, bundle.arrays.get("store"))
+        index._hold(bundle.quantizer, bundle.base, labels, bundle.arrays)
         index._read_only = mmap
         return index
 
@@ -536,12 +542,14 @@ class QamaIndex:
                 yield x if held.store is None else held.store.convert(x, first)
                 first += len(x)
 
-        bundle = index._bundle()
         if isinstance(held.store, FloatStore):
+            bundle = index._bundle()
             bundle.arrays["store"] = files.Stream((len(corpus), held.store.width), held.store.dtype, rows())
         else:
-            for _ in rows():
-                pass
+            for stored in rows():
+                if held.store is not None:
+                    held.store.append(stored)
+            bundle = index._bundle()
         persistence.write(path, bundle)
         loaded = cls.load(path, mmap=True)
         loaded.tried = index.tried
@@ -558,11 +566,15 @@ class QamaIndex:
             raise ValueError("the index that this was truncated from was changed since: truncate it again")
         return self._contents
 
-    def _hold(self, quantizer: Quantizer, base: Base, labels: Labels, rows: NDArray[Any] | None = None) -> None:
-        """Take contents in, and with them the quantizer; ``rows`` are those of a store that was saved."""
+    def _hold(
+        self, quantizer: Quantizer, base: Base, labels: Labels, arrays: Mapping[str, NDArray[Any]] | None = None
+    ) -> None:
+        """Take contents in, and with them the quantizer; ``arrays`` are those of a store that was saved."""
         store: Store | None = None
         if self.rescore in DTYPES:
-            store = FloatStore(quantizer, self.rescore, rows)
+            store = FloatStore(quantizer, self.rescore, None if arrays is None else arrays["store"])
+        elif self.rescore == "codes" and quantizer.residual is not None:
+            store = ResidualStore(quantizer, base, arrays, 0 if arrays is None else labels.n)
         elif self.rescore == "codes":
             store = CodesStore(quantizer, base)
         elif self.rescore == BORROWED:
@@ -628,11 +640,11 @@ class QamaIndex:
         held, n = self._fitted, self._fitted.labels.n
         arrays: dict[str, Any] = {"ids": held.labels.ids, "alive": held.labels.alive}
         rescore = self.rescore
-        if isinstance(held.store, FloatStore):
-            arrays["store"] = held.store.rows
-        elif isinstance(held.store, BorrowedStore):
+        if isinstance(held.store, BorrowedStore):
             chunks = (held.take(np.arange(i, min(i + CHUNK, n))) for i in range(0, n, CHUNK))
             rescore, arrays["store"] = "fp32", files.Stream((n, self.d), DTYPES["fp32"], chunks)
+        elif held.store is not None:
+            arrays |= held.store.arrays()
         arrays = {name: array for name, array in arrays.items() if array is not None}
         return persistence.Bundle(held.quantizer, rescore, held.base, arrays)
 

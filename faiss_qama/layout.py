@@ -7,13 +7,16 @@ in one of two forms:
 
 - ``0.5``: the transform has already merged each pair into one column (linear);
 - ``0.5or``: the transform gives both, and the bit is 0 if both lie under their thresholds, else 1.
+
+After a plus sign follows the layout of the codes of what those codes leave over, which are read by rescoring alone:
+``2x128+2x256``.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 LEVELS = {"2": 4, "1.5": 3, "1": 2, "0.5": 2, "0.5or": 2}
@@ -70,22 +73,28 @@ class Segment:
 
 @dataclass(frozen=True)
 class CodeLayout:
-    """Segments in order of importance; every prefix of components is a layout too."""
+    """Segments in order of importance; every prefix of components is a layout too.
+
+    ``residual`` is the layout of the codes of what these leave over, or None. All that is counted here is without it.
+    """
 
     segments: tuple[Segment, ...]
+    residual: CodeLayout | None = None
 
     @classmethod
     def parse(cls, text: str) -> CodeLayout:
-        """Read a layout string such as ``2x96,1x192``. Raises ValueError on anything else."""
-        matches = [_SEGMENT.fullmatch(part) for part in text.split(",")]
-        if not all(matches):
+        """Read a layout string such as ``2x96,1x192`` or ``2x96+1x192``. Raises ValueError on anything else."""
+        parts = [[_SEGMENT.fullmatch(segment) for segment in part.split(",")] for part in text.split("+")]
+        if len(parts) > 2 or not all(all(matches) for matches in parts):
             raise ValueError(
-                f"layout {text!r} is not BITSxCOMPONENTS[,...] with bits {', '.join(LEVELS)}, such as 2x192"
+                f"layout {text!r} is not BITSxCOMPONENTS[,...][+BITSxCOMPONENTS[,...]] with bits {', '.join(LEVELS)}, "
+                "such as 2x192"
             )
-        return cls(tuple(Segment(m[1], int(m[2])) for m in matches if m))
+        layouts = [cls(tuple(Segment(m[1], int(m[2])) for m in matches if m)) for matches in parts]
+        return replace(layouts[0], residual=layouts[1]) if layouts[1:] else layouts[0]
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.segments))
+        return ",".join(map(str, self.segments)) + (f"+{self.residual}" if self.residual else "")
 
     @cached_property
     def components(self) -> int:
@@ -125,7 +134,7 @@ class CodeLayout:
             column, bit = column + segment.columns, bit + segment.n_bits
 
     def truncate(self, components: int) -> CodeLayout:
-        """Return the layout of the first ``components``: its bits are the first bits of this one."""
+        """Return the layout of the first ``components``: its bits are the first bits of this one. It has no residual."""
         if not 1 <= components <= self.components:
             raise ValueError(f"components must be from 1 to {self.components}; got {components}")
         kept, left = [], components

@@ -46,21 +46,22 @@ from faiss_qama.layout import CodeLayout
 from faiss_qama.planes import LANES, n_words
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, FloatStore
+from faiss_qama.residual import ResidualStore
 from faiss_qama.scan import Scan
 from faiss_qama.scan_ivf import STEPS, ScanIVF
 from faiss_qama.vectors import PathLike, open_npy
 
-FORMAT, VERSION, OLDEST = "faiss-qama", 5, 1
+FORMAT, VERSION, OLDEST = "faiss-qama", 6, 1
 MANIFEST, LOCK = "manifest.json", ".lock"
-ARRAYS = ("store", "ids", "alive")
+ARRAYS = ("store", "residual", "lengths", "ids", "alive")
 PARTS: dict[type[Base], tuple[str, ...]] = {
     Scan: ("codes",),
     ScanIVF: ("codes", "rows", "places", "sizes", "centroids"),
 }
-MAPPED = ("store", "rows", "places")
+MAPPED = ("store", "residual", "lengths", "rows", "places")
 _OURS = re.compile(
     r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|manifest\.json\.new"
-    r"|(codes|rows|places|sizes|centroids|store|ids|alive)-\d+\.npy)"
+    r"|(codes|rows|places|sizes|centroids|store|residual|lengths|ids|alive)-\d+\.npy)"
 )
 
 
@@ -164,8 +165,9 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         for name, array in bundle.arrays.items():
             stream = array if isinstance(array, files.Stream) else files.Stream(array.shape, array.dtype, [array])
             files.write_stream(folder / names[name], stream)
-            if stream.shape[0] != len(bundle.base):
-                raise ValueError(f"{folder}: {stream.shape[0]} rows of {name} for {len(bundle.base)} codes; not saved")
+            rows = -(-len(bundle.base) // LANES) if name == "residual" else len(bundle.base)
+            if stream.shape[0] != rows:
+                raise ValueError(f"{folder}: {stream.shape[0]} rows of {name}, not {rows}; not saved")
         arrays, settings = bundle.quantizer.to_state()
         (folder / names["quantizer"]).write_bytes(safetensors.numpy.save(arrays))
         _write_codes({role: folder / name for role, name in names.items()}, bundle.base)
@@ -221,8 +223,6 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
     paths = {role: folder / entry["name"] for role, entry in named.items()}
     base = _read_base(paths, quantizer.layout, kind, ntotal, mmap, manifest["version"])
     base.set(manifest.get("base_settings", {}))
-    if rescore in DTYPES and "store" not in named:
-        raise ValueError(f"{folder / MANIFEST}: rescore is {rescore}, but no store is named")
     if len(base) != ntotal:
         raise ValueError(f"{folder / named['codes']['name']}: {len(base)} codes; the manifest says {ntotal}")
     wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
@@ -231,8 +231,13 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
     }
     if rescore in DTYPES:
         wanted["store"] = (ntotal, FloatStore(quantizer, rescore).width), DTYPES[rescore]
+    elif rescore == "codes" and quantizer.residual is not None:
+        wanted |= ResidualStore.shapes(quantizer, ntotal)
+    for name in wanted:
+        if name not in named and name not in ("ids", "alive"):
+            raise ValueError(f"{folder / MANIFEST}: rescore is {rescore}, but no {name} is named")
     arrays = {
-        name: _read_array(folder / named[name]["name"], *wanted[name], mmap=mmap and name == "store")
+        name: _read_array(folder / named[name]["name"], *wanted[name], mmap=mmap and name in MAPPED)
         for name in ARRAYS
         if name in named
     }

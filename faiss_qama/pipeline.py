@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +73,8 @@ class Outcome:
         if "training" in quantizer.config:
             head += report.training_facts(quantizer.config["training"])
         codes, kept = (n * part for part in self.index.bytes_per_vector)
-        sizes = report.size_text(codes) + (f" + {report.size_text(kept)} vectors" if kept else "")
+        what_is_kept = "residual codes" if self.index.rescore == "codes" else "vectors"
+        sizes = report.size_text(codes) + (f" + {report.size_text(kept)} {what_is_kept}" if kept else "")
         table = "(too few vectors to hold any out, so nothing was measured)"
         if self.measured:
             table = report.results_table(self.measured, K, f"on {self.queries}")
@@ -110,6 +111,7 @@ def fit_index(
     persistence.check_writable(path, corpus.paths)
     if base == AUTO and settings:
         raise ValueError(f"base auto finds out {', '.join(settings)} by itself")
+    config = replace(config, residual=rescore == "codes" and pairs is None)
     aim = recall if config.layout is None else None
     chosen = config.bytes is not None or aim is not None
     # Refused before anything is read.

@@ -41,6 +41,8 @@ class Quantizer:
         trained, directions of their own; without any of that it is ``transform``
     query_adapter : from R^d to R^d, what a float query goes through before it is scored against decoded codes; None
         where it is scored as it is
+    residual : the quantizer of what codes leave over, x less what its code decodes to, or None: a second code that is
+        added to the first (Chen et al., "Approximate Nearest Neighbor Search by Residual Vector Quantization", 2010)
     config : how it was fitted, for people to read
     calibration : how much oversampling which recall needs, or None if it was not measured
     """
@@ -54,6 +56,7 @@ class Quantizer:
     scale: float
     query_transform: Transform
     query_adapter: Linear | None = None
+    residual: Quantizer | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
     calibration: Calibration | None = None
 
@@ -72,6 +75,8 @@ class Quantizer:
         for name, (array, shape) in wanted.items():
             if array.shape != shape:
                 raise ValueError(f"{name} has shape {array.shape}; layout {self.layout} in {self.d}-d needs {shape}")
+        if self.layout.residual != (self.residual and self.residual.layout):
+            raise ValueError(f"layout {self.layout} has the residual {self.layout.residual}; got {self.residual}")
         if self.metric not in METRICS.values():
             raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {self.metric}")
 
@@ -114,18 +119,36 @@ class Quantizer:
         """Return queries ``xq`` (n, d) as they are scored against decoded codes."""
         return xq if self.query_adapter is None else self.query_adapter(xq)
 
-    def decode(self, code: Codes) -> Floats:
-        """Return the vectors, (n, d) float32, that ``code`` (n, code_size) stands for."""
+    def encode_residual(self, x: Floats, code: Codes) -> Codes:
+        """Return the codes, (n, residual.code_size) uint8, of what ``code`` leaves over of documents ``x`` (n, d)."""
+        assert self.residual is not None
+        return self.residual.encode(x - self.sum_of_levels(code))
+
+    def decode(self, code: Codes, residual: Codes | None = None) -> Floats:
+        """Return the vectors, (n, d) float32, that ``code`` (n, code_size) stands for, with codes of its residual."""
+        x = self.sum_of_levels(code)
+        if residual is not None and self.residual is not None:
+            x += self.residual.sum_of_levels(residual)
+        return rescaled(x, 1.0) if self.unit else x
+
+    def approximate(self, x: ArrayLike) -> Floats:
+        """Return documents ``x`` (n, d) encoded and decoded, by all codes that there are."""
+        x = as_vectors(x, self.d)
+        code = self.encode(x)
+        return self.decode(code, None if self.residual is None else self.encode_residual(x, code))
+
+    def sum_of_levels(self, code: Codes) -> Floats:
+        """Return :meth:`decode` of ``code`` before it is normalised."""
         if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
         x = np.empty((len(code), self.d), dtype=np.float32)
         for start in range(0, len(code), CHUNK):
             bits = codes.unpack(code[start : start + CHUNK], self.layout).astype(np.float32)
             x[start : start + CHUNK] = self.bit_decoder.vectors(bits)
-        return rescaled(x, 1.0) if self.unit else x
+        return x
 
     def truncate(self, components: int) -> Quantizer:
-        """Return the quantizer of the first ``components``: its codes are the first bits of this one's.
+        """Return the quantizer of the first ``components``, without residual: its codes are the first bits of this one's.
 
         The smaller quantizer is as good as one fitted at that size only where rotations stayed inside the slices
         (``FitConfig(slices=...)``), and only there its calibration is known.
@@ -141,6 +164,7 @@ class Quantizer:
             thresholds=self.thresholds[:columns, : layout.max_levels - 1],
             decoder=self.decoder.truncate(columns, layout.max_levels),
             query_transform=self.query_transform.truncate(columns),
+            residual=None,
             calibration=self.calibration.prefixes.get(components) if self.calibration else None,
         )
 
@@ -174,6 +198,9 @@ class Quantizer:
             "scale": self.scale,
             "config": dict(self.config),
         }
+        if self.residual is not None:
+            own, settings["residual"] = self.residual.to_state()
+            arrays |= {f"residual.{name}": array for name, array in own.items()}
         return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, settings
 
     @classmethod
@@ -192,6 +219,10 @@ class Quantizer:
             query_transform = transform.then(settings["query_gain"], arrays["query_shift"])
         else:
             query_transform = from_arrays(arrays, "query_transform")
+        residual = None
+        if "residual" in settings:
+            own = {n.removeprefix("residual."): array for n, array in arrays.items() if n.startswith("residual.")}
+            residual = cls.from_state(own, settings["residual"])
         return cls(
             transform=transform,
             layout=CodeLayout.parse(settings["layout"]),
@@ -204,6 +235,7 @@ class Quantizer:
             query_adapter=Linear(arrays["query_adapter.matrix"], arrays["query_adapter.bias"])
             if "query_adapter.matrix" in arrays
             else None,
+            residual=residual,
             config=settings["config"],
             calibration=calibration,
         )

@@ -65,6 +65,14 @@ class Store:
     def append(self, stored: NDArray[Any]) -> None:
         """Append what :meth:`convert` returned."""
 
+    def stored(self, rows: Ids) -> NDArray[Any]:
+        """Return ``rows`` as :meth:`append` takes them, for another store of this kind."""
+        return np.empty((len(rows), 0))
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what it keeps, by the names of a bundle's files."""
+        return {}
+
     def cut(self, n: int) -> None:
         """Drop the rows from ``n`` on."""
 
@@ -162,6 +170,12 @@ class FloatStore(_Vectors):
 
     def append(self, stored: NDArray[Any]) -> None:
         self._rows.append(stored)
+
+    def stored(self, rows: Ids) -> NDArray[Any]:
+        return self.rows[rows]
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        return {"store": self.rows}
 
     def cut(self, n: int) -> None:
         self._rows.cut(n)
@@ -270,6 +284,10 @@ class CodesStore(Store):
     def __init__(self, quantizer: Quantizer, base: Base) -> None:
         super().__init__(quantizer)
         self._base = base
+
+    def over(self, base: Base) -> CodesStore:
+        """Return this store on another base of the same codes."""
+        return CodesStore(self.quantizer, base)
 
     def take(self, rows: Ids) -> Floats:
         return self.quantizer.decode(self._base.take(rows))

@@ -18,8 +18,9 @@ from faiss_qama import QamaIndex, contents, index_factory
 
 LISTS = ("ScanIVF", "BIVF")
 BASES = ("Scan", "ScanIVF8", "BFlat", "BIVF8", "BIVF8_HNSW4", "BHNSW8", "BHash8", "BHash3x8")
-STORES = ("none", "codes", "sq8", "fp16", "fp32", "array", "faiss.Index")
+STORES = ("none", "codes", "residual", "sq8", "fp16", "fp32", "array", "faiss.Index")
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
+DECODED = ("none", "codes", "residual")  # stores that keep no vectors
 N, K = 240, 5
 OPERATIONS = {}
 
@@ -31,9 +32,9 @@ def metric(request):
 
 @pytest.fixture(scope="module")
 def world(metric):
-    """A quantizer with slices, 240 vectors of any length, and queries."""
+    """A quantizer with slices and a residual, 240 vectors of any length, and queries."""
     x = make_vectors(1000, unit=False)
-    quantizer = fit_quietly(x, layout="2x18", slices=(9, 18), metric=metric)
+    quantizer = fit_quietly(x, layout="2x18+2x9,1x20", slices=(9, 18), metric=metric)
     return quantizer, x[:N], make_vectors(7, seed=1, unit=False)
 
 
@@ -54,7 +55,11 @@ class Subject:
         self.quantizer, self.x, self.xq = world
         self.x = self.x[rows]
         self.store, self.base = store, base
-        rescore = {"array": self.x.copy(), "faiss.Index": faiss.IndexFlat(D, self.quantizer.metric)}.get(store, store)
+        if store == "codes":
+            layout = dataclasses.replace(self.quantizer.layout, residual=None)
+            self.quantizer = dataclasses.replace(self.quantizer, layout=layout, residual=None)
+        kept = {"array": self.x.copy(), "faiss.Index": faiss.IndexFlat(D, self.quantizer.metric), "residual": "codes"}
+        rescore = kept.get(store, store)
         self.index = QamaIndex(self.quantizer, rescore, base=base)
         assert self.index.is_trained == (not base.startswith(LISTS))
         self.index.train(world[1])
@@ -118,6 +123,8 @@ class Subject:
         got = self.index.reconstruct_batch(keys)
         if self.store in ("none", "codes"):
             want = self.quantizer.decode(self.quantizer.encode(want)) if len(keys) else want
+        elif self.store == "residual":
+            want = self.quantizer.approximate(want) if len(keys) else want
         error = {"sq8": 2e-2, "fp16": 1e-3}.get(self.store, 1e-5)
         np.testing.assert_allclose(got, want, atol=error * np.abs(self.x).max())
 
@@ -420,7 +427,7 @@ def prefix(s, monkeypatch):
         assert not outside[I[query]].any()
         np.testing.assert_array_equal(D[query], hamming[1][query][I[query]])
         assert D[query, -1] <= np.sort(hamming[1][query][inside])[K - 1]
-    if s.store not in ("none", "codes"):
+    if s.store not in DECODED:
         with pytest.raises(ValueError, match=r"prefix=5 needs its calibration; there are those of \[9\]"):
             s.index.search(s.xq, K, prefix=5, recall=0.9)
     s.index.remove_ids(np.arange(100))
@@ -441,8 +448,9 @@ def save_and_load(s, tmp_path):
             got = subject.find()
             np.testing.assert_array_equal(got[0], want[0])
             np.testing.assert_array_equal(got[1], want[1])
-            refine = {"none": "", "codes": ",Refine(codes)", "sq8": ",Refine(SQ8)", "fp16": ",Refine(SQfp16)"}
-            assert loaded.factory_string == f"Qama(2x18),{s.base}" + refine.get(s.store, ",Refine(Flat)")
+            refine = {"none": "", "sq8": ",Refine(SQ8)", "fp16": ",Refine(SQfp16)"}
+            refine |= dict.fromkeys(("codes", "residual"), ",Refine(codes)")
+            assert loaded.factory_string == f"Qama({s.quantizer.layout}),{s.base}{refine.get(s.store, ',Refine(Flat)')}"
             assert loaded.is_trained
 
 
@@ -450,7 +458,7 @@ def save_and_load(s, tmp_path):
 def factory_string(s):
     text = s.index.factory_string
     if s.store in ("array", "faiss.Index"):
-        assert text == f"Qama(2x18),{s.base}"
+        assert text == f"Qama({s.quantizer.layout}),{s.base}"
         return
     again = index_factory(D, text, s.quantizer.metric)
     assert not again.is_trained
@@ -486,7 +494,7 @@ def to_faiss(s):
             assert stock.ntotal == N - 2
             I = stock.search(s.xq, K)[1]
             assert set(I.ravel().tolist()) <= set(ids.tolist())
-            if s.store in ("none", "codes"):
+            if s.store in DECODED:
                 scores, I = stock.search(s.xq, N - 2)
                 vectors[kind] = scores, np.searchsorted(ids, I)
             else:  # everything is refined: the scores are those of the vectors

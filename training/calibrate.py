@@ -55,7 +55,7 @@ def _measure(quantizer: Quantizer, drawn: Draw) -> Calibration:
     adapted = quantizer.adapt_queries(xq)
     code = quantizer.encode(x)
     query_code = quantizer.encode_queries(xq)
-    decoded = quantizer.decode(code)
+    decoded = quantizer.approximate(x)
     # What was trained on pairs is not to find the floats' neighbours again: its own best hits are what is looked for.
     own = quantizer.config.get("training", {}).get("kept") == "trained" and len(drawn.calibration_qrels) > 0
     sign = 1 if quantizer.metric == faiss.METRIC_INNER_PRODUCT else -1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,15 +11,21 @@ from faiss_qama.bases import DEFAULT, code_bytes
 from faiss_qama.calibration import KS, Calibration
 from faiss_qama.layout import CodeLayout
 from faiss_qama.progress import progress
+from faiss_qama.quantizer import lengths
+from faiss_qama.residual import residual_bytes
 from faiss_qama.training.calibrate import calibrate
-from faiss_qama.training.closed_form import closed_form
+from faiss_qama.training.closed_form import are_units, closed_form
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.data import Draw
+from faiss_qama.training.residual import with_residual
 from faiss_qama.tuning import RECALL
 
 K = 10
 SAMPLE = 5_000  # documents that a trial is fitted to and measured on: about a second each
 SHARES = (1.0, 0.5, 0.0)  # of the bytes, that go to components of more than two levels
+# Of the bytes, what goes to the first of two codes, where codes of a residual are tried: with so many bytes times d or
+# more, as of fewer two bytes of length are too many (docs/results).
+FIRST, LEAST = (1 / 2, 1 / 3), 1 / 10
 SIZES = (1 / 24, 1 / 16, 1 / 12, 1 / 8, 3 / 16, 1 / 4)  # bytes to try where none are asked for, times d
 # Where floats rescore, any code reaches any recall if enough candidates are scored. So many are cheap (docs/results).
 MOST_CANDIDATES = 400
@@ -110,16 +116,24 @@ def choose(
     small = replace(drawn, train=drawn.train[:: -(-len(drawn.train) // SAMPLE)])
     free, goal = config.bytes is not None or recall is not None, _Goal(rescore, recall)
     own = [] if free else [str(config.layout_in(d))]
-    layouts = own + [layout for size in _sizes(config, d, recall, compare) for layout in layouts_within(size, d, base)]
+    sizes = _sizes(config, d, recall, compare)
+    layouts = own + [layout for size in sizes for layout in layouts_within(size, d, base)]
+    unit = are_units(lengths(small.train))
+    if config.residual and rescore == "codes":
+        length = residual_bytes(CodeLayout.parse("1x1"), metric, unit) - code_bytes(DEFAULT, CodeLayout.parse("1x1"))
+        layouts += [layout for size in sizes for layout in residuals_within(size, d, base, length)]
     if config.bytes is not None and not any(layouts_within(config.bytes, d, base)):
         least = code_bytes(base, CodeLayout.parse("1x1"))
         raise ValueError(f"bytes: base {base} takes {least} a code at least; got {config.bytes}")
 
     def trial(layout: str, rotation: str) -> Trial:
         settings = replace(config, layout=layout, rotation=rotation, bytes=None, slices=(), train=None)
-        calibration = calibrate(closed_form(small, settings, metric), small).calibration
+        parsed = CodeLayout.parse(layout)
+        quantizer = with_residual(closed_form(small, settings, metric), parsed.residual, small, settings)
+        calibration = calibrate(quantizer, small).calibration
         assert calibration is not None
-        return Trial(layout, rotation, code_bytes(base, CodeLayout.parse(layout)), calibration, n)
+        size = code_bytes(base, parsed) + residual_bytes(parsed.residual, metric, unit)
+        return Trial(layout, rotation, size, calibration, n)
 
     trials = [trial(layout, config.rotation) for layout in progress(list(dict.fromkeys(layouts)), "choosing a layout")]
     within = [t for t in trials if config.bytes is None or t.bytes <= config.bytes]
@@ -164,10 +178,11 @@ class _Goal:
         return min(enough or [nearest], key=lambda trial: (trial.bytes, self.cost(trial)))
 
 
-def layouts_within(size: int, d: int, base: str = DEFAULT) -> Iterator[str]:
+def layouts_within(size: int, d: int, base: str = DEFAULT, shares: Sequence[float] = SHARES) -> Iterator[str]:
     """Yield layouts of up to ``d`` components whose codes ``base`` holds in ``size`` bytes or a little less.
 
-    Early components have four levels, or three where ``base`` holds those in fewer bytes; the others have two.
+    Early components, ``shares`` of the bytes, have four levels, or three where ``base`` holds those in fewer bytes; the
+    others have two.
     """
     counts = [*range(8, d, 8), d]
 
@@ -180,11 +195,22 @@ def layouts_within(size: int, d: int, base: str = DEFAULT) -> Iterator[str]:
     for bits in ("2", "1.5"):
         if bits == "1.5" and held("1.5", 32, 0) == held("2", 32, 0):
             continue
-        for share in SHARES:
+        for share in shares:
             early = max((c for c in counts if held(bits, c, 0) <= share * size), default=0)
             late = max((c for c in counts if c <= d - early and held(bits, early, c) <= size), default=0)
             if early + late:
                 yield text(bits, early, late)
+
+
+def residuals_within(size: int, d: int, base: str, length: int) -> Iterator[str]:
+    """Yield layouts of two codes, the second of what the first leaves over, in ``size`` bytes or a little less.
+
+    ``length`` is the bytes of the length that is kept beside them.
+    """
+    for share in FIRST if size >= LEAST * d else ():
+        for first in layouts_within(int(share * size), d, base, (1.0,)):
+            left = size - code_bytes(base, CodeLayout.parse(first)) - length
+            yield from (f"{first}+{second}" for second in layouts_within(left, d, shares=(1.0, 0.0)))
 
 
 def _sizes(config: FitConfig, d: int, recall: float | None, compare: bool) -> list[int]:

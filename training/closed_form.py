@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from faiss_qama import codes
 from faiss_qama.codes import Floats
@@ -27,11 +28,11 @@ LINEAR_GAINS = (2.0, 4.0, 16.0)
 
 
 def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
-    """Fit a quantizer in closed form to what was drawn from a corpus."""
+    """Fit a quantizer, without residual, in closed form to what was drawn from a corpus."""
     if metric not in METRICS.values():
         raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {metric}")
     x = drawn.train
-    layout = config.layout_in(x.shape[1])
+    layout = replace(config.layout_in(x.shape[1]), residual=None)
     if len(x) < 4 * layout.components:
         warnings.warn(
             f"fitted on {len(x)} vectors; {layout.components} components want {4 * layout.components} or more",
@@ -58,7 +59,7 @@ def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
     for segment, columns, _ in layout.slices():
         cuts[columns, : segment.levels - 1] = thresholds.RULES[config.thresholds](z[:, columns], segment.levels)
 
-    # Back to floats. Whether lengths are 1 is judged below with float16's rounding allowed for, zero vectors aside.
+    # Back to floats.
     decoder = fit_decoder(x, z, codes.encode(z, cuts, layout), center, matrix, layout, config.decoder)
     scale = float(np.sqrt(np.mean(norms**2))) or 1.0
 
@@ -74,7 +75,7 @@ def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
         thresholds=cuts,
         decoder=decoder,
         metric=metric,
-        unit=bool(norms.any() and np.abs(norms[norms > 0] - 1).max() < 2e-3),
+        unit=are_units(norms),
         scale=scale,
         query_transform=transform,
         config=config.to_dict() | {"fitted_on": len(x), "real_queries": drawn.train_queries is not None},
@@ -90,6 +91,11 @@ def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
     if metric == faiss.METRIC_INNER_PRODUCT and not quantizer.unit and config.query_gain is None:
         sides += [with_query_side(np.zeros_like(own), gain) for gain in LINEAR_GAINS]
     return best(sides, drawn)
+
+
+def are_units(norms: NDArray[np.float64]) -> bool:
+    """Return whether lengths (n,) are 1, float16's rounding allowed for, zero vectors aside."""
+    return bool(norms.any() and np.abs(norms[norms > 0] - 1).max() < 2e-3)
 
 
 def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:

@@ -35,11 +35,12 @@ class FitConfig:
 
     Parameters
     ----------
-    layout : such as ``2x192`` or ``2x96,1x192``, or a name of ``LAYOUTS``: ``binary`` and ``ternary`` (every component
+    layout : such as ``2x192`` or ``2x96,1x192``, or with codes of what those leave over ``2x128+2x256``, or a name of ``LAYOUTS``: ``binary`` and ``ternary`` (every component
         at 1 or 1.5 bit), ``half-bit`` (at .5), ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the
         first half
     bytes : instead of ``layout``, bytes a vector, as base ``Scan`` holds them; the layout is then chosen by measuring,
         if there are 200 documents or 60 queries to measure with
+    residual : try layouts with codes of what others leave over, too: for ``rescore="codes"``, which alone reads them
     center : subtract the corpus' mean first
     projection : ``pca`` orders components by variance; ``none`` keeps the order of the embedding (Matryoshka models)
     rotation : inside the kept components: ``itq`` (to where quantization loses least), ``random``, ``none``
@@ -61,6 +62,7 @@ class FitConfig:
 
     layout: str | None = None
     bytes: int | None = None
+    residual: bool = False
     center: bool = True
     projection: str = "pca"
     rotation: str = "itq"
@@ -143,8 +145,9 @@ class FitConfig:
             layout = CodeLayout((Segment("2", max(1, d // 2)),))
         else:
             layout = CodeLayout.parse(LAYOUTS[self.layout](d) if self.layout in LAYOUTS else self.layout)
-        if layout.components > d:
-            raise ValueError(f"layout {layout} has {layout.components} components; the vectors have {d}")
+        for part in (layout, layout.residual):
+            if part is not None and part.components > d:
+                raise ValueError(f"layout {part} has {part.components} components; the vectors have {d}")
         for end in self.slices_in(layout):
             if end > layout.components:
                 raise ValueError(f"slices end at {end}; layout {layout} has {layout.components} components")
@@ -186,6 +189,7 @@ def _check_types(config: FitConfig) -> None:
     wanted: dict[str, tuple[type, ...]] = {
         "layout": (str, type(None)),
         "bytes": (int, type(None)),
+        "residual": (bool,),
         "center": (bool,),
         "projection": (str,),
         "rotation": (str,),

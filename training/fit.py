@@ -15,6 +15,7 @@ from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.data import Draw, draw
 from faiss_qama.training.pairs import Qrels, read_pairs
+from faiss_qama.training.residual import with_residual
 from faiss_qama.vectors import Corpus, PathLike, Source
 
 
@@ -52,6 +53,11 @@ def fit(
     config = config or FitConfig()
     if pairs is not None:
         config = config.for_pairs()
+        if "+" in (config.layout or ""):
+            raise ValueError(
+                f"layout {config.layout}: a residual brings decoded documents back to what they were before the "
+                "training on pairs; leave out what follows the +"
+            )
     source = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     if queries is not None and not isinstance(queries, Corpus):
         queries = Corpus(queries, source.shape[1], "queries")
@@ -72,8 +78,9 @@ def fit_draw(drawn: Draw, config: FitConfig, metric: int, checkpoint: Path | Non
     quantizer = closed_form(drawn, config, metric)
     if config.train is not None:
         quantizer = _trained(quantizer, drawn, config, checkpoint)
-    ends = config.ends_in(quantizer.layout) if quantizer.layout == config.layout_in(quantizer.d) else []
-    return calibrate(quantizer, drawn, ends[:-1])
+    asked = config.layout_in(quantizer.d)
+    ends = config.ends_in(asked)[:-1] if quantizer.layout == replace(asked, residual=None) else []
+    return calibrate(with_residual(quantizer, asked.residual, drawn, config), drawn, ends)
 
 
 def _check_trainable(drawn: Draw) -> None:

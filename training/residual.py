@@ -1,0 +1,28 @@
+"""Fitting a second quantizer to what the codes of a first leave over."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import faiss
+
+from faiss_qama.layout import CodeLayout
+from faiss_qama.quantizer import Quantizer
+from faiss_qama.training.closed_form import closed_form
+from faiss_qama.training.config import FitConfig
+from faiss_qama.training.data import Draw
+
+
+def with_residual(quantizer: Quantizer, layout: CodeLayout | None, drawn: Draw, config: FitConfig) -> Quantizer:
+    """Return ``quantizer`` with a residual of ``layout``, fitted in closed form; without, if there is no layout.
+
+    What is left over has principal components of its own: those that the first layout has no room for among them, so
+    that bits go where most is still to be gained.
+    """
+    if layout is None:
+        return quantizer
+    x = drawn.train
+    left = replace(drawn, train=x - quantizer.sum_of_levels(quantizer.encode(x)), train_queries=None)
+    own = replace(config, layout=str(layout), bytes=None, slices=(), query_gain=1.0, train=None)
+    residual = closed_form(left, own, faiss.METRIC_INNER_PRODUCT)
+    return replace(quantizer, layout=replace(quantizer.layout, residual=layout), residual=residual)
