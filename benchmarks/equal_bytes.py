@@ -49,13 +49,13 @@ Rows = list[dict[str, Any]]
 
 def of_ours(x: Floats, size: int) -> Variant:
     """Return what a user gets who asks for this many bytes."""
-    quantizer = fit(x, config=FitConfig(bytes=size), metric=METRIC)
+    quantizer = fit(x, config=FitConfig(bytes=size, residual=True), metric=METRIC)
     index = QamaIndex(quantizer, "codes", base="Scan")
     index.add(x)
     shared = sum(array.nbytes for array in quantizer.to_state()[0].values()) / len(x)
     name = f"{quantizer.layout} {quantizer.config['rotation']}"
     built = shared, lambda xq: index.search(xq, K, oversample=OVERSAMPLE)[1]
-    return Variant("ours", name, index.bytes_per_vector[0], lambda: built)
+    return Variant("ours", name, sum(index.bytes_per_vector), lambda: built)
 
 
 def tried(x: Floats, size: int, smaller: list[Rows]) -> Iterator[Variant]:

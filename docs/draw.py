@@ -80,6 +80,25 @@ def main() -> None:
     axes.legend(frameon=False, loc="lower right")
     save(figure, "calibration")
 
+    figure, (left, right) = plt.subplots(1, 2, figsize=(7, 2.8), layout="constrained")
+    numbers, spread = np.arange(128), fit(x, config=FitConfig(layout="2x128", rotation="none")).transform(x).std(axis=0)
+    left.bar(numbers, spread, width=1, color=np.where(numbers < 32, ORANGE, np.where(numbers < 96, BLUE, "#cccccc")))
+    left.text(34, spread[8], "2x32,1x64", color=GREY)
+    left.set(xlabel="component", ylabel="spread", yticks=[])
+    whole = x - x.mean(axis=0)
+    for name, colour in (("2x32", ORANGE), ("2x32+2x64", BLUE)):
+        rest = x - fit(x, config=FitConfig(layout=name)).approximate(x)
+        right.plot(numbers, _spectrum(rest), color=colour, label=f"left over by {name}", linewidth=2)
+    right.plot(numbers, _spectrum(whole), color=GREY, label="the corpus", linewidth=1)
+    right.set(xlabel="principal component", yticks=[])
+    right.legend(frameon=False)
+    save(figure, "layouts")
+
+
+def _spectrum(x: np.ndarray) -> np.ndarray:
+    """Return the spread of each principal component, falling."""
+    return np.sqrt(np.maximum(np.linalg.eigvalsh(np.cov(x.T))[::-1], 0))
+
 
 if __name__ == "__main__":
     plt.rcParams.update(STYLE)

@@ -21,8 +21,8 @@ from faiss_qama.labels import Ids, Labels, as_ids
 from faiss_qama.lock import ReadWriteLock
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
-from faiss_qama.residual import ResidualStore
 from faiss_qama.rescore import DTYPES, STORES, BorrowedStore, CodesStore, FloatStore, Store
+from faiss_qama.residual import ResidualStore
 from faiss_qama.tuning import ASKED, RECALL, Tried, fastest, tune
 from faiss_qama.vectors import Corpus, PathLike, as_vectors
 

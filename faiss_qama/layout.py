@@ -134,7 +134,10 @@ class CodeLayout:
             column, bit = column + segment.columns, bit + segment.n_bits
 
     def truncate(self, components: int) -> CodeLayout:
-        """Return the layout of the first ``components``: its bits are the first bits of this one. It has no residual."""
+        """Return the layout of the first ``components``: its bits are the first bits of this one's.
+
+        It has no residual.
+        """
         if not 1 <= components <= self.components:
             raise ValueError(f"components must be from 1 to {self.components}; got {components}")
         kept, left = [], components

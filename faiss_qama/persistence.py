@@ -2,8 +2,8 @@
 
 A save writes the files of the next generation, syncs them, and then replaces the manifest in one atomic step: a crash
 leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself.
-Format version 5; version 4 has centroids that are codes, version 3 no lists, version 2 no codes-G.npy, and version 1 a
-gain and a shift in place of the queries' transform::
+Format version 6; version 5 has no residual, version 4 centroids that are codes, version 3 no lists, version 2 no
+codes-G.npy, and version 1 a gain and a shift in place of the queries' transform::
 
     manifest.json                quantizer's settings, and name, size, SHA-256 of the files
     quantizer-G.safetensors      its arrays
@@ -14,6 +14,8 @@ gain and a shift in place of the queries' transform::
     sizes-G.npy, centroids-G.npy (nlist,) int64, codes in each list; (nlist, units) uint8, what lists lie around, in
                                  64ths of a level
     store-G.npy                  what rescores, a row a code, where it is kept: float16, float32, or int8 (sq8)
+    residual-G.npy               instead, codes of a residual, where codes rescore: (groups, words, 16) uint32
+    lengths-G.npy                of the sums of both: (n,) float16 of unit vectors, float32 under L2
     ids-G.npy                    (n,) int64, the user's own ids, where there are any
     alive-G.npy                  (n,) bool, false where a row is removed, where there are any
 """

@@ -148,8 +148,9 @@ class Quantizer:
         return x
 
     def truncate(self, components: int) -> Quantizer:
-        """Return the quantizer of the first ``components``, without residual: its codes are the first bits of this one's.
+        """Return the quantizer of the first ``components``: its codes are the first bits of this one's.
 
+        It has no residual.
         The smaller quantizer is as good as one fitted at that size only where rotations stayed inside the slices
         (``FitConfig(slices=...)``), and only there its calibration is known.
         """

@@ -135,8 +135,8 @@ def test_missing_shortened_and_foreign_files_are_named(small, corpus, tmp_path, 
 def test_another_version_is_refused_with_both_numbers(small, corpus, tmp_path):
     make(small, "none", corpus[:20]).save(tmp_path / "i.qama")
     manifest = tmp_path / "i.qama" / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"version": 5', '"version": 6'))
-    with pytest.raises(ValueError, match="version 6; this release reads faiss-qama versions 1 to 5"):
+    manifest.write_text(manifest.read_text().replace('"version": 6', '"version": 7'))
+    with pytest.raises(ValueError, match="version 7; this release reads faiss-qama versions 1 to 6"):
         QamaIndex.load(tmp_path / "i.qama")
 
 
@@ -262,7 +262,7 @@ def test_a_foreign_manifest_is_seen_before_anything_is_written(small, corpus, tm
 def test_no_pickle_and_a_manifest_that_people_can_read(small, corpus, tmp_path):
     make(small, "fp16", corpus).save(tmp_path / "i.qama")
     manifest = json.loads((tmp_path / "i.qama" / "manifest.json").read_text())
-    assert (manifest["format"], manifest["version"], manifest["ntotal"]) == ("faiss-qama", 5, len(corpus))
+    assert (manifest["format"], manifest["version"], manifest["ntotal"]) == ("faiss-qama", 6, len(corpus))
     assert manifest["quantizer"]["layout"] == "2x18"
     stored = np.load(tmp_path / "i.qama" / manifest["files"]["store"]["name"], allow_pickle=False)
     np.testing.assert_array_equal(stored, corpus.astype(np.float16))
@@ -287,10 +287,12 @@ def test_lists_that_lead_elsewhere_are_refused(request, tmp_path, role, value):
         QamaIndex.load(folder)
 
 
-@pytest.mark.parametrize(("version", "n"), [("v1", 200), ("v2", 1003), ("v3", 1003), ("v4", 903), ("v5", 903)])
+@pytest.mark.parametrize(
+    ("version", "n"), [("v1", 200), ("v2", 1003), ("v3", 1003), ("v4", 903), ("v5", 903), ("v6", 903)]
+)
 def test_a_bundle_of_each_version_loads_for_ever(request, tmp_path, version, n):
     """Written when the format was new; its answers are stored with it. The second has a trained network and adapter,
-    the third the base Scan, the fourth lists around codes, the fifth lists around means.
+    the third the base Scan, the fourth lists around codes, the fifth lists around means, the sixth a residual.
     """
     folder = request.config.rootpath / "tests" / "data"
     shutil.copytree(folder / f"{version}.qama", tmp_path / "i.qama")

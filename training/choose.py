@@ -24,8 +24,9 @@ K = 10
 SAMPLE = 5_000  # documents that a trial is fitted to and measured on: about a second each
 SHARES = (1.0, 0.5, 0.0)  # of the bytes, that go to components of more than two levels
 # Of the bytes, what goes to the first of two codes, where codes of a residual are tried: with so many bytes times d or
-# more, as of fewer two bytes of length are too many (docs/results).
-FIRST, LEAST = (1 / 2, 1 / 3), 1 / 10
+# more, as of fewer two bytes of length are too many (docs/results). They take more time than one code of as many bytes,
+# and must find so much more.
+FIRST, LEAST, WORTH = (1 / 2, 1 / 3), 1 / 10, 0.01
 SIZES = (1 / 24, 1 / 16, 1 / 12, 1 / 8, 3 / 16, 1 / 4)  # bytes to try where none are asked for, times d
 # Where floats rescore, any code reaches any recall if enough candidates are scored. So many are cheap (docs/results).
 MOST_CANDIDATES = 400
@@ -165,9 +166,9 @@ class _Goal:
 
     def best(self, trials: list[Trial]) -> Trial:
         """Return the best, or with a recall the one of the fewest bytes. Raises ValueError if none reaches it."""
-        nearest = min(trials, key=self.cost)
         if self.recall is None:
-            return nearest
+            return min(trials, key=lambda trial: self.cost(trial) + WORTH * ("+" in trial.layout))
+        nearest = min(trials, key=self.cost)
         if self.cost(nearest) > (-self.recall if self.alone else np.finfo(np.float32).max):
             raise ValueError(
                 f"recall {self.recall} takes more than the {nearest.bytes} bytes of {nearest.layout}, which comes "

@@ -35,9 +35,9 @@ class FitConfig:
 
     Parameters
     ----------
-    layout : such as ``2x192`` or ``2x96,1x192``, or with codes of what those leave over ``2x128+2x256``, or a name of ``LAYOUTS``: ``binary`` and ``ternary`` (every component
-        at 1 or 1.5 bit), ``half-bit`` (at .5), ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the
-        first half
+    layout : such as ``2x192`` or ``2x96,1x192``; ``2x128+2x256`` has a second code, of what the first leaves over; or a
+        name of ``LAYOUTS``: ``binary`` and ``ternary`` (every component at 1 or 1.5 bit), ``half-bit`` (at .5),
+        ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the first half
     bytes : instead of ``layout``, bytes a vector, as base ``Scan`` holds them; the layout is then chosen by measuring,
         if there are 200 documents or 60 queries to measure with
     residual : try layouts with codes of what others leave over, too: for ``rescore="codes"``, which alone reads them
