@@ -17,9 +17,10 @@ from typing import Any
 import click
 import faiss
 import numpy as np
+from cells import RESULTS, SETS
 from equal_peers import OPQ_ROUNDS, QUERY_BITS, RESCORED, SAMPLE, K, Variant, variants
 from results import METRIC, write
-from tables import RESULTS, SETS, render
+from tables import render
 from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex

@@ -1,15 +1,15 @@
-"""Tables of what is measured against peers at equal bytes, from docs/results/equal-bytes.json."""
+"""Tables of evidence for others, from docs/results/{equal-bytes,rotated-study,qama-table}.json."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tabulate import tabulate
+from cells import SETS, markdown
 
 
-def equal_bytes_table(data: dict[str, Any], sets: tuple[str, ...]) -> str:
+def equal_bytes_table(data: dict[str, Any]) -> str:
     """Return, for each number of bytes and family, its best variant on each data set, and how far it is from ours."""
-    sets = tuple(name for name in sets if name in data)
+    sets = tuple(name for name in SETS if name in data)
     best: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
     for name in sets:
         for row in data[name]:
@@ -28,7 +28,53 @@ def equal_bytes_table(data: dict[str, Any], sets: tuple[str, ...]) -> str:
     header = ["bytes", ""]
     for name in sets:
         header += [f"{name}: best variant", "recall@10 (less ours)", "nDCG % (less ours)"]
-    return tabulate(rows, header, tablefmt="github", disable_numparse=True)
+    return markdown(header, rows)
+
+
+def rotated_table(study: dict[str, Any]) -> str:
+    """Return what each method keeps of the floats on both tasks, beside what was published."""
+    names = ("stsb", "banking77")
+    rows = []
+    for i, first in enumerate(study[names[0]]["results"]):
+        row = [f"`{first['method']}`" if i else first["method"], str(first["bytes"])]
+        for name in names:
+            found = study[name]["results"][i]
+            low, high = found["retained_interval"]
+            row += [f"{found['score']:.4f}", f"{found['retained']:.1f} ({low:.1f} to {high:.1f})"]
+        published = study["published"].get(first["method"])
+        rows.append([*row, "" if published is None else f"{published:.1f}"])
+    header = ["", "bytes/vector"]
+    header += [f"{name} {what}" for name in names for what in (study[name]["measure"], "% of float (95 % interval)")]
+    return markdown([*header, "published, mean of both"], rows)
+
+
+def qama_table(data: dict[str, Any]) -> str:
+    """Return QAMA's layouts as measured and as published, in % of floats."""
+    table = data["qama-table"]
+    published, first = table["published"], table["rows"][0]
+    names = [name for name in SETS if name in first]
+    whole = published["trained"][str(first["components"])][published["columns"].index("floats")]
+    rows = []
+    for row in table["rows"]:
+        size = f"{row['thermometer']:g}" + (f" / {row['scan']}" if "scan" in row else "")
+        cells = [row["bits"], str(row["components"]), size]
+        for name in names:
+            cells += [f"{row[name][how]:.1f}" if how in row[name] else "" for how in ("thresholds", "hamming", "codes")]
+            trained = [
+                seed["trained"]
+                for seed in data.get(f"training-{name}", {"rows": []})["rows"]
+                if seed["config"].startswith("qama") and seed["layout"] == row.get("layout")
+            ]
+            cells.append(" / ".join(f"{each[how]['ndcg']:.1f}" for each in trained for how in ("hamming", "adc")))
+        for how in ("thresholds", "trained"):
+            figures = published[how].get(str(row["components"]))
+            column = published["columns"].index(row["bits"])
+            cells.append(f"{100 * figures[column] / whole:.1f}" if figures else "")
+        rows.append(cells)
+    header = ["bits", "components", "bytes: thermometer / `Scan`"]
+    ways = ("thresholds alone", "Hamming", "codes", "trained")
+    header += [f"{name}: {way}" for name in names for way in ways]
+    return markdown([*header, "published: thresholds alone", "published: trained"], rows)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from tables import RESULTS
+from cells import RESULTS
 
 FLOOR = 0.8  # recall, below which nothing is drawn
 LABELLED = 6  # arrangements of others, the fastest at .95, that are named

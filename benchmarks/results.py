@@ -20,7 +20,8 @@ from typing import Any
 import click
 import faiss
 import numpy as np
-from tables import RESULTS, SETS, render
+from cells import RESULTS, SETS
+from tables import render
 from threadpoolctl import threadpool_limits
 
 import faiss_qama

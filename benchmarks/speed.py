@@ -20,8 +20,9 @@ from typing import Any
 import click
 import faiss
 import numpy as np
+from cells import RESULTS
 from results import METRIC, million, write
-from tables import RESULTS, render
+from tables import render
 from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex

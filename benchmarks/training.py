@@ -15,8 +15,9 @@ import click
 import faiss
 import numpy as np
 import yaml
+from cells import ROOT, SETS
 from results import METRIC, write
-from tables import ROOT, SETS, render
+from tables import render
 
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Truth, exact, recall

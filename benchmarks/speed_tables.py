@@ -1,0 +1,126 @@
+"""Tables of time and memory, from docs/results/{speed,scale,peers-*}.json."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from typing import Any
+
+import numpy as np
+from cells import markdown
+
+OTHERS = ("SVS ", "ScaNN ", "usearch ", "RaBitQ ", "semantic_search_faiss")  # how names of other libraries' begin
+
+
+def scans_table(data: dict[str, Any]) -> str:
+    """Return scans beside FAISS's."""
+    groups: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
+    for row in data["speed"]["scans"]:
+        groups.setdefault(row["layout"], {})[row["threads"], row["batch"]] = row
+    rows = []
+    for layout, cells in groups.items():
+        sizes = next(iter(cells.values()))["bytes"]
+        row = [f"`{layout}`", f"{sizes[0]} and {sizes[1]}"]
+        for cell in cells.values():
+            ours, flat = cell["milliseconds"]
+            row.append(f"{cell['times']:.1f} x ({ours:.2f} and {flat:.2f} ms)")
+        rows.append(row)
+    header = ["", "bytes a code, `Scan` and `IndexBinaryFlat`"]
+    header += [f"{threads} thread{'s' * (threads > 1)}, {batch} at a time" for threads, batch in cells]
+    return markdown(header, rows)
+
+
+def stages_table(data: dict[str, Any]) -> str:
+    """Return what encoding, rescoring, one query and loading take."""
+    speed = data["speed"]
+    rows = []
+    for row in speed["stages"]["threads"]:
+        cells = [f"{row['scoring_milliseconds']:.3f} ms", f"{row['encoded_per_second']:,.0f}"]
+        rows.append([str(row["threads"]), *cells, f"{row['times_the_product']:.2f}"])
+    header = ["threads", f"scoring {speed['stages']['candidates']} candidates from their codes, a query"]
+    header += ["vectors encoded a second", "time of encoding, that of its matrix product being 1"]
+    loading = ", ".join(f"`{base}` {1000 * took['seconds']:.0f} ms" for base, took in speed["loading"].items())
+    numba = 1000 * max(took["numba_seconds"] for took in speed["loading"].values())
+    loading += f". Numba takes {numba:.0f} ms more to start in a process, whatever the index"
+    one = speed["stages"]["one_query_milliseconds"]
+    alone = "One query after the other, 100 candidates, 1 thread: "
+    alone += f"{one['search']:.3f} ms, of it the scan {one['scan']:.3f} ms."
+    return (
+        markdown(header, rows)
+        + f"\n\n{alone}\n\nFrom a million vectors on disk to the first answer, mapped: {loading}."
+    )
+
+
+def asymmetric_table(data: dict[str, Any]) -> str:
+    """Return ways to rank codes by the float query."""
+    rows = [
+        [row["name"], str(row["threads"]), f"{row['recall']:.3f}", f"{row['per_second']:,.0f}"]
+        for row in data["speed"]["asymmetric"]
+    ]
+    return markdown(["", "threads", "recall@10", "queries/s"], rows)
+
+
+def growing_table(data: dict[str, Any]) -> str:
+    """Return how time grows with the number of codes."""
+    kinds: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in data["speed"]["growth"]:
+        kinds.setdefault(re.sub(r"IVF\d+", "IVF", row["base"]), {})[row["n"]] = row
+    sizes = sorted(kinds["Scan"])
+    rows = []
+    for kind, cells in kinds.items():
+        times = [1000 * cells[n]["milliseconds"] if n in cells else None for n in sizes]
+        known = [n for n in sizes if n in cells]
+        slope = np.polyfit(np.log(known), np.log([cells[n]["milliseconds"] for n in known]), 1)[0]
+        rows.append([f"`{kind}`", *("" if t is None else f"{t:,.0f}" for t in times), f"n^{slope:.2f}"])
+    return markdown(["microseconds a query", *(f"{n:,}" for n in sizes), "grows as"], rows)
+
+
+def scale_table(data: dict[str, Any]) -> str:
+    """Return what the command takes."""
+    scale = data["scale"]
+    rows = []
+    for name, text in (("quora", "63,271 x 384"), ("million", "1,000,000 x 384")):
+        part = scale[name]
+        sizes = [f"{part[key] / 1e9:.2f} GB" for key in ("peak_bytes", "index_bytes")]
+        rows.append([text, f"{part['seconds']:.0f} s", *sizes])
+    rate = f"{scale['encoding_per_second']:,.0f}"
+    return (
+        markdown(["`faiss-qama fit`", "fit, index and report", "peak memory, index included", "index"], rows)
+        + f"\n\nEncoding 2x192 from 384 floats: {rate} vectors a second, {scale['threads']} threads."
+    )
+
+
+def fastest_table(peers: dict[str, Any]) -> str:
+    """Return the fastest of ours and of FAISS's within as much memory, side by side."""
+    rows = []
+    turns = [row for row in peers["in_turns"] if not row["name"].startswith(OTHERS)]
+    for target, threads, bound in itertools.product((0.95, 0.99), (1, 2), (80, 256)):
+        fits = [r for r in turns if (r["target"], r["threads"]) == (target, threads) and r["ram"] <= bound]
+        ours, theirs = (max((r for r in fits if r["ours"] == own), key=_speed, default=None) for own in (True, False))
+        if ours is None or theirs is None:
+            continue
+        cells = [f"`{_named(row)}`, {row['ram']:.0f} bytes: {row['per_second']:,.0f}" for row in (ours, theirs)]
+        rows.append([f"{target}", f"{bound}", str(threads), *cells, f"{_speed(ours) / _speed(theirs):.2f}"])
+    return markdown(["recall@10", "bytes in memory", "threads", "ours, queries/s", "FAISS, queries/s", "times"], rows)
+
+
+def peers_table(peers: dict[str, Any]) -> str:
+    """Return whole searches at a recall, ours and others'."""
+    both: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
+    for row in peers["in_turns"]:
+        both.setdefault((row["name"], row["target"]), {})[row["threads"]] = row
+    rows = []
+    for (_, target), row in sorted(both.items(), key=lambda item: (item[0][1], -_speed(item[1][1]))):
+        one = row[1]
+        cells = [f"{one['ram']:.0f} + {one['disk']:.0f}", f"{one['recall']:.3f}"]
+        rows.append([f"{target}", f"`{_named(one)}`", *cells, f"{_speed(one):,.0f}", f"{_speed(row[2]):,.0f}"])
+    return markdown(["at", "", "bytes + on disk", "recall@10", "queries/s, 1 thread", "2 threads"], rows)
+
+
+def _named(row: dict[str, Any]) -> str:
+    settings = "".join(f", {name} {value}" for name, value in row["settings"].items())
+    return row["name"] + settings
+
+
+def _speed(row: dict[str, Any]) -> float:
+    return float(row["per_second"])
