@@ -61,9 +61,9 @@ def qama_table(data: dict[str, Any]) -> str:
         for name in names:
             cells += [f"{row[name][how]:.1f}" if how in row[name] else "" for how in ("thresholds", "hamming", "codes")]
             trained = [
-                seed["trained"]
-                for seed in data.get(f"training-{name}", {"rows": []})["rows"]
-                if seed["config"].startswith("qama") and seed["layout"] == row.get("layout")
+                each["components"][str(row["components"])]
+                for each in data.get(f"training-qama-{name}", {"rows": []})["rows"]
+                if each["bits"] == row["bits"]
             ]
             cells.append(" / ".join(f"{each[how]['ndcg']:.1f}" for each in trained for how in ("hamming", "adc")))
         for how in ("thresholds", "trained"):

@@ -16,6 +16,8 @@ import faiss
 import numpy as np
 import yaml
 from cells import ROOT, SETS
+from qama import LAYOUT
+from qama import SETS as QAMA_SETS
 from results import METRIC, write
 from tables import render
 
@@ -69,6 +71,7 @@ ABLATION: list[tuple[str, dict[str, float] | None]] = [
     ("adc.correlation, hamming.correlation alone", {"adc.correlation": 1.0, "hamming.correlation": 1.0}),
 ]
 EPOCHS = 6  # of 50 steps, where losses are compared
+PARTS = ("trainings", "qama", "ablation")
 QUANTIZERS = ("straight-through", "sigmoid", "tanh", "stochastic")
 
 
@@ -166,6 +169,19 @@ def trainings(bench: Bench) -> list[dict[str, Any]]:
     return rows
 
 
+def nested(bench: Bench) -> list[dict[str, Any]]:
+    """Measure QAMA's recipe at each of its bits, trained once and truncated to each of its parts of the dimension."""
+    rows = []
+    for bits, kind in LAYOUT.items():
+        closed, training, seconds = bench.train(preset("qama", kind), "queries")
+        assert training is not None
+        trained, ends = training.quantizer, preset("qama", kind).slices_in(closed.layout)
+        parts = {end: bench.measure(trained.truncate(end)) for end in [*ends, closed.layout.components]}
+        rows.append({"bits": bits, "seconds": seconds, "gain": training.gain, "components": parts})
+        click.echo(f"{bench.folder.name}: {rows[-1]}")
+    return rows
+
+
 def ablation(bench: Bench) -> list[dict[str, Any]]:
     """Measure each of ``ABLATION`` at all, half and a quarter of the components, linear and feed-forward."""
     rows = []
@@ -198,7 +214,7 @@ def _ablated(bench: Bench, label: str, adapter: str, losses: dict[str, float] | 
 
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--part", "parts", type=click.Choice(["trainings", "ablation"]), multiple=True, help="Only this one.")
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this one.")
 @click.option("--set", "sets", type=click.Choice(SETS), multiple=True, help="Only this data set.")
 def main(data: Path, parts: tuple[str, ...], sets: tuple[str, ...]) -> None:
     """Measure on the data set folders in DATA, and remake the tables."""
@@ -206,6 +222,8 @@ def main(data: Path, parts: tuple[str, ...], sets: tuple[str, ...]) -> None:
         bench = Bench(data / name)
         if not parts or "trainings" in parts:
             write(f"training-{name}", {"rows": trainings(bench)})
+        if name in QAMA_SETS and (not parts or "qama" in parts):
+            write(f"training-qama-{name}", {"rows": nested(bench)})
         if name == "nfcorpus" and (not parts or "ablation" in parts):
             write("training-ablation", {"set": name, "rows": ablation(bench)})
     for path, text in render().items():
