@@ -60,7 +60,7 @@ def write_page(outcome: Outcome, path: PathLike, command: str) -> None:
 def summary(outcome: Outcome) -> str:
     """Return in a sentence what was gained and what it costs."""
     n, d = outcome.corpus.shape
-    size = outcome.index.bytes_per_vector[0]
+    size, _ = _bytes(outcome)
     text = f"{n:,} vectors of {d} dimensions take {size:,} bytes each instead of {4 * d:,} (1/{4 * d / size:.0f}); "
     if not outcome.measured:
         return text + "they are too few to hold any out, so nothing was measured."
@@ -95,9 +95,7 @@ def alternatives(outcome: Outcome, sample: Floats) -> list[Measured]:
     dataset = Dataset(Corpus(sample), outcome.drawn.calibration)
     truth = exact(dataset, K, outcome.index.quantizer.metric)
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(
-        1
-    )  # a PQ's trainings are so small that threads would wait for each other most of the time
+    faiss.omp_set_num_threads(1)  # a PQ's trainings are so small that threads would mostly wait for each other
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="fitted on")  # that was said of the corpus
@@ -173,7 +171,8 @@ def _bars(outcome: Outcome) -> Chart:
     speeds = [m.mean.queries_per_second for m in measured]
     speed = [(name, f"{s:,.0f}", [s]) for name, s in zip(names, speeds, strict=True)]
     size = [(name, bytes_text(m.bytes), list(m.bytes)) for name, m in zip(names, measured, strict=True)]
-    parts = ["in memory", "on disk, to rescore"] if any(m.bytes[1] for m in measured) else ["in memory"]
+    second = "second code" if outcome.index.rescore == "codes" else "on disk, to rescore"
+    parts = ["in memory", second] if any(m.bytes[1] for m in measured) else ["in memory"]
     each = "; ".join(
         f"{m.name}: {s:,.0f} queries/s, {bytes_text(m.bytes)} bytes" for m, s in zip(measured, speeds, strict=True)
     )
@@ -202,6 +201,8 @@ def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
     )
     if len(shares) > kept:
         note += f" The other {len(shares) - kept} get none."
+    if quantizer.layout.residual is not None:
+        note += f" What all that leaves over has a second code, {quantizer.layout.residual}, which is not drawn."
     rows = [[str(i + 1), f"{100 * share:.3f}", f"{bits[i]:g}"] for i, share in enumerate(shares)]
     return Chart(
         "Where the bits went",
@@ -251,7 +252,7 @@ def _training(outcome: Outcome) -> Chart:
 
 
 def _tiles(outcome: Outcome) -> list[dict[str, str]]:
-    d, (size, kept) = outcome.corpus.shape[1], outcome.index.bytes_per_vector
+    d, (size, kept) = outcome.corpus.shape[1], _bytes(outcome)
     tiles = [
         {
             "name": "bytes a vector",
@@ -278,6 +279,12 @@ def _tiles(outcome: Outcome) -> list[dict[str, str]]:
             }
         )
     return tiles
+
+
+def _bytes(outcome: Outcome) -> tuple[int, int]:
+    """Return bytes a vector in memory, and on disk, where vectors may stay, but no second code."""
+    codes, kept = outcome.index.bytes_per_vector
+    return (codes + kept, 0) if outcome.index.rescore == "codes" else (codes, kept)
 
 
 def _speedup(outcome: Outcome) -> float:

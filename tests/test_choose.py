@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 from conftest import D, fit_quietly, make_vectors
 
+from faiss_qama import QamaIndex
 from faiss_qama.bases import code_bytes, make_base
 from faiss_qama.calibration import KS
 from faiss_qama.layout import CodeLayout
 from faiss_qama.training import FitConfig
-from faiss_qama.training.choose import MOST_CANDIDATES, choose, layouts_within
+from faiss_qama.training.choose import MOST_CANDIDATES, WORTH, choose, layouts_within
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.data import draw
+from faiss_qama.training.residual import with_residual
 from faiss_qama.vectors import Corpus
 
 INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
@@ -50,12 +52,16 @@ def test_bytes_are_those_that_the_base_holds(corpus, base):
 
 @pytest.mark.parametrize("metric", [INNER_PRODUCT, faiss.METRIC_L2])
 def test_a_trial_is_what_a_search_of_such_codes_finds(drawn, metric):
-    choice = choose(drawn, FitConfig(bytes=8), metric, 1200)
+    choice = choose(drawn, FitConfig(bytes=24, residual=True), metric, 1200)
+    assert {trial.layout.count("+") for trial in choice.trials} == {0, 1}
     for trial in choice.trials:
-        quantizer = closed_form(drawn, FitConfig(layout=trial.layout, rotation=trial.rotation), metric)
+        config = FitConfig(layout=trial.layout, rotation=trial.rotation)
+        quantizer = with_residual(
+            closed_form(drawn, config, metric), CodeLayout.parse(trial.layout).residual, drawn, config
+        )
         xq, x = drawn.calibration, drawn.train
         near = faiss.knn(xq, x, 10, metric=metric)[1]
-        found = faiss.knn(xq, quantizer.decode(quantizer.encode(x)), 10, metric=metric)[1]
+        found = faiss.knn(xq, quantizer.approximate(x), 10, metric=metric)[1]
         share = np.mean((near[:, :, None] == found[:, None]).any(axis=1))
         of_all = trial.calibration.codes[KS.index(10), -1]
         assert of_all == pytest.approx(share, abs=2 / near.size)
@@ -78,6 +84,39 @@ def test_of_so_many_bytes_the_best_is_taken(drawn, rescore):
         None,
         3,
     )
+
+
+@pytest.mark.parametrize("metric", [INNER_PRODUCT, faiss.METRIC_L2])
+@pytest.mark.parametrize("unit", [True, False])
+def test_two_codes_fit_into_the_bytes_and_are_taken_for_so_much_more(metric, unit):
+    x = make_vectors(1200, unit=unit)
+    choice = choose(draw(Corpus(x), None, 10_000, 0), FitConfig(bytes=24, residual=True), metric, 1200)
+    one, two = ([t for t in choice.trials if ("+" in t.layout) == double] for double in (False, True))
+    for trial in two[::3]:
+        index = QamaIndex(fit_quietly(x, layout=trial.layout, metric=metric), "codes")
+        assert trial.bytes == sum(index.bytes_per_vector) <= 24
+    most = [max(t.recall() for t in trials if t.rotation == "itq") for trials in (one, two)]
+    assert ("+" in choice.chosen.layout) == (most[1] > most[0] + WORTH)
+
+
+@pytest.mark.parametrize(
+    ("config", "rescore"),
+    [
+        (FitConfig(bytes=24), "codes"),
+        (FitConfig(bytes=24, residual=True), "fp16"),
+        (FitConfig(bytes=24, residual=True), "none"),
+        (FitConfig(bytes=24, residual=True, thresholds="median"), "codes"),
+        (FitConfig(bytes=3 + 1, residual=True), "codes"),  # no room for two
+    ],
+)
+def test_two_codes_are_tried_where_they_can_be_read(drawn, config, rescore):
+    choice = choose(drawn, config, INNER_PRODUCT, 1200, rescore=rescore)
+    assert not any("+" in trial.layout for trial in choice.trials)
+
+
+def test_rules_of_one_cut_get_layouts_of_one_bit(drawn):
+    choice = choose(drawn, FitConfig(bytes=4, thresholds="median"), INNER_PRODUCT, 1200, compare=True)
+    assert all(trial.layout.startswith("1x") for trial in choice.trials)
 
 
 @pytest.mark.parametrize(("rescore", "recall"), [("codes", 0.4), ("codes", 0.6), ("none", 0.3), ("fp16", 0.8)])

@@ -61,7 +61,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def made(folder, x, name="corpus.npy", **settings):
+def made(folder, x, name="corpus.npy", rescore="fp16", **settings):
     np.save(folder / name, x)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fitted on")
@@ -70,7 +70,7 @@ def made(folder, x, name="corpus.npy", **settings):
             folder / "corpus.qama",
             FitConfig(**settings),
             faiss.METRIC_INNER_PRODUCT,
-            "fp16",
+            rescore,
             compare=True,
         )
     report_page.write_page(outcome, folder / "report.html", COMMAND)
@@ -129,6 +129,20 @@ def test_its_numbers_are_those_of_the_outcome(trained):
     assert ("10", f"{calibration.floats[row, 0]:.3f}", f"{calibration.codes[row, 0]:.3f}") in rows
     for line in outcome.index.quantizer.config["training"]["log"]:
         assert (str(line["epoch"]), f"{sum(line['losses'].values()):.4g}", f"{100 * line['gain']:+.2f}") in rows
+
+
+@pytest.fixture(scope="module")
+def of_two_codes(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("two"), make_vectors(1200), rescore="codes", layout="2x12,1.5x6+2x8,1x12")
+
+
+def test_a_second_code_is_memory_and_is_named(of_two_codes):
+    outcome, path = of_two_codes
+    size = sum(outcome.index.bytes_per_vector)
+    assert report_page.summary(outcome).startswith(f"1,200 vectors of 36 dimensions take {size} bytes each")
+    text = "".join(Page(path.read_text()).text)
+    assert "has a second code, 2x8,1x12, which is not drawn" in text
+    assert "on disk" not in text
 
 
 def test_every_chart_says_in_words_what_it_shows(trained):
@@ -266,6 +280,15 @@ def test_a_browser_shows_it(browser, trained, width, scheme):
     )
     assert (ink < paper) == (scheme == "light")
     assert abs(ink - paper) > 200
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_a_browser_breaks_a_long_layout(browser, of_two_codes, width):
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(Path(of_two_codes[1]).as_uri())
+    overflows = "return [...document.querySelectorAll('.tiles strong')].map(t => t.scrollWidth - t.clientWidth)"
+    assert max(browser.execute_script(overflows)) <= 0
 
 
 def test_a_browser_opens_every_table_of_numbers(browser, trained):

@@ -18,6 +18,7 @@ from faiss_qama.training.closed_form import are_units, closed_form
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.data import Draw
 from faiss_qama.training.residual import with_residual
+from faiss_qama.training.thresholds import SINGLE
 from faiss_qama.tuning import RECALL
 
 K = 10
@@ -118,9 +119,10 @@ def choose(
     free, goal = config.bytes is not None or recall is not None, _Goal(rescore, recall)
     own = [] if free else [str(config.layout_in(d))]
     sizes = _sizes(config, d, recall, compare)
-    layouts = own + [layout for size in sizes for layout in layouts_within(size, d, base)]
+    shares = (0.0,) if config.thresholds in SINGLE else SHARES
+    layouts = own + [layout for size in sizes for layout in layouts_within(size, d, base, shares)]
     unit = are_units(lengths(small.train))
-    if config.residual and rescore == "codes":
+    if config.residual and rescore == "codes" and config.thresholds not in SINGLE:
         length = residual_bytes(CodeLayout.parse("1x1"), metric, unit) - code_bytes(DEFAULT, CodeLayout.parse("1x1"))
         layouts += [layout for size in sizes for layout in residuals_within(size, d, base, length)]
     if config.bytes is not None and not any(layouts_within(config.bytes, d, base)):

@@ -77,4 +77,5 @@ def _standardised(z: Floats, cuts: NDArray[np.float64]) -> Floats:
     return out
 
 
+SINGLE = ("zero", "mean", "median")  # rules of one cut
 RULES = {f.__name__: f for f in (zero, mean, median, quantile, uniform, normal, lloyd, log)}
