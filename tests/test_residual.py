@@ -59,7 +59,7 @@ def test_scores_are_those_of_decoded_vectors(fitted, base):
 
 def test_small_distances_stay_apart_far_from_the_origin():
     x, near = make_vectors(1003, unit=False) / 100, []
-    for shift in np.float32([0, 50]):
+    for shift in np.float32([0, 500]):
         index = QamaIndex(fit_quietly(x + shift, layout="2x18+2x18", metric=faiss.METRIC_L2), "codes")
         index.add(x + shift)
         found = index.search(x[:99] + shift, 10, oversample=100)[1]
