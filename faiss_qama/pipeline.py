@@ -14,6 +14,7 @@ from faiss_qama import persistence, report
 from faiss_qama.bases import AUTO, DEFAULT, make_base
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
 from faiss_qama.index import QamaIndex
+from faiss_qama.layout import CodeLayout
 from faiss_qama.tuning import RECALL, check_memory
 from faiss_qama.vectors import Corpus
 
@@ -117,8 +118,9 @@ def fit_index(
     # Refused before anything is read.
     layout = config.layout_in(corpus.shape[1])
     make_base(DEFAULT if base == AUTO else base, layout).set(settings or {})
-    if not chosen:
-        check_memory(layout, memory)
+    check_memory(CodeLayout.parse("1x1") if chosen else layout, memory)
+    if chosen and memory is not None:
+        config = replace(config, bytes=int(min(memory, config.bytes or memory)))
     start = time.perf_counter()
     drawn = draw(corpus, queries, config.sample, config.seed, pairs)
     choice = None
@@ -126,7 +128,6 @@ def fit_index(
     if aim is not None or (len(drawn.calibration) and (chosen or compare)):
         choice = choose(drawn, config, metric, len(corpus), base=base, rescore=rescore, recall=aim, compare=compare)
         config = choice.applied_to(config)
-        check_memory(config.layout_in(corpus.shape[1]), memory)
     work = path.with_name(path.name + ".training")
     quantizer = fit_draw(drawn, config, metric, work)
     seconds = time.perf_counter() - start

@@ -16,6 +16,7 @@ from faiss_qama.layout import CodeLayout
 from faiss_qama.training import FitConfig
 from faiss_qama.training.choose import MOST_CANDIDATES, WORTH, choose, layouts_within
 from faiss_qama.training.closed_form import closed_form
+from faiss_qama.training.config import layout_for
 from faiss_qama.training.data import draw
 from faiss_qama.training.residual import with_residual
 from faiss_qama.vectors import Corpus
@@ -154,6 +155,14 @@ def test_fit_takes_what_is_chosen():
     quantizer = fit_quietly(x, bytes=8, sample=10_000)
     assert (str(quantizer.layout), quantizer.config["rotation"]) == (wanted.layout, wanted.rotation)
     assert str(fit_quietly(x[:150], bytes=8).layout) == "2x32"  # too few to measure with
+
+
+@pytest.mark.parametrize("d", [1, 36, 384])
+@pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 9, 15, 16, 100])
+def test_where_nothing_is_measured_so_many_bytes_are_enough(size, d):
+    layout = layout_for(size, d)
+    assert code_bytes("BFlat" if size < 4 else "Scan", layout) <= size
+    assert layout.components == d or code_bytes("Scan", CodeLayout.parse(f"{layout},1x33")) > size
 
 
 @pytest.mark.parametrize(

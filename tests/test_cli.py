@@ -343,6 +343,8 @@ def test_base_auto_says_what_it_took_and_holds_no_more_than_it_may(folder):
     assert "base        Scan: " in done.stdout
     assert ", and nothing else fits" in done.stdout  # there are too few vectors for lists
     assert ",Scan," in QamaIndex.load(folder / "auto.qama").factory_string
+    run("fit", *arguments, "--recall", "0.9", "--memory", "6", cwd=folder)
+    assert QamaIndex.load(folder / "auto.qama").bytes_per_vector[0] == 4
     done = run("fit", *arguments, "--memory", "0.5", cwd=folder, check=2)
     assert "memory: 0.5 bytes a vector, and codes of" in done.stderr
     assert run("fit", *arguments, "--memory", "nan", cwd=folder, check=2).stderr.startswith("error: memory: nan bytes")

@@ -23,7 +23,7 @@ from faiss_qama.tuning import RECALL
 
 K = 10
 SAMPLE = 5_000  # documents that a trial is fitted to and measured on: about a second each
-SHARES = (1.0, 0.5, 0.0)  # of the bytes, that go to components of more than two levels
+SHARES = (1.0, 2 / 3, 0.5, 0.0)  # of the bytes, that go to components of more than two levels
 # Of the bytes, what goes to the first of two codes, where codes of a residual are tried: with so many bytes times d or
 # more, as of fewer two bytes of length are too many (docs/results). They take more time than one code of as many bytes,
 # and must find so much more.

@@ -170,11 +170,11 @@ class FitConfig:
 
 
 def layout_for(size: int, d: int) -> CodeLayout:
-    """Return the layout for ``size`` bytes a vector where nothing can be measured: two bits, held by base ``Scan``.
+    """Return the layout for ``size`` bytes a vector where nothing is measured, as base ``Scan`` holds them in words.
 
-    Where something can be, :mod:`faiss_qama.training.choose` tries several.
+    That is two bits; of less than two words, one. Where it can be measured, several are tried (choose.py).
     """
-    return CodeLayout((Segment("2", min(d, 4 * size)),))
+    return CodeLayout((Segment("2", min(d, size // 8 * 32)) if size >= 8 else Segment("1", min(d, 8 * size, 32)),))
 
 
 def _listed(slices: Iterable[int] | str) -> tuple[int, ...]:
