@@ -1,8 +1,9 @@
 """The methods we compare with, by name, each built on a data set's corpus.
 
-Names are: those in ``METHODS``; any layout such as ``2x192`` or ``2x96,1x192``; and ``faiss:FACTORY``, with search
-parameters after a semicolon (``faiss:IVF256,PQ48x4fs,Refine(SQfp16);nprobe=16,k_factor_rf=10``). A suffix ``+none``,
-``+codes``, ``+sq8``, ``+fp16`` or ``+fp32`` to a method that :func:`~faiss_qama.training.fit` fits says what rescores.
+Names are: those in ``METHODS``; any layout such as ``2x192``, ``2x96,1x192`` or ``2x128+2x224``; and
+``faiss:FACTORY``, with search parameters after a semicolon
+(``faiss:IVF256,PQ48x4fs,Refine(SQfp16);nprobe=16,k_factor_rf=10``). A suffix ``+none``, ``+codes``, ``+sq8``, ``+fp16``
+or ``+fp32`` to a method that :func:`~faiss_qama.training.fit` fits says what rescores.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import faiss
 import numpy as np
 
 from faiss_qama import codes
+from faiss_qama.bases import DEFAULT, code_bytes
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Measured, Searchable, Truth, evaluate
 from faiss_qama.index import QamaIndex
@@ -105,7 +107,7 @@ class Codec:
 
 def codec(name: str, corpus: Corpus, *, seed: int = 0) -> Codec:
     """Fit the method ``name`` to ``corpus``. Raises ValueError for an unknown name, and for one that keeps floats."""
-    metric = faiss.METRIC_L2  # what both sides of are alike, and every FAISS index knows
+    metric = faiss.METRIC_L2  # under which both sides are cut alike, and which every FAISS index knows
     if _is_of_faiss(name):
         index, config = _trained(name, _whole(corpus), metric)
         try:
@@ -122,9 +124,10 @@ def codec(name: str, corpus: Corpus, *, seed: int = 0) -> Codec:
         out: Floats = (bits * np.float32(2) - 1) / np.float32(np.sqrt(bits.shape[1]))
         return out
 
+    size, residual = code_bytes(DEFAULT, quantizer.layout), quantizer.layout.residual
     if rescore == "none":
-        return Codec(signs, quantizer.code_size, dict(quantizer.config))
-    size = quantizer.code_size + (quantizer.residual.code_size if quantizer.residual else 0)
+        return Codec(signs, size, dict(quantizer.config))
+    size += 0 if residual is None else code_bytes(DEFAULT, residual)
     return Codec(quantizer.approximate, size, dict(quantizer.config))
 
 
@@ -132,7 +135,9 @@ def _fitted(name: str, corpus: Corpus, metric: int, queries: Corpus | None, seed
     """Return the quantizer of a method that ``fit`` fits, and what rescores."""
     from faiss_qama.training import FitConfig, fit  # here, because run time does not depend on training
 
-    method, _, rescore = name.partition("+")
+    method, _, rescore = name.rpartition("+")
+    if rescore not in STORES:  # then it belongs to a layout with a residual
+        method, rescore = name, ""
     if method in METHODS:
         settings, default = METHODS[method]
         config = FitConfig(**settings, seed=seed)
@@ -142,10 +147,9 @@ def _fitted(name: str, corpus: Corpus, metric: int, queries: Corpus | None, seed
         except ValueError:
             known = ", ".join([*METHODS, *SCALAR])
             raise ValueError(
-                f"unknown method {name!r}; there are {known}, layouts such as 2x192, and faiss:FACTORY"
+                f"unknown method {name!r}; there are {known}, layouts such as 2x192, and faiss:FACTORY; "
+                f"what rescores is one of +{', +'.join(STORES)}"
             ) from None
-    if rescore and rescore not in STORES:
-        raise ValueError(f"method {name!r}: rescoring is one of {', '.join(STORES)}; got {rescore!r}")
     return fit(corpus, config=config, metric=metric, queries=queries), rescore or default
 
 

@@ -143,7 +143,17 @@ def fit(
         files.check_writable(page, [path for path in others if path is not None])
     metric_type, compare = METRIC_CHOICES[metric], page is not None
     outcome = fit_index(
-        vectors, output, config, metric_type, rescore, queries, base, searched, labelled, **chosen_by, compare=compare
+        vectors,
+        output,
+        config,
+        metric_type,
+        rescore,
+        queries=queries,
+        base=base,
+        settings=searched,
+        pairs=labelled,
+        **chosen_by,
+        compare=compare,
     )
     click.echo(outcome)
     if page is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from faiss_qama.evaluation import Dataset, Measured, evaluate, exact, read_rows
 from faiss_qama.index import QamaIndex
 from faiss_qama.labels import Ids
 from faiss_qama.quantizer import METRICS
-from faiss_qama.tasks import Task, load_task
+from faiss_qama.tasks import Task, TaskMeasured, load_task
 from faiss_qama.vectors import Corpus, load_vectors
 
 METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
@@ -70,6 +71,8 @@ def eval_command(
     hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +sq8, +fp16 or +fp32 says what
     rescores.
     """
+    if json_path is not None:
+        files.check_writable(json_path, ())  # before anything is measured
     options = given(recall=recall, oversample=oversample)
     settings = given(nprobe=nprobe, efSearch=ef_search)
     if queries_path is None and (target / persistence.MANIFEST).exists():
@@ -101,18 +104,14 @@ def eval_command(
     name = target.resolve().name
     click.echo(f"{name}: {n:,} x {d}, {len(dataset.queries):,} queries, {faiss.omp_get_max_threads()} threads")
     click.echo(report.results_table([truth.measured, *measured], k))
-    if json_path is not None:
-        record = {
-            "dataset": name,
-            "corpus": [n, d],
-            "queries": len(dataset.queries),
-            "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, **options},
-            "metric": next(name for name, metric_type in METRIC_CHOICES.items() if metric_type == truth.metric),
-            "threads": faiss.omp_get_max_threads(),
-            "versions": {"faiss-qama": __version__, "faiss": faiss.__version__},
-            "results": [m.to_dict() for m in (truth.measured, *measured)],
-        }
-        files.write_text(json_path, json.dumps(record, indent=2) + "\n")
+    about = {
+        "corpus": [n, d],
+        "queries": len(dataset.queries),
+        "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, **options, **settings},
+        "metric": next(name for name, metric_type in METRIC_CHOICES.items() if metric_type == truth.metric),
+        "threads": faiss.omp_get_max_threads(),
+    }
+    _write(json_path, target, about, [truth.measured, *measured])
 
 
 def _eval_task(task: Task, target: Path, methods: tuple[str, ...], seeds: int, json_path: Path | None) -> None:
@@ -123,19 +122,20 @@ def _eval_task(task: Task, target: Path, methods: tuple[str, ...], seeds: int, j
             flag = "-k" if name == "k" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} is for retrieval; {target} holds a {type(task).__name__.lower()} task")
     measured = tasks.measure(task, list(methods) or [f"2x{max(1, task.train.shape[1] // 2)}"], seeds=seeds)
-    name, (n, d), items = target.resolve().name, task.train.shape, len(measured[0].floats)
-    click.echo(f"{name}: {type(task).__name__.lower()}, {n:,} x {d} to fit on, {items:,} to test")
+    kind, (n, d), items = type(task).__name__.lower(), task.train.shape, len(measured[0].floats)
+    click.echo(f"{target.resolve().name}: {kind}, {n:,} x {d} to fit on, {items:,} to test")
     click.echo(report.task_table(measured))
-    if json_path is not None:
-        record = {
-            "dataset": name,
-            "task": type(task).__name__.lower(),
-            "measure": task.measure,
-            "settings": {"seeds": seeds},
-            "versions": {"faiss-qama": __version__, "faiss": faiss.__version__},
-            "results": [m.to_dict() for m in measured],
-        }
-        files.write_text(json_path, json.dumps(record, indent=2) + "\n")
+    _write(json_path, target, {"task": kind, "measure": task.measure, "settings": {"seeds": seeds}}, measured)
+
+
+def _write(
+    path: Path | None, target: Path, about: dict[str, Any], measured: Sequence[Measured] | Sequence[TaskMeasured]
+) -> None:
+    """Write what was measured as JSON, if there is a path to write it to."""
+    if path is not None:
+        versions = {"faiss-qama": __version__, "faiss": faiss.__version__}
+        record = {"dataset": target.resolve().name, **about, "versions": versions}
+        files.write_text(path, json.dumps(record | {"results": [m.to_dict() for m in measured]}, indent=2) + "\n")
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -6,15 +6,17 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from faiss_qama import persistence, report
 from faiss_qama.bases import AUTO, DEFAULT, make_base
+from faiss_qama.calibration import KS
 from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
 from faiss_qama.index import QamaIndex
 from faiss_qama.layout import CodeLayout
+from faiss_qama.quantizer import Quantizer
 from faiss_qama.tuning import RECALL, check_memory
 from faiss_qama.vectors import Corpus
 
@@ -89,13 +91,13 @@ def fit_index(
     config: FitConfig,
     metric: int,
     rescore: str,
+    *,
     queries: Corpus | None = None,
     base: str = DEFAULT,
     settings: Mapping[str, int] | None = None,
     pairs: Pairs | None = None,
     recall: float | None = None,
     memory: float | None = None,
-    *,
     compare: bool = False,
 ) -> Outcome:
     """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen.
@@ -105,38 +107,21 @@ def fit_index(
 
     A training keeps its checkpoint, until the index is written, and its log in the folder ``path``.training.
     """
-    from faiss_qama.training.choose import choose
     from faiss_qama.training.data import draw  # here, because run time does not depend on training
-    from faiss_qama.training.fit import fit_draw
 
     persistence.check_writable(path, corpus.paths)
     if base == AUTO and settings:
         raise ValueError(f"base auto finds out {', '.join(settings)} by itself")
-    config = replace(config, residual=rescore == "codes" and pairs is None)
-    aim = recall if config.layout is None else None
-    chosen = config.bytes is not None or aim is not None
-    # Refused before anything is read.
-    layout = config.layout_in(corpus.shape[1])
-    make_base(DEFAULT if base == AUTO else base, layout).set(settings or {})
-    check_memory(CodeLayout.parse("1x1") if chosen else layout, memory)
-    if chosen and memory is not None:
-        config = replace(config, bytes=int(min(memory, config.bytes or memory)))
+    job = _Fit(config, metric, rescore, base, None if config.layout else recall, memory, corpus.shape, compare)
+    make_base(DEFAULT if base == AUTO else base, job.layout).set(settings or {})  # refused before anything is read
+    work = path.with_name(path.name + ".training")
     start = time.perf_counter()
     drawn = draw(corpus, queries, config.sample, config.seed, pairs)
-    choice = None
-    # Without held-out queries so many bytes get a layout by rule, but for a recall something has to be measured.
-    if aim is not None or (len(drawn.calibration) and (chosen or compare)):
-        choice = choose(drawn, config, metric, len(corpus), base=base, rescore=rescore, recall=aim, compare=compare)
-        config = choice.applied_to(config)
-    work = path.with_name(path.name + ".training")
-    quantizer = fit_draw(drawn, config, metric, work)
+    quantizer, choice = job.run(drawn, work)
     seconds = time.perf_counter() - start
     asked = drawn.calibration if len(drawn.calibration) else None
     index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, asked, recall or RECALL, memory)
-    if config.train is not None:
-        from faiss_qama.training.checkpoint import discard
-
-        discard(work)
+    _discard(config, work)
     if len(drawn.report) == 0:
         return Outcome(index, path, corpus, drawn, choice, seconds, "nothing", [])
 
@@ -159,3 +144,67 @@ def fit_index(
     measured += [Measured(name, stage.bytes_per_vector, [results[name]]) for name, stage in stages.items()]
     what = f"{len(drawn.report)} held-out {'documents' if drawn.train_queries is None else 'queries'}"
     return Outcome(index, path, corpus, drawn, choice, seconds, what, measured)
+
+
+class _Fit:
+    """What is to be fitted: refused, where it cannot be, before anything is read."""
+
+    def __init__(
+        self,
+        config: FitConfig,
+        metric: int,
+        rescore: str,
+        base: str,
+        recall: float | None,
+        memory: float | None,
+        shape: tuple[int, int],
+        compare: bool,
+    ) -> None:
+        from faiss_qama.training.layouts import by_rule  # here, because run time does not depend on training
+
+        self._metric, self._rescore, self._base, self._recall, self._n = metric, rescore, base, recall, shape[0]
+        chosen = config.bytes is not None or recall is not None
+        check_memory(CodeLayout.parse("1x1") if chosen else config.layout_in(shape[1]), memory)
+        if chosen and memory is not None:
+            config = replace(config, bytes=int(min(memory, config.bytes or memory)))
+        if config.residual is None:
+            config = replace(config, residual=rescore == "codes")
+        self._config, self._compare, self._chosen = config, compare, chosen
+        self.layout = config.layout_in(shape[1])
+        if config.bytes is not None:
+            self.layout = CodeLayout.parse(by_rule(config.bytes, shape[1], base))
+        if self.layout.residual is not None and rescore != "codes":
+            raise ValueError(f"layout {self.layout}: its second code is read by rescore codes alone, not {rescore}")
+
+    def run(self, drawn: Draw, work: Path) -> tuple[Quantizer, Choice | None]:
+        """Return a quantizer fitted to what was drawn, and what its layout was chosen from, if it was."""
+        from faiss_qama.training.choose import choose
+        from faiss_qama.training.fit import fit_draw
+
+        config, recall, choice = self._config, self._recall, None
+        # Without held-out queries so many bytes get a layout by rule, but for a recall something has to be measured.
+        if recall is not None or (len(drawn.calibration) and (self._chosen or self._compare)):
+            options: dict[str, Any] = {"base": self._base, "rescore": self._rescore, "recall": recall}
+            choice = choose(drawn, config, self._metric, self._n, **options, compare=self._compare)
+            config = choice.applied_to(config)
+        elif config.bytes is not None:
+            config = replace(config, layout=str(self.layout), bytes=None)
+        quantizer = fit_draw(drawn, config, self._metric, work)
+        while choice is not None and recall is not None and self._rescore == "codes":
+            assert quantizer.calibration is not None
+            reached = float(quantizer.calibration.codes[KS.index(K)].max())
+            if reached >= recall:
+                break
+            choice = choice.larger(recall, reached, self._config.bytes)
+            config = choice.applied_to(config)
+            _discard(config, work)
+            quantizer = fit_draw(drawn, config, self._metric, work)
+        return quantizer, choice
+
+
+def _discard(config: FitConfig, work: Path) -> None:
+    """Remove the checkpoint of a training, if there was one to be."""
+    if config.train is not None:
+        from faiss_qama.training.checkpoint import discard
+
+        discard(work)

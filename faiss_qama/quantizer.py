@@ -174,7 +174,7 @@ class Quantizer:
         (a, settings), (b, others) = self.to_state(), other.to_state()
         named = [name for name in a if not name.startswith(("calibration.", "query_"))]
         same = [settings[key] == others[key] for key in ("d", "layout", "metric", "unit", "scale")]
-        return all(same) and all(np.array_equal(a[name], b[name]) for name in named)
+        return all(same) and all(name in b and np.array_equal(a[name], b[name]) for name in named)
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return the arrays, C-contiguous and by name, and everything else as JSON can hold it."""

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 from tabulate import tabulate
 
 from faiss_qama.evaluation import Measured
-from faiss_qama.intervals import interval
+from faiss_qama.intervals import interval, percent
 from faiss_qama.judgements import Values
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.tasks import TaskMeasured
@@ -52,8 +51,7 @@ def _share(values: Values, floats: Values) -> tuple[str, str]:
     """Return a mean in % of the floats', and its interval, both over the same queries."""
     if not floats.any():
         return "-", "-"
-    with np.errstate(divide="ignore", invalid="ignore"):  # a resample of few queries may hold no hit at all
-        low, high = interval(lambda rows: 100 * float(values[rows].mean() / floats[rows].mean()), len(values))
+    low, high = interval(lambda rows: percent(values[rows].mean(), floats[rows].mean()), len(values))
     return f"{100 * values.mean() / floats.mean():.1f}", f"{low:.1f} to {high:.1f}"
 
 

@@ -109,9 +109,9 @@ class ResidualStore(CodesStore):
         self._lengths.cut(n)
 
     def keep(self, kept: Mask) -> None:
+        left = self._lengths.array[kept] if self._type is not None else self._lengths.array
         self._codes.keep(kept)
-        if self._type is not None:
-            self._lengths.keep(kept)
+        self._lengths = Rows(left)
 
     def clear(self) -> None:
         self._codes.reset()

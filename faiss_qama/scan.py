@@ -75,8 +75,10 @@ class Scan(Base):
 
     def keep(self, kept: Mask) -> None:
         words = self._gather(np.flatnonzero(kept))
-        self.reset()
-        self._append(words)
+        groups = np.zeros((-(-len(words) // LANES), self._words, LANES), np.uint32)
+        rows = np.arange(len(words))
+        groups[rows // LANES, :, rows % LANES] = words
+        self._groups, self._n = Rows(groups), len(words)  # at once, so that a lack of memory changes nothing
 
     def reset(self) -> None:
         self._groups.clear()

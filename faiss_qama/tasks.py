@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from faiss_qama.baselines import codec
 from faiss_qama.codes import Floats
-from faiss_qama.intervals import Rows, interval
+from faiss_qama.intervals import Picks, interval, percent
 from faiss_qama.judgements import Values
 from faiss_qama.quantizer import rescaled
 from faiss_qama.vectors import Corpus, PathLike, load_vectors, open_npy
@@ -57,7 +57,7 @@ class Similarity:
         cosines: Values = np.einsum("nd,nd->n", a, b, dtype=np.float64)
         return cosines
 
-    def score(self, items: Values, rows: Rows) -> float:
+    def score(self, items: Values, rows: Picks) -> float:
         """Return Spearman's correlation of cosines and scores, at ``rows``."""
         spearmanr = _needed("scipy.stats").spearmanr
         return float(spearmanr(items[rows], self.scores[rows]).statistic)
@@ -94,7 +94,7 @@ class Classification:
         right: Values = (regression.predict(features(self.test)) == self.test_labels).astype(np.float64)
         return right
 
-    def score(self, items: Values, rows: Rows) -> float:
+    def score(self, items: Values, rows: Picks) -> float:
         """Return the accuracy, at ``rows``."""
         return float(items[rows].mean())
 
@@ -139,11 +139,11 @@ class TaskMeasured:
             "config": self.config,
         }
 
-    def _score(self, rows: Rows) -> float:
+    def _score(self, rows: Picks) -> float:
         return float(np.mean([self.task.score(items, rows) for items in self.items]))
 
-    def _share(self, rows: Rows) -> float:
-        return 100 * self._score(rows) / self.task.score(self.floats, rows)
+    def _share(self, rows: Picks) -> float:
+        return percent(self._score(rows), self.task.score(self.floats, rows))
 
 
 def load_task(folder: PathLike) -> Task | None:

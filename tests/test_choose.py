@@ -13,11 +13,12 @@ from faiss_qama import QamaIndex
 from faiss_qama.bases import code_bytes, make_base
 from faiss_qama.calibration import KS
 from faiss_qama.layout import CodeLayout
+from faiss_qama.pipeline import fit_index
 from faiss_qama.training import FitConfig
-from faiss_qama.training.choose import MOST_CANDIDATES, WORTH, choose, layouts_within
+from faiss_qama.training.choose import MOST_CANDIDATES, WORTH, choose
 from faiss_qama.training.closed_form import closed_form
-from faiss_qama.training.config import layout_for
 from faiss_qama.training.data import draw
+from faiss_qama.training.layouts import by_rule, layouts_within
 from faiss_qama.training.residual import with_residual
 from faiss_qama.vectors import Corpus
 
@@ -97,7 +98,26 @@ def test_two_codes_fit_into_the_bytes_and_are_taken_for_so_much_more(metric, uni
         index = QamaIndex(fit_quietly(x, layout=trial.layout, metric=metric), "codes")
         assert trial.bytes == sum(index.bytes_per_vector) <= 24
     most = [max(t.recall() for t in trials if t.rotation == "itq") for trials in (one, two)]
-    assert ("+" in choice.chosen.layout) == (most[1] > most[0] + WORTH)
+    assert "+" in choice.chosen.layout
+    assert most[1] > most[0] + WORTH
+
+
+def test_two_codes_that_find_little_more_are_not_taken(drawn, monkeypatch):
+    config = FitConfig(bytes=24, residual=True)
+    assert "+" in choose(drawn, config, INNER_PRODUCT, 1200).chosen.layout
+    monkeypatch.setattr("faiss_qama.training.choose.WORTH", 1.0)
+    assert "+" not in choose(drawn, config, INNER_PRODUCT, 1200).chosen.layout
+
+
+def test_the_next_choice_is_larger_and_enough_or_refused(drawn):
+    first = choose(drawn, FitConfig(), INNER_PRODUCT, 1200, recall=0.3)
+    second = first.larger(0.3, 0.25, None)
+    assert second.chosen.bytes > first.chosen.bytes
+    assert second.chosen.recall() >= 0.3
+    assert not any(t.recall() >= 0.3 for t in first.trials if first.chosen.bytes < t.bytes < second.chosen.bytes)
+    assert f"{first.chosen.layout} reached 0.250" in second.reason
+    with pytest.raises(ValueError, match="recall 0.3 takes more than the .* whose codes reach 0.250; rescore"):
+        first.larger(0.3, 0.25, first.chosen.bytes)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +180,10 @@ def test_fit_takes_what_is_chosen():
 @pytest.mark.parametrize("d", [1, 36, 384])
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 9, 15, 16, 100])
 def test_where_nothing_is_measured_so_many_bytes_are_enough(size, d):
-    layout = layout_for(size, d)
-    assert code_bytes("BFlat" if size < 4 else "Scan", layout) <= size
-    assert layout.components == d or code_bytes("Scan", CodeLayout.parse(f"{layout},1x33")) > size
+    base = "BFlat" if size < 4 else "Scan"
+    layout = CodeLayout.parse(by_rule(size, d, base))
+    assert code_bytes(base, layout) <= size
+    assert layout.components == d or code_bytes(base, CodeLayout.parse(f"{layout},1x33")) > size
 
 
 @pytest.mark.parametrize(
@@ -185,3 +206,37 @@ def test_what_cannot_be_is_refused(drawn, settings, options, message):
 def test_without_held_out_queries_nothing_is_chosen(drawn):
     with pytest.raises(ValueError, match="a layout is chosen by measuring, on 200 documents or 60 queries; got 1080"):
         choose(replace(drawn, calibration=np.empty((0, D), np.float32)), FitConfig(bytes=8), INNER_PRODUCT, 1200)
+
+
+def test_a_recall_that_a_sample_promised_is_kept_by_the_index(tmp_path, monkeypatch):
+    monkeypatch.setattr("faiss_qama.training.choose.SAMPLE", 150)  # among so few, codes find more
+    x = make_vectors(1200)
+    np.save(tmp_path / "corpus.npy", x)
+    outcome = fit_index(
+        Corpus(tmp_path / "corpus.npy"), tmp_path / "i.qama", FitConfig(), INNER_PRODUCT, "codes", recall=0.6
+    )
+    assert "on all that was drawn" in outcome.choice.reason
+    assert outcome.index.search(x[:5], 10, recall=0.6)[1].shape == (5, 10)
+
+
+@pytest.mark.parametrize("base", ["Scan", "BFlat"])
+def test_too_few_to_measure_get_no_more_bytes_than_they_may(tmp_path, base):
+    np.save(tmp_path / "few.npy", make_vectors(100))
+    corpus, config = Corpus(tmp_path / "few.npy"), FitConfig(bytes=9)
+    with pytest.warns(UserWarning, match="fitted on 90 vectors"):
+        outcome = fit_index(corpus, tmp_path / "i.qama", config, INNER_PRODUCT, "none", base=base)
+    assert 0 < outcome.index.bytes_per_vector[0] <= 9
+
+
+def test_a_second_code_that_nothing_reads_is_refused_before_anything_is_written(tmp_path):
+    np.save(tmp_path / "corpus.npy", make_vectors(300))
+    corpus, config = Corpus(tmp_path / "corpus.npy"), FitConfig(layout="2x9+2x9")
+    with pytest.raises(ValueError, match=r"layout 2x9\+2x9: its second code is read by rescore codes alone, not fp16"):
+        fit_index(corpus, tmp_path / "i.qama", config, INNER_PRODUCT, "fp16")
+    assert not (tmp_path / "i.qama").exists()
+
+
+def test_of_too_few_bytes_nothing_is_fitted():
+    for n in (100, 1200):
+        with pytest.raises(ValueError, match="bytes: base Scan takes 4 a code at least; got 3"):
+            fit_quietly(make_vectors(n), bytes=3)

@@ -208,7 +208,7 @@ def test_the_mean_over_seeds():
     ("name", "message"),
     [
         ("nonsense", "unknown method 'nonsense'"),
-        ("2x18+fp8", "rescoring is one of none, codes"),
+        ("2x18+fp8", r"what rescores is one of \+none, \+codes"),
         ("faiss:Nonsense", "faiss:Nonsense"),
         ("faiss:Flat;nonsense=3", "nonsense"),
     ],

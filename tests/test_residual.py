@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import D, fit_quietly, make_vectors
 
-from faiss_qama import QamaIndex
+from faiss_qama import QamaIndex, scan
 from faiss_qama.layout import CodeLayout
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.residual import ResidualStore
@@ -129,8 +129,29 @@ def test_an_add_that_fails_leaves_both_codes_as_they_were(corpus, queries, monke
             index.add(corpus[101:200])
     np.testing.assert_array_equal(index.search(queries, 5)[1], want[1])
     index.add(corpus[101:])
-    assert index.ntotal == len(corpus)
-    assert len(index.second_stage.arrays()["lengths"]) == len(corpus)
+    anew = QamaIndex(index.quantizer, "codes")
+    anew.add(corpus)
+    for name, array in anew.second_stage.arrays().items():
+        np.testing.assert_array_equal(index.second_stage.arrays()[name], array)
+
+
+@pytest.mark.parametrize("base", ["Scan", "ScanIVF4"])
+def test_a_removal_that_fails_leaves_both_codes_as_they_were(corpus, queries, monkeypatch, base):
+    index = QamaIndex(fit(corpus, config=FitConfig(layout="2x18+2x18")), "codes", base=base)
+    index.train(corpus)
+    index.add(corpus)
+    want = index.search(queries, 5, oversample=1e9)
+
+    def full(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(scan.Scan, "_gather", full)
+        with pytest.raises(MemoryError):
+            index.remove_ids(np.arange(50))
+    got = index.search(queries, 5, oversample=1e9)
+    np.testing.assert_array_equal(got[1], want[1])
+    np.testing.assert_array_equal(got[0], want[0])
 
 
 def test_state_comes_back(fitted):

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -87,6 +89,22 @@ def test_every_kind_of_method_keeps_most_of_the_similarity(similarity, name):
     low, high = method.retained[1]
     assert 60 < low <= method.retained[0] <= high < 110
     assert 0 < method.bytes < floats.bytes
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("1x36", 8), ("2x18", 8), ("2x18+none", 8), ("2x36", 16), ("2x18+2x18,1x3", 20), ("faiss:SQ8", 36)],
+)
+def test_bytes_are_those_that_an_index_holds(name, size):
+    assert baselines.codec(name, Corpus(make_vectors(500))).bytes == size
+
+
+def test_a_resample_without_anything_is_left_out(similarity):
+    task = load_task(similarity)
+    few = replace(task, a=task.a[:3], b=task.b[:3], scores=np.array([0.0, 1.0, 2.0]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # scipy says that ranks are all the same
+        assert all(np.isfinite(tasks.measure(few, ["1x36"])[1].retained[1]))
 
 
 def test_faiss_features_are_what_its_index_reconstructs():

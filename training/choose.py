@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,17 +17,14 @@ from faiss_qama.training.calibrate import calibrate
 from faiss_qama.training.closed_form import are_units, closed_form
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.data import Draw
+from faiss_qama.training.layouts import SHARES, by_rule, layouts_within, residuals_within
 from faiss_qama.training.residual import with_residual
 from faiss_qama.training.thresholds import SINGLE
 from faiss_qama.tuning import RECALL
 
 K = 10
 SAMPLE = 5_000  # documents that a trial is fitted to and measured on: about a second each
-SHARES = (1.0, 2 / 3, 0.5, 0.0)  # of the bytes, that go to components of more than two levels
-# Of the bytes, what goes to the first of two codes, where codes of a residual are tried: with so many bytes times d or
-# more, as of fewer two bytes of length are too many (docs/results). They take more time than one code of as many bytes,
-# and must find so much more.
-FIRST, LEAST, WORTH = (1 / 2, 1 / 3), 1 / 10, 0.01
+WORTH = 0.01  # what two codes must find more than one: they take more time
 SIZES = (1 / 24, 1 / 16, 1 / 12, 1 / 8, 3 / 16, 1 / 4)  # bytes to try where none are asked for, times d
 # Where floats rescore, any code reaches any recall if enough candidates are scored. So many are cheap (docs/results).
 MOST_CANDIDATES = 400
@@ -41,7 +38,7 @@ class Trial:
     Parameters
     ----------
     layout, rotation : what was fitted
-    bytes : a vector, as the base holds its code
+    bytes : a vector, of its code as the base holds it and of a second code
     calibration : what was measured
     n : vectors in the corpus that the sample is of
     """
@@ -79,6 +76,22 @@ class Choice:
     trials: list[Trial]
     chosen: Trial
     reason: str
+
+    def larger(self, recall: float, reached: float, most: int | None) -> Choice:
+        """Return the next choice, for a ``recall`` of codes alone of which the fit of the chosen one ``reached`` less.
+
+        Raises ValueError if there is none of more bytes, and of ``most`` at most.
+        """
+        larger = [t for t in self.trials if self.chosen.bytes < t.bytes <= (most or np.inf)]
+        rest = [t for t in larger if t.recall() >= recall]
+        if not rest:
+            raise ValueError(
+                f"recall {recall} takes more than the {self.chosen.bytes} bytes of {self.chosen.layout}, whose codes "
+                f"reach {reached:.3f}; rescore from floats, or allow more bytes, or less recall"
+            )
+        chosen = min(rest, key=lambda t: (t.bytes, -t.recall()))
+        why = f"recall@{K} {chosen.recall():.3f}; {self.chosen.layout} reached {reached:.3f} on all that was drawn"
+        return replace(self, chosen=chosen, reason=why)
 
     def applied_to(self, config: FitConfig) -> FitConfig:
         """Return ``config`` with the layout and the rotation that were taken."""
@@ -125,14 +138,15 @@ def choose(
     if config.residual and rescore == "codes" and config.thresholds not in SINGLE:
         length = residual_bytes(CodeLayout.parse("1x1"), metric, unit) - code_bytes(DEFAULT, CodeLayout.parse("1x1"))
         layouts += [layout for size in sizes for layout in residuals_within(size, d, base, length)]
-    if config.bytes is not None and not any(layouts_within(config.bytes, d, base)):
-        least = code_bytes(base, CodeLayout.parse("1x1"))
-        raise ValueError(f"bytes: base {base} takes {least} a code at least; got {config.bytes}")
+    if config.bytes is not None:
+        by_rule(config.bytes, d, base)  # raises where there is none
 
     def trial(layout: str, rotation: str) -> Trial:
         settings = replace(config, layout=layout, rotation=rotation, bytes=None, slices=(), train=None)
         parsed = CodeLayout.parse(layout)
-        quantizer = with_residual(closed_form(small, settings, metric), parsed.residual, small, settings)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fitted on")  # the fit that follows says it once
+            quantizer = with_residual(closed_form(small, settings, metric), parsed.residual, small, settings)
         calibration = calibrate(quantizer, small).calibration
         assert calibration is not None
         size = code_bytes(base, parsed) + residual_bytes(parsed.residual, metric, unit)
@@ -171,7 +185,7 @@ class _Goal:
         if self.recall is None:
             return min(trials, key=lambda trial: self.cost(trial) + WORTH * ("+" in trial.layout))
         nearest = min(trials, key=self.cost)
-        if self.cost(nearest) > (-self.recall if self.alone else np.finfo(np.float32).max):
+        if self.cost(nearest) > (-self.recall if self.alone else np.finfo(np.float64).max):
             raise ValueError(
                 f"recall {self.recall} takes more than the {nearest.bytes} bytes of {nearest.layout}, which comes "
                 f"nearest: {self.worth(nearest)}; "
@@ -179,41 +193,6 @@ class _Goal:
             )
         enough = [t for t in trials if self.cost(t) <= (-self.recall if self.alone else MOST_CANDIDATES)]
         return min(enough or [nearest], key=lambda trial: (trial.bytes, self.cost(trial)))
-
-
-def layouts_within(size: int, d: int, base: str = DEFAULT, shares: Sequence[float] = SHARES) -> Iterator[str]:
-    """Yield layouts of up to ``d`` components whose codes ``base`` holds in ``size`` bytes or a little less.
-
-    Early components, ``shares`` of the bytes, have four levels, or three where ``base`` holds those in fewer bytes; the
-    others have two.
-    """
-    counts = [*range(8, d, 8), d]
-
-    def text(bits: str, early: int, late: int) -> str:
-        return ",".join(f"{b}x{count}" for b, count in ((bits, early), ("1", late)) if count)
-
-    def held(bits: str, early: int, late: int) -> int:
-        return code_bytes(base, CodeLayout.parse(text(bits, early, late)))
-
-    for bits in ("2", "1.5"):
-        if bits == "1.5" and held("1.5", 32, 0) == held("2", 32, 0):
-            continue
-        for share in shares:
-            early = max((c for c in counts if held(bits, c, 0) <= share * size), default=0)
-            late = max((c for c in counts if c <= d - early and held(bits, early, c) <= size), default=0)
-            if early + late:
-                yield text(bits, early, late)
-
-
-def residuals_within(size: int, d: int, base: str, length: int) -> Iterator[str]:
-    """Yield layouts of two codes, the second of what the first leaves over, in ``size`` bytes or a little less.
-
-    ``length`` is the bytes of the length that is kept beside them.
-    """
-    for share in FIRST if size >= LEAST * d else ():
-        for first in layouts_within(int(share * size), d, base, (1.0,)):
-            left = size - code_bytes(base, CodeLayout.parse(first)) - length
-            yield from (f"{first}+{second}" for second in layouts_within(left, d, shares=(1.0, 0.0)))
 
 
 def _sizes(config: FitConfig, d: int, recall: float | None, compare: bool) -> list[int]:

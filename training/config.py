@@ -11,6 +11,7 @@ import numpy as np
 import yaml
 
 from faiss_qama.layout import CodeLayout, Segment
+from faiss_qama.training.layouts import by_rule
 from faiss_qama.training.train_config import TrainConfig, make
 from faiss_qama.vectors import PathLike
 
@@ -40,7 +41,8 @@ class FitConfig:
         ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the first half
     bytes : instead of ``layout``, bytes a vector, as base ``Scan`` holds them; the layout is then chosen by measuring,
         if there are 200 documents or 60 queries to measure with
-    residual : try layouts with codes of what others leave over, too: for ``rescore="codes"``, which alone reads them
+    residual : whether layouts of two codes are tried, too, the second of what the first leaves over, which
+        ``rescore="codes"`` alone reads; None for where that is known, by the command line
     center : subtract the corpus' mean first
     projection : ``pca`` orders components by variance; ``none`` keeps the order of the embedding (Matryoshka models)
     rotation : inside the kept components: ``itq`` (to where quantization loses least), ``random``, ``none``
@@ -62,7 +64,7 @@ class FitConfig:
 
     layout: str | None = None
     bytes: int | None = None
-    residual: bool = False
+    residual: bool | None = None
     center: bool = True
     projection: str = "pca"
     rotation: str = "itq"
@@ -131,8 +133,16 @@ class FitConfig:
         return asdict(self) | {"slices": self.slices if isinstance(self.slices, str) else list(self.slices)}
 
     def for_pairs(self) -> FitConfig:
-        """Return these settings, with those of a training if there are none: pairs are always trained on."""
-        return self if self.train is not None else replace(self, train=TrainConfig())
+        """Return these settings, with those of a training if there are none: pairs are always trained on.
+
+        Raises ValueError for a layout with a residual.
+        """
+        if "+" in (self.layout or ""):
+            raise ValueError(
+                f"layout {self.layout}: a residual brings decoded documents back to what they were before a training "
+                "on pairs; leave out what follows the +"
+            )
+        return replace(self, train=self.train or TrainConfig(), residual=False)
 
     def layout_in(self, d: int) -> CodeLayout:
         """Return the layout for vectors of dimension ``d``.
@@ -140,7 +150,7 @@ class FitConfig:
         Raises ValueError if it has more components than that, or if a slice does not end between two units of it.
         """
         if self.bytes is not None:
-            layout = layout_for(self.bytes, d)
+            layout = CodeLayout.parse(by_rule(self.bytes, d))
         elif self.layout is None:
             layout = CodeLayout((Segment("2", max(1, d // 2)),))
         else:
@@ -169,14 +179,6 @@ class FitConfig:
         return sorted({*self.slices_in(layout), *np.cumsum([s.components for s in layout.segments]).tolist()})
 
 
-def layout_for(size: int, d: int) -> CodeLayout:
-    """Return the layout for ``size`` bytes a vector where nothing is measured, as base ``Scan`` holds them in words.
-
-    That is two bits; of less than two words, one. Where it can be measured, several are tried (choose.py).
-    """
-    return CodeLayout((Segment("2", min(d, size // 8 * 32)) if size >= 8 else Segment("1", min(d, 8 * size, 32)),))
-
-
 def _listed(slices: Iterable[int] | str) -> tuple[int, ...]:
     """Return the component counts that are given as numbers."""
     if slices != "nested" and (isinstance(slices, str) or not isinstance(slices, Iterable)):
@@ -189,7 +191,7 @@ def _check_types(config: FitConfig) -> None:
     wanted: dict[str, tuple[type, ...]] = {
         "layout": (str, type(None)),
         "bytes": (int, type(None)),
-        "residual": (bool,),
+        "residual": (bool, type(None)),
         "center": (bool,),
         "projection": (str,),
         "rotation": (str,),

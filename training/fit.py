@@ -53,11 +53,6 @@ def fit(
     config = config or FitConfig()
     if pairs is not None:
         config = config.for_pairs()
-        if "+" in (config.layout or ""):
-            raise ValueError(
-                f"layout {config.layout}: a residual brings decoded documents back to what they were before the "
-                "training on pairs; leave out what follows the +"
-            )
     source = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     if queries is not None and not isinstance(queries, Corpus):
         queries = Corpus(queries, source.shape[1], "queries")
