@@ -20,7 +20,7 @@ import numpy as np
 from cells import RESULTS, SETS
 from equal_peers import OPQ_ROUNDS, QUERY_BITS, RESCORED, SAMPLE, K, Variant, variants
 from results import METRIC, write
-from tables import render
+from tables import remake
 from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
@@ -79,7 +79,7 @@ def measure(dataset: Dataset, smaller: list[Rows]) -> Iterator[dict[str, Any]]:
         queries=np.ascontiguousarray(dataset.queries[:QUERIES]),
         qrels=None if dataset.qrels is None else dataset.qrels[dataset.qrels[:, 0] < QUERIES],
     )
-    x = np.concatenate(list(dataset.corpus.chunks()))
+    x = dataset.corpus.read()
     truth = exact(dataset, K, METRIC)
     floats = truth.measured.mean.values
     for size in BUDGETS:
@@ -138,8 +138,7 @@ def _known() -> dict[str, Rows]:
 def main(data: Path, sets: tuple[str, ...]) -> None:
     """Measure on the data set folders in DATA, and remake the tables."""
     equal_bytes(data, sets or SETS)
-    for path, text in render().items():
-        path.write_text(text)
+    remake()
 
 
 if __name__ == "__main__":

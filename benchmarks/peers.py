@@ -20,7 +20,7 @@ from arrangements import Arrangement, K, of_faiss, of_ours
 from others import others
 from results import million, write
 from speed import in_turns
-from tables import render
+from tables import remake
 from threadpoolctl import threadpool_limits
 
 from faiss_qama.codes import Floats
@@ -51,7 +51,7 @@ MORE_OF_OURS = [("2x128", "Scan"), ("2x128", "ScanIVF{}"), ("1x384", "ScanIVF{}"
 def vectors(folder: Path, size: str) -> tuple[Floats, Floats]:
     """Return the documents and the queries: quora's own, or a million documents made from them."""
     dataset = Dataset.load(folder)
-    x = np.concatenate(list(dataset.corpus.chunks()))
+    x = dataset.corpus.read()
     if size == "million":
         x = np.concatenate(list(million(x)))
     return x, np.ascontiguousarray(dataset.queries[:QUERIES])
@@ -167,8 +167,7 @@ def main(data: Path, size: tuple[str, ...]) -> None:
         lists = (250, 500) if one == "quora" else (2048, 4096)
         with tempfile.TemporaryDirectory() as folder:
             write(f"peers-{one}", measure(x, xq, lists, Path(folder)))
-    for path, text in render().items():
-        path.write_text(text)
+    remake()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ import faiss
 import numpy as np
 from results import METRIC, write
 from sklearn.preprocessing import normalize
-from tables import render
+from tables import remake
 
 from faiss_qama import QamaIndex, baselines
 from faiss_qama.bases import code_bytes
@@ -80,7 +80,7 @@ def _codes(dataset: Dataset, truth: Truth, layout: str) -> dict[str, float]:
 
 def _floats(dataset: Dataset, truth: Truth, components: int) -> dict[str, float]:
     """Return nDCG@10 of components that are not cut: the first ones at unit length, and the principal ones."""
-    sides = [np.concatenate(list(dataset.corpus.chunks())), dataset.queries]
+    sides = [dataset.corpus.read(), dataset.queries]
     documents, queries = (normalize(x[:, :components]) for x in sides)
     first = exact(replace(dataset, corpus=Corpus(documents), queries=queries), truth.k, truth.metric).measured
     principal = baselines.build(f"faiss:PCA{components},Flat", dataset, faiss.METRIC_L2).index
@@ -108,8 +108,7 @@ def _share(indexes: Sequence[Searchable], dataset: Dataset, truth: Truth) -> flo
 def main(data: Path) -> None:
     """Measure on the data set folders in DATA, and remake the tables."""
     qama_table(data)
-    for path, text in render().items():
-        path.write_text(text)
+    remake()
 
 
 if __name__ == "__main__":

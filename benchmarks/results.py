@@ -21,7 +21,7 @@ import click
 import faiss
 import numpy as np
 from cells import RESULTS, SETS
-from tables import render
+from tables import remake
 from threadpoolctl import threadpool_limits
 
 import faiss_qama
@@ -152,7 +152,7 @@ def choices(folder: Path, seeds: int) -> None:
 
 def growth(dataset: Dataset) -> list[dict[str, float]]:
     """Measure how many Hamming candidates hold 95 % of the exact 10 nearest, as the corpus grows fourfold."""
-    x = np.concatenate(list(dataset.corpus.chunks()))
+    x = dataset.corpus.read()
     order = np.random.default_rng(0).permutation(len(x))
     quantizer = fit(x, config=FitConfig(layout="2x192"))
     queries = dataset.queries[:1000]
@@ -175,7 +175,7 @@ def growth(dataset: Dataset) -> list[dict[str, float]]:
 
 def lengths(dataset: Dataset) -> list[dict[str, float]]:
     """Measure recall@10 of 80 candidates by how much documents' lengths vary and how far queries are spread."""
-    x = np.concatenate(list(dataset.corpus.chunks()))
+    x = dataset.corpus.read()
     rows = []
     for spread in SPREADS:
         length = np.exp(spread * np.random.default_rng(0).standard_normal((len(x), 1)))
@@ -216,7 +216,7 @@ def stock(folder: Path) -> None:
     record["bases"] = []
     for base, settings in BASES:
         index = QamaIndex(fitted, "fp16", base=base)
-        x = np.concatenate(list(dataset.corpus.chunks()))
+        x = dataset.corpus.read()
         index.train(x)
         index.add(x)
         result = evaluate(index, dataset, truth, recall=0.95, **settings)
@@ -258,7 +258,7 @@ def scale(folder: Path) -> None:
                 "output": out.splitlines()[:-1],
             }
             click.echo(out)
-    x = np.concatenate(list(Corpus(folder / "quora" / "corpus.npy").chunks()))
+    x = Corpus(folder / "quora" / "corpus.npy").read()
     quantizer = fit(x, config=FitConfig(layout="2x192"))
     seconds = []
     for _ in range(7):
@@ -299,7 +299,7 @@ def main(data: Path | None, only_render: bool) -> None:
             raise click.UsageError("DATA, a folder of data set folders, is needed")
         from equal_bytes import equal_bytes  # here, because they write as this module does
         from qama import qama_table
-        from seeds import rotated_study
+        from rotated import rotated_study
 
         for name in SETS:
             main_job(data / name)
@@ -309,8 +309,7 @@ def main(data: Path | None, only_render: bool) -> None:
         rotated_study(data)
         equal_bytes(data)
         qama_table(data)
-    for path, text in render().items():
-        path.write_text(text)
+    remake()
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import faiss
 import numpy as np
 from cells import RESULTS
 from results import METRIC, million, write
-from tables import render
+from tables import remake
 from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
@@ -62,7 +62,7 @@ print(time.perf_counter() - start, start - begin)
 def coded(folder: Path, layout: str) -> tuple[CodeLayout, Codes, Codes]:
     """Return the layout, codes of a million documents made from those of ``folder``, and codes of its queries."""
     dataset = Dataset.load(folder)
-    x = np.concatenate(list(dataset.corpus.chunks()))
+    x = dataset.corpus.read()
     quantizer = fit(x, config=FitConfig(layout=layout, rotation="random"), metric=METRIC)
     code = np.concatenate([quantizer.encode(rows) for rows in million(x)])
     return quantizer.layout, code, quantizer.encode_queries(dataset.queries[:1024])
@@ -111,7 +111,7 @@ def seconds_of(call: Callable[[], Any], rounds: int = 7) -> float:
 def stages(folder: Path) -> dict[str, Any]:
     """Time the steps beside the scan: scoring candidates from their codes, and encoding."""
     dataset = Dataset.load(folder)
-    x, xq = np.concatenate(list(dataset.corpus.chunks())), dataset.queries[:1024]
+    x, xq = dataset.corpus.read(), dataset.queries[:1024]
     quantizer = fit(x, config=FitConfig(layout="2x192"), metric=METRIC)
     index = QamaIndex(quantizer, "codes", base="Scan")
     index.add(x)
@@ -153,7 +153,7 @@ def single(quantizer: Quantizer, x: Floats, xq: Floats) -> dict[str, Any]:
 def stock_fastscan(folder: Path) -> list[dict[str, Any]]:
     """Compare two ways to rank by asymmetric distances: FastScan on our levels, and our scan scored from its codes."""
     dataset = Dataset.load(folder)
-    x, xq = np.concatenate(list(dataset.corpus.chunks())), dataset.queries[:1000]
+    x, xq = dataset.corpus.read(), dataset.queries[:1000]
     truth = faiss.knn(xq, x, 10, metric=METRIC)[1]
     quantizer = fit(x, config=FitConfig(layout="2x192"), metric=METRIC)
     index = QamaIndex(quantizer, "codes", base="Scan")
@@ -175,7 +175,7 @@ def stock_fastscan(folder: Path) -> list[dict[str, Any]]:
 def growth(folder: Path) -> list[dict[str, Any]]:
     """Time a query, of a batch, for 100 hits in ever more codes, with one thread; lists and graphs lose one of 40."""
     dataset = Dataset.load(folder)
-    x, xq = np.concatenate(list(dataset.corpus.chunks())), dataset.queries[:1000]
+    x, xq = dataset.corpus.read(), dataset.queries[:1000]
     quantizer = fit(x, config=FitConfig(layout="2x192", rotation="random"), metric=METRIC)
     code = np.concatenate([quantizer.encode(part) for part in million(x, millions=4)])
     rows = []
@@ -202,7 +202,7 @@ def growth(folder: Path) -> list[dict[str, Any]]:
 def loading(folder: Path) -> dict[str, Any]:
     """Time the first answer of a mapped index of a million vectors, in a new process, once numba has started."""
     dataset = Dataset.load(folder)
-    x = np.concatenate(list(dataset.corpus.chunks()))
+    x = dataset.corpus.read()
     measured: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as scratch:
         quantizer = fit(x, config=FitConfig(layout="2x192", rotation="random"), metric=METRIC)
@@ -235,8 +235,7 @@ def main(data: Path, parts: tuple[str, ...]) -> None:
     known = json.loads(path.read_text()) if path.exists() else {}
     record = {"k": K, "n": 1_000_000} | {part: known[part] for part in PARTS if part in known}
     write("speed", record | {part: PARTS[part](data / "quora") for part in parts})
-    for file, text in render().items():
-        file.write_text(text)
+    remake()
 
 
 if __name__ == "__main__":

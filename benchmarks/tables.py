@@ -29,6 +29,12 @@ from speed_tables import (
 from training_tables import ablation_table, prefixes_table, training_table
 
 
+def remake() -> None:
+    """Write the files that hold tables anew."""
+    for path, text in render().items():
+        path.write_text(text)
+
+
 def render() -> dict[Path, str]:
     """Return the files that hold tables, with the tables made anew from the JSON files."""
     data = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}

@@ -13,13 +13,12 @@ from typing import Any
 
 import click
 import faiss
-import numpy as np
 import yaml
 from cells import ROOT, SETS
 from qama import LAYOUT
 from qama import SETS as QAMA_SETS
 from results import METRIC, write
-from tables import render
+from tables import remake
 
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Truth, exact, recall
@@ -80,7 +79,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.dataset = folder, Dataset.load(folder)
-        self.x: Floats = np.concatenate(list(self.dataset.corpus.chunks()))
+        self.x: Floats = self.dataset.corpus.read()
         self.truth: Truth = exact(self.dataset, 10, METRIC)
 
     def train(self, config: FitConfig, given: str) -> tuple[Quantizer, Training | None, dict[str, float]]:
@@ -226,8 +225,7 @@ def main(data: Path, parts: tuple[str, ...], sets: tuple[str, ...]) -> None:
             write(f"training-qama-{name}", {"rows": nested(bench)})
         if name == "nfcorpus" and (not parts or "ablation" in parts):
             write("training-ablation", {"set": name, "rows": ablation(bench)})
-    for path, text in render().items():
-        path.write_text(text)
+    remake()
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def build(name: str, dataset: Dataset, metric: int, *, train_queries: bool = Fal
     With ``train_queries`` the fit is given the data set's unlabelled queries. Raises ValueError for an unknown name.
     """
     if _is_of_faiss(name):
-        x = _whole(dataset.corpus)
+        x = dataset.corpus.read()
         index, config = _trained(name, x, metric)
         index.add(x)
         if isinstance(index, faiss.IndexRefine):
@@ -109,7 +109,7 @@ def codec(name: str, corpus: Corpus, *, seed: int = 0) -> Codec:
     """Fit the method ``name`` to ``corpus``. Raises ValueError for an unknown name, and for one that keeps floats."""
     metric = faiss.METRIC_L2  # under which both sides are cut alike, and which every FAISS index knows
     if _is_of_faiss(name):
-        index, config = _trained(name, _whole(corpus), metric)
+        index, config = _trained(name, corpus.read(), metric)
         try:
             size = int(index.sa_code_size())
         except RuntimeError:
@@ -204,7 +204,3 @@ def _scalar(x: Floats, metric: int, *, rotated: bool) -> faiss.Index:
         rotation.is_trained = rotation.is_orthonormal = True
         index = faiss.IndexPreTransform(rotation, index)
     return index
-
-
-def _whole(corpus: Corpus) -> Floats:
-    return np.concatenate(list(corpus.chunks()))

@@ -106,6 +106,10 @@ class Corpus:
         for _, chunk in self._windows(None):
             yield chunk
 
+    def read(self) -> Floats:
+        """Return all the vectors, (n, d) float32, in memory."""
+        return np.concatenate(list(self.chunks()))
+
     def take(self, rows: NDArray[np.int64]) -> Floats:
         """Return the vectors at ``rows``, in the order of ``rows``."""
         order = np.argsort(rows, kind="stable")

@@ -1,4 +1,4 @@
-"""The table of the study of rotated ternary codes, remade on these vectors: python benchmarks/seeds.py DATA.
+"""The table of the study of rotated ternary codes, remade on these vectors: python benchmarks/rotated.py DATA.
 
 Writes docs/results/rotated-study.json, and remakes the tables.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import click
 from results import write
-from tables import render
+from tables import remake
 
 from faiss_qama import tasks
 
@@ -43,8 +43,7 @@ def rotated_study(data: Path) -> None:
 def main(data: Path) -> None:
     """Measure on the data set folders in DATA, and remake the tables."""
     rotated_study(data)
-    for path, text in render().items():
-        path.write_text(text)
+    remake()
 
 
 if __name__ == "__main__":
