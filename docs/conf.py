@@ -13,6 +13,7 @@ release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["conf.py"]
 html_theme = "furo"
+html_show_copyright = False
 html_title = f"faiss-qama {release}"
 highlight_language = "none"  # blocks that say nothing are pictures and output
 

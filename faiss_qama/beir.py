@@ -8,6 +8,7 @@ with the id of the query is no answer.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -98,7 +99,7 @@ def documents(path: Path) -> Iterator[tuple[str, str]]:
 def read_qrels(path: Path, queries: Mapping[str, int], corpus: Mapping[str, int]) -> Qrels:
     """Return the rows of a tab-separated file of query id, corpus id and grade; of a pair's rows the last counts.
 
-    A first line whose grade is no whole number is a header. Raises ValueError naming the line, also for ids that
+    A first line whose grade has no digit is a header. Raises ValueError naming the line, also for ids that
     ``queries`` or ``corpus`` lack.
     """
     grades: dict[tuple[str, str], int] = {}
@@ -109,12 +110,11 @@ def read_qrels(path: Path, queries: Mapping[str, int], corpus: Mapping[str, int]
                 f"{path}: line {number}: query-id, corpus-id and score, tab-separated, are needed; got {line!r}"
             )
         query, document, score = cells
-        try:
-            grade = int(score)
-        except ValueError:
-            if number == 1:
+        if not re.fullmatch(r"\s*[+-]?\d{1,9}\s*", score):
+            if number == 1 and not any(letter.isdigit() for letter in score):
                 continue
-            raise ValueError(f"{path}: line {number}: a score is a whole number; got {score!r}") from None
+            raise ValueError(f"{path}: line {number}: a score is a whole number of up to 9 digits; got {score!r}")
+        grade = int(score)
         for identifier, known, name in ((query, queries, "queries.jsonl"), (document, corpus, "corpus.jsonl")):
             if identifier not in known:
                 raise ValueError(f"{path}: line {number}: {name} has no {identifier!r}; add it there or drop this line")
@@ -157,25 +157,42 @@ def _rows(path: Path, ids: Iterable[str]) -> dict[str, int]:
             raise ValueError(
                 f"{path}: line {row + 1}: the _id {identifier!r} is line {rows[identifier] + 1}'s too; rename one"
             )
-        if len(identifier.splitlines()) != 1 or "\t" in identifier:
-            raise ValueError(f"{path}: line {row + 1}: an _id is one line without tabs; got {identifier!r}")
+        if len(identifier.splitlines()) != 1 or "\t" in identifier or not _is_utf8(identifier):
+            raise ValueError(f"{path}: line {row + 1}: an _id is one line of text without tabs; got {identifier!r}")
         rows[identifier] = row
     return rows
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether ``text`` can be written: JSON may hold half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_there(output: Path, side: Side, record: Record) -> bool:
     """Return whether the embeddings of ``side`` lie in ``output``, whole."""
     try:
-        noted = json.loads((output / f"{side.name}.json").read_text(encoding="utf-8"))
+        noted = _noted(output / f"{side.name}.json")
         return bool(noted == record and len(open_npy(output / f"{side.name}.npy")) == len(side.rows))
     except (OSError, ValueError):
         return False
 
 
+def _noted(path: Path) -> Any:
+    """Return what a note says of vectors; None of one that is not there, or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
 def _embed(side: Side, record: Record, work: Path, encode: Callable[..., Any]) -> Corpus:
     """Embed the texts of ``side``, block by block into the folder ``work``, but for blocks that are there."""
     note = work / "source.json"
-    if not note.exists() or json.loads(note.read_text(encoding="utf-8")) != record:
+    if _noted(note) != record:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         files.write_text(note, json.dumps(record))

@@ -62,6 +62,9 @@ def main() -> None:
         where = f"{error.filename}: " if error.filename else ""
         click.echo(f"error: {where}{error.strerror or error}", err=True)
         sys.exit(2)
+    except LookupError as error:  # what is mapped is not checked against its checksum
+        click.echo(f"error: {error}; is the index damaged? faiss-qama inspect verifies it", err=True)
+        sys.exit(2)
     except (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, MemoryError) as error:
         click.echo(f"error: {str(error) or 'out of memory'}", err=True)
         sys.exit(2)
@@ -192,6 +195,7 @@ def build(
 @click.option("--kind", type=click.Choice(export.KINDS), default=export.KINDS[0], show_default=True, help="What it is.")
 def export_command(index_path: Path, output: Path, kind: str) -> None:
     """Write INDEX to OUTPUT as a stock FAISS index, which faiss.read_index reads without this package."""
+    files.check_writable(output, index_path.glob("*"))
     files.write_faiss(output, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
     reader = "read_index_binary" if kind == "binary" else "read_index"
     click.echo(f"wrote {output}      next, in Python: faiss.{reader}({str(output)!r})")
@@ -218,10 +222,14 @@ def search(
 ) -> None:
     """Search INDEX for the rows of QUERIES (.npy); print query, rank, id and score, tab-separated."""
     index = QamaIndex.load(index_path, mmap=True)
+    if output is None:
+        k = min(k, max(index.ntotal, 1))  # what is missing is not printed
+    else:
+        output = output if output.suffix == ".npz" else output.with_name(output.name + ".npz")
+        files.check_writable(output, [queries_path, *index_path.glob("*")])
     options = {"recall": recall, "oversample": oversample, **given(nprobe=nprobe, efSearch=ef_search)}
     D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, **options)
     if output is not None:
-        output = output if output.suffix == ".npz" else output.with_name(output.name + ".npz")
         files.write_hits(output, D, I)
         click.echo(f"wrote {output}: D {D.shape} {D.dtype}, I {I.shape} {I.dtype}")
         return
@@ -288,6 +296,7 @@ def embed(texts: Path, output: Path | None, model: str, field: str | None) -> No
         click.echo(f"wrote {output}      next: faiss-qama eval {output}")
         return
     output = output or texts.with_suffix(".npy")
+    files.check_writable(output, [texts])
     x = embed_texts(read_texts(texts, field or "text"), model)
     files.write_npy(output, x)
     click.echo(f"wrote {output}: {len(x):,} x {x.shape[1]} float32      next: faiss-qama fit {output}")

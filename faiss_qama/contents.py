@@ -14,7 +14,7 @@ from faiss_qama import codes, ranking
 from faiss_qama.base import WORST, Base
 from faiss_qama.codes import Codes, Floats
 from faiss_qama.labels import Ids, Labels, Mask
-from faiss_qama.loops import each, shares
+from faiss_qama.loops import each, shares, uninterrupted
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import CodesStore, Store
 
@@ -37,13 +37,14 @@ class Contents:
 
     def __init__(self, quantizer: Quantizer, base: Base, labels: Labels, store: Store | None) -> None:
         self.quantizer, self.base, self.labels, self.store = quantizer, base, labels, store
+        self.own_store = store  # whatever scores now
         self._changes = [0]  # of all that share the codes
         self._prefixes: dict[int, Base] = {}
 
     def rescored_by(self, store: Store | None) -> Contents:
         """Return contents that share all but the store, and change with these."""
         other = Contents(self.quantizer if store is None else store.quantizer, self.base, self.labels, store)
-        other._prefixes, other._changes = self._prefixes, self._changes
+        other._prefixes, other._changes, other.own_store = self._prefixes, self._changes, self.own_store
         return other
 
     def over(self, base: Base) -> Contents:
@@ -94,6 +95,7 @@ class Contents:
             self.labels.remove(gone)
             self._changed()
 
+    @uninterrupted()
     def keep(self, kept: Mask) -> None:
         """Drop the rows where ``kept`` is false; the others move up."""
         if self.store is not None:  # first, as it is what may run out of memory
@@ -102,6 +104,7 @@ class Contents:
         self.labels.keep(kept)
         self._changed()
 
+    @uninterrupted()
     def clear(self) -> None:
         """Drop every row."""
         if self.store is not None:

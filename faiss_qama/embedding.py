@@ -33,7 +33,7 @@ def json_lines(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
         try:
             record = json.loads(line)
             values = {field: record[field] for field in needed}
-        except (json.JSONDecodeError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             fields = " and ".join(map(repr, needed))
             raise ValueError(f"{path}: line {number}: not a JSON object with the field {fields}") from None
         for field, value in values.items():

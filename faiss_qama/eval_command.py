@@ -26,7 +26,7 @@ from faiss_qama.vectors import Corpus, load_vectors
 METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
 k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours.")
 recall_option = click.option("--recall", type=float, help="Share of the true neighbours to find, from the calibration.")
-nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Lists to probe, of BIVF.")
+nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Lists to probe, of ScanIVF and BIVF.")
 ef_search_option = click.option("--efsearch", "ef_search", type=click.IntRange(min=1), help="Nodes to see, of BHNSW.")
 oversample_option = click.option("--oversample", type=float, help="Instead: k times this many candidates are scored.")
 
@@ -72,7 +72,8 @@ def eval_command(
     rescores.
     """
     if json_path is not None:
-        files.check_writable(json_path, ())  # before anything is measured
+        read = [queries_path, qrels, corpus_path, *target.glob("*")]
+        files.check_writable(json_path, [path for path in read if path is not None])  # before anything is measured
     options = given(recall=recall, oversample=oversample)
     settings = given(nprobe=nprobe, efSearch=ef_search)
     if queries_path is None and (target / persistence.MANIFEST).exists():

@@ -168,7 +168,7 @@ def spectrum(shares: NDArray[np.float64], bits: NDArray[np.float64]) -> str:
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
         places = np.arange(1, len(shares) + 1)
         top.plot(places, 100 * shares, color=FIRST)
-        top.set_yscale("log")
+        top.set_yscale("log" if shares.any() else "linear")
         top.set_ylim(max(100 * shares.min(), 1e-4 * 100 * shares.max()) * 0.7)
         top.yaxis.set_major_formatter(_NUMBER)
         top.yaxis.set_minor_formatter(NullFormatter())

@@ -19,6 +19,7 @@ from faiss_qama.contents import Contents
 from faiss_qama.faiss_vectors import FaissVectors
 from faiss_qama.labels import Ids, Labels, as_ids
 from faiss_qama.lock import ReadWriteLock
+from faiss_qama.loops import uninterrupted
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.rescore import DTYPES, STORES, BorrowedStore, CodesStore, FloatStore, Store
@@ -300,8 +301,10 @@ class QamaIndex:
                     raise ValueError(f"add_id {add_id} makes ids {ends[0]} to {ends[1]}; 0 to 2**63 - 1 are possible")
                 ids = ids + add_id
             stored = np.empty(0) if theirs.store is None else theirs.store.stored(live)
-            mine.append(theirs.base.take(live), stored, ids)
-            theirs.clear()
+            code = theirs.base.take(live)
+            with uninterrupted():  # else they might be in both
+                mine.append(code, stored, ids)
+                theirs.clear()
 
     def reset(self) -> None:
         """Remove every vector."""
@@ -465,8 +468,8 @@ class QamaIndex:
             raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
         held = self._fitted
         store: Store | None = None
-        if rescore == "codes" and self.rescore == "codes":
-            store = held.store
+        if rescore == "codes" and isinstance(held.own_store, CodesStore):
+            store = held.own_store
         elif rescore == "codes":  # and no codes of the residual were kept
             store = CodesStore(held.quantizer.truncate(held.quantizer.layout.components), held.base)
         return self._sharing(held.rescored_by(store), rescore)

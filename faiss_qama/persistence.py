@@ -54,6 +54,8 @@ from faiss_qama.scan_ivf import STEPS, ScanIVF
 from faiss_qama.vectors import PathLike, open_npy
 
 FORMAT, VERSION, OLDEST = "faiss-qama", 6, 1
+NEEDED: dict[str, type] = {"generation": int, "ntotal": int, "rescore": str, "written_by": str}
+NEEDED |= {"quantizer": dict, "files": dict}
 MANIFEST, LOCK = "manifest.json", ".lock"
 ARRAYS = ("store", "residual", "lengths", "ids", "alive")
 PARTS: dict[type[Base], tuple[str, ...]] = {
@@ -149,8 +151,11 @@ def read(path: PathLike, *, mmap: bool = False) -> Bundle:
 def verify(path: PathLike) -> dict[str, Any]:
     """Check every file of the bundle at ``path`` against its checksum; return the manifest."""
     manifest = _parse(Path(path))
-    for entry in manifest["files"].values():
-        _verify(Path(path) / entry["name"], entry, hash_it=True)
+    try:
+        for entry in manifest["files"].values():
+            _verify(Path(path) / entry["name"], entry, hash_it=True)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{Path(path) / MANIFEST}: not the manifest of an index ({error!r})") from None
     return manifest
 
 
@@ -243,6 +248,9 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
         for name in ARRAYS
         if name in named
     }
+    lengths = arrays.get("lengths", np.empty(0))
+    if not mmap and not (np.isfinite(lengths) & (lengths >= 0)).all():
+        raise ValueError(f"{folder / named['lengths']['name']}: a length is not finite, or below 0")
     return Bundle(quantizer, rescore, base, arrays)
 
 
@@ -308,7 +316,7 @@ def _only_leftovers(folder: Path) -> bool:
 def _read_quantizer(path: Path, settings: dict[str, Any]) -> Quantizer:
     try:
         return Quantizer.from_state(safetensors.numpy.load(path.read_bytes()), settings)
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: not the quantizer that the manifest describes ({error})") from None
 
 
@@ -328,6 +336,9 @@ def _parse(folder: Path) -> dict[str, Any]:
         )
     if raw != _dump(manifest) or manifest.get("sha256") != _digest(manifest):
         raise ValueError(f"{path}: damaged: its checksum does not match")
+    for key, kind in NEEDED.items():
+        if not isinstance(manifest.get(key), kind):
+            raise ValueError(f"{path}: not the manifest of an index ({key} is {manifest.get(key)!r})")
     return dict(manifest)
 
 

@@ -17,7 +17,7 @@ from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
 from faiss_qama.index import QamaIndex
 from faiss_qama.layout import CodeLayout
 from faiss_qama.quantizer import Quantizer
-from faiss_qama.tuning import RECALL, check_memory
+from faiss_qama.tuning import FEWEST, RECALL, check_memory
 from faiss_qama.vectors import Corpus
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ class Outcome:
             head.append(("chosen", f"{self.choice.chosen.layout}: {self.choice.reason}"))
         if self.index.tried:
             chosen, *others = self.index.tried
-            head += [("base", f"{chosen}, " + ("the fastest of" if others else "and nothing else fits"))]
+            why = "the fastest of" if others else f"as no other fits, or is tried below {FEWEST:,} vectors"
+            head.append(("base", f"{chosen}, {why}"))
             head += [("", str(tried)) for tried in others]
         if "training" in quantizer.config:
             head += report.training_facts(quantizer.config["training"])
@@ -163,6 +164,8 @@ class _Fit:
         from faiss_qama.training.layouts import by_rule  # here, because run time does not depend on training
 
         self._metric, self._rescore, self._base, self._recall, self._n = metric, rescore, base, recall, shape[0]
+        if recall is not None and not 0 < recall < 1:
+            raise ValueError(f"recall must be above 0 and below 1; got {recall}")
         chosen = config.bytes is not None or recall is not None
         check_memory(CodeLayout.parse("1x1") if chosen else config.layout_in(shape[1]), memory)
         if chosen and memory is not None:
@@ -170,9 +173,10 @@ class _Fit:
         if config.residual is None:
             config = replace(config, residual=rescore == "codes")
         self._config, self._compare, self._chosen = config, compare, chosen
-        self.layout = config.layout_in(shape[1])
         if config.bytes is not None:
             self.layout = CodeLayout.parse(by_rule(config.bytes, shape[1], base))
+        else:
+            self.layout = CodeLayout.parse("1x1") if chosen else config.layout_in(shape[1])
         if self.layout.residual is not None and rescore != "codes":
             raise ValueError(f"layout {self.layout}: its second code is read by rescore codes alone, not {rescore}")
 

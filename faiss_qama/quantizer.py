@@ -237,7 +237,7 @@ class Quantizer:
             if "query_adapter.matrix" in arrays
             else None,
             residual=residual,
-            config=settings["config"],
+            config=dict(settings["config"]),
             calibration=calibration,
         )
 

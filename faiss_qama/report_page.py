@@ -194,7 +194,9 @@ def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
     bits = np.concatenate([np.full(s.components, float(s.bits.removesuffix("or"))) for s in segments])
     kept = len(bits)
     bits = np.concatenate([bits, np.zeros(max(0, len(shares) - kept))])
-    gets = ", ".join(f"{s.components} components of {s.levels} levels ({s.bits} bit)" for s in segments)
+    gets = ", ".join(
+        f"{s.components} components of {s.levels} levels ({s.bits} bit{'' if s.bits == '1' else 's'})" for s in segments
+    )
     note = (
         f"The first {kept} of {len(shares)} components hold {100 * shares[:kept].sum():.1f} % of the variance of a "
         f"sample; the code has {gets}."

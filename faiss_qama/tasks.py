@@ -49,7 +49,11 @@ class Similarity:
         second, a, b = (
             load_vectors(folder / f"{name}.npy", first.shape[1]) for name in ("train_b", "test_a", "test_b")
         )
-        return cls(np.concatenate([first, second]), a, b, _values(folder / "test_scores.npy", len(a), len(b)))
+        path = folder / "test_scores.npy"
+        scores = _values(path, "biuf", len(a), len(b))
+        if len(scores) < 2 or (scores == scores[0]).all():
+            raise ValueError(f"{path}: two scores that differ are needed, as nothing correlates with one")
+        return cls(np.concatenate([first, second]), a, b, scores)
 
     def items(self, features: Features) -> Values:
         """Return the cosine of each test pair."""
@@ -84,8 +88,11 @@ class Classification:
         """Read {train,test}.npy and {train,test}_labels.npy."""
         train = load_vectors(folder / "train.npy")
         test = load_vectors(folder / "test.npy", train.shape[1])
-        labels = (_values(folder / f"{name}_labels.npy", len(x)) for name, x in (("train", train), ("test", test)))
-        return cls(train, next(labels), test, next(labels))
+        path = folder / "train_labels.npy"
+        train_labels = _values(path, "biu", len(train))
+        if (train_labels == train_labels[0]).all():
+            raise ValueError(f"{path}: labels of two classes or more are needed; got {train_labels[0]} alone")
+        return cls(train, train_labels, test, _values(folder / "test_labels.npy", "biu", len(test)))
 
     def items(self, features: Features) -> Values:
         """Return 1 for each test vector that a logistic regression on train vectors labels rightly, and 0."""
@@ -169,9 +176,12 @@ def measure(task: Task, names: list[str], *, seeds: int = 1) -> list[TaskMeasure
     return measured
 
 
-def _values(path: Path, *sizes: int) -> NDArray[Any]:
-    """Read one number a row. Raises ValueError unless there are as many as in each of ``sizes``."""
+def _values(path: Path, kinds: str, *sizes: int) -> NDArray[Any]:
+    """Read a number a row, of one of numpy's ``kinds``. Raises ValueError unless there are as many as ``sizes``."""
     values = open_npy(path, mmap=False)
+    if values.dtype.kind not in kinds:
+        wanted = "whole numbers" if "f" not in kinds else "numbers"
+        raise ValueError(f"{path}: {wanted} are needed; got {values.dtype}")
     if values.ndim != 1 or any(len(values) != n for n in sizes):
         raise ValueError(
             f"{path}: a number for each of {' and '.join(map(str, sizes))} vectors is needed; got {values.shape}"

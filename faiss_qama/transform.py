@@ -15,6 +15,8 @@ from faiss_qama.codes import Floats
 
 BLOCK = 256  # vectors whose hidden layer stays in cache
 
+FEW = 32  # vectors that a thread multiplies sooner than it wakes others, which may have to wait for a core
+
 
 @dataclass(frozen=True, eq=False)
 class Linear:
@@ -39,7 +41,12 @@ class Linear:
         # FAISS's product runs in as many threads as FAISS may use; numpy's knows nothing of that, and its threads wait
         # busily for more while ours would work.
         x, z = np.ascontiguousarray(x), np.empty((len(x), len(self.matrix)), np.float32)
-        self._product.apply_noalloc(len(x), faiss.swig_ptr(x), faiss.swig_ptr(z))
+        threads = faiss.omp_get_max_threads()
+        faiss.omp_set_num_threads(threads if len(x) >= FEW else 1)
+        try:
+            self._product.apply_noalloc(len(x), faiss.swig_ptr(x), faiss.swig_ptr(z))
+        finally:
+            faiss.omp_set_num_threads(threads)
         return z
 
     def __reduce__(self) -> tuple[Any, ...]:

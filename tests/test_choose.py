@@ -240,3 +240,26 @@ def test_of_too_few_bytes_nothing_is_fitted():
     for n in (100, 1200):
         with pytest.raises(ValueError, match="bytes: base Scan takes 4 a code at least; got 3"):
             fit_quietly(make_vectors(n), bytes=3)
+
+
+@pytest.mark.parametrize("d", [1, 7])
+def test_of_few_dimensions_a_recall_is_chosen_for_too(d):
+    x = make_vectors(400, d=d, unit=False)
+    choice = choose(draw(Corpus(x), None, 10_000, 0), FitConfig(), faiss.METRIC_L2, 400, rescore="fp16", recall=0.5)
+    assert choice.chosen.candidates(0.5) < np.inf
+
+
+def test_a_layout_is_chosen_of_those_that_end_at_the_slices(drawn):
+    for trial in choose(drawn, FitConfig(bytes=8, slices=(32,), residual=True), INNER_PRODUCT, 1200).trials:
+        assert CodeLayout.parse(trial.layout).components >= 32
+    with pytest.raises(ValueError, match="slices end at 33; layout .* has 32 components"):
+        choose(drawn, FitConfig(bytes=4, slices=(33,)), INNER_PRODUCT, 1200)
+
+
+@pytest.mark.parametrize("recall", [0.0, 1.0, np.nan])
+def test_a_recall_that_is_none_is_refused_before_anything_is_read(tmp_path, recall):
+    np.save(tmp_path / "corpus.npy", make_vectors(300))
+    with pytest.raises(ValueError, match="recall must be above 0 and below 1; got"):
+        fit_index(
+            Corpus(tmp_path / "corpus.npy"), tmp_path / "i.qama", FitConfig(), INNER_PRODUCT, "codes", recall=recall
+        )

@@ -206,6 +206,38 @@ def test_too_few_to_measure_still_makes_an_index(tmp_path):
     assert QamaIndex.load(tmp_path / "few.qama").ntotal == 8
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "search again.qama queries.npy -o again.qama/store-1.npy.npz",
+        "export again.qama again.qama/manifest.json",
+        "eval again.qama queries.npy --json again.qama/manifest.json",
+        "eval again.qama queries.npy --json queries.npy",
+        "eval . --json corpus.npy",
+        "embed queries.npy -o queries.npy",
+    ],
+)
+def test_what_is_read_is_not_replaced(folder, command):
+    run("fit", "corpus.npy", "-o", "again.qama", cwd=folder)
+    (folder / "again.qama" / "store-1.npy.npz").touch()
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert "the same command reads or writes this already" in run(*command.split(), cwd=folder, check=2).stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_more_hits_than_there_are_are_not_looked_for(folder):
+    done = run("search", "corpus.qama", "queries.npy", "-k", "100000000", cwd=folder)
+    assert len(done.stdout.splitlines()) == 1 + 30 * 1200
+
+
+def test_damage_that_mapping_does_not_see_is_one_line(folder):
+    run("fit", "corpus.npy", "-o", "lists.qama", "--base", "ScanIVF8", "--nprobe", "8", cwd=folder)
+    rows = np.load(folder / "lists.qama" / "rows-1.npy")
+    np.save(folder / "lists.qama" / "rows-1.npy", np.where(rows < 0, rows, rows + np.int32(10**6)))
+    done = run("search", "lists.qama", "queries.npy", cwd=folder, check=2)
+    assert done.stderr.endswith("is the index damaged? faiss-qama inspect verifies it\n")
+
+
 def test_interrupting_leaves_the_old_index(folder):
     run("fit", "corpus.npy", "-o", "kept.qama", "--rescore", "none", cwd=folder)
     before = {f.name: f.read_bytes() for f in (folder / "kept.qama").iterdir()}
@@ -341,7 +373,7 @@ def test_base_auto_says_what_it_took_and_holds_no_more_than_it_may(folder):
     arguments = ["corpus.npy", "-o", "auto.qama", "--base", "auto"]
     done = run("fit", *arguments, "--recall", "0.9", "--memory", "200", cwd=folder)
     assert "base        Scan: " in done.stdout
-    assert ", and nothing else fits" in done.stdout  # there are too few vectors for lists
+    assert ", as no other fits, or is tried below 10,000 vectors" in done.stdout  # there are too few vectors for lists
     assert ",Scan," in QamaIndex.load(folder / "auto.qama").factory_string
     run("fit", *arguments, "--recall", "0.9", "--memory", "6", cwd=folder)
     assert QamaIndex.load(folder / "auto.qama").bytes_per_vector[0] == 4

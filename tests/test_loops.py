@@ -7,8 +7,11 @@ import threading
 import time
 
 import faiss
+import numpy as np
 import pytest
+from conftest import fit_quietly, make_vectors
 
+from faiss_qama import QamaIndex
 from faiss_qama.loops import each, shares, uninterrupted
 
 
@@ -97,6 +100,26 @@ def test_ctrl_c_is_held_until_the_outermost_end(ctrl_c):
     assert reached == ["inner", "outer"]
     with pytest.raises(KeyboardInterrupt):
         ctrl_c()
+
+
+@pytest.mark.parametrize("base", ["Scan", "ScanIVF4", "BFlat"])
+def test_ctrl_c_in_a_removal_comes_after_it(ctrl_c, monkeypatch, base):
+    x = make_vectors(300)
+    index = QamaIndex(fit_quietly(x, layout="2x18+1x18"), "codes", base=base)
+    index.train(x)
+    index.add_with_ids(x, np.arange(300) + 1000)
+    keep = type(index._base).keep
+
+    def interrupted(self, kept):
+        ctrl_c()
+        keep(self, kept)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(index._base), "keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.remove_ids(np.arange(1000, 1100))
+    assert index.ntotal == 200
+    assert (index.search(x[100:], 1, oversample=1e9)[1][:, 0] == np.arange(1100, 1300)).mean() > 0.9
 
 
 def test_ctrl_c_comes_after_what_was_being_compiled(ctrl_c):

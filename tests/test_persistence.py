@@ -268,6 +268,34 @@ def test_no_pickle_and_a_manifest_that_people_can_read(small, corpus, tmp_path):
     np.testing.assert_array_equal(stored, corpus.astype(np.float16))
 
 
+@pytest.mark.parametrize("key", ["generation", "ntotal", "rescore", "written_by", "quantizer", "files"])
+@pytest.mark.parametrize("value", [None, []])
+def test_a_manifest_without_what_is_needed_is_refused(small, corpus, tmp_path, key, value):
+    make(small, "fp16", corpus[:20]).save(tmp_path / "i.qama")
+    path = tmp_path / "i.qama" / "manifest.json"
+    manifest = json.loads(path.read_text()) | {key: value}
+    manifest["sha256"] = persistence._digest(manifest)
+    path.write_bytes(persistence._dump(manifest))
+    for use in (QamaIndex.load, persistence.verify, persistence.check_writable):
+        with pytest.raises(ValueError, match=f"manifest.json: not the manifest of an index .*{key}"):
+            use(tmp_path / "i.qama")
+
+
+@pytest.mark.parametrize("value", [-1, np.nan, np.inf])
+def test_lengths_that_cannot_be_are_refused(request, tmp_path, value):
+    folder = tmp_path / "i.qama"
+    shutil.copytree(request.config.rootpath / "tests" / "data" / "v6.qama", folder)
+    lengths = np.load(folder / "lengths-1.npy")
+    lengths[3] = value
+    np.save(folder / "lengths-1.npy", lengths)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["lengths"] = persistence._file_entry(folder / "lengths-1.npy")
+    manifest["sha256"] = persistence._digest(manifest)
+    (folder / "manifest.json").write_bytes(persistence._dump(manifest))
+    with pytest.raises(ValueError, match="lengths-1.npy: a length is not finite, or below 0"):
+        QamaIndex.load(folder)
+
+
 @pytest.mark.parametrize(
     ("role", "value"), [("rows", 70), ("rows", -2), ("places", -1), ("places", 10**6), ("sizes", 99)]
 )

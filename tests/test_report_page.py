@@ -25,7 +25,7 @@ from faiss_qama.training import FitConfig
 from faiss_qama.training.train_config import TrainConfig
 from faiss_qama.vectors import Corpus
 
-VOID = {"meta", "link", "br", "hr", "img", "input"}
+VOID = {"wbr", "meta", "link", "br", "hr", "img", "input"}
 HOSTILE = "<script>alert(1)<_script>&\"'.npy"
 COMMAND = "faiss-qama fit '<b>x</b>.npy' --report r.html"
 

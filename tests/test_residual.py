@@ -109,6 +109,13 @@ def test_codes_alone_of_an_index_that_kept_no_residual_are_saved_and_loaded(corp
     np.testing.assert_array_equal(got[0], want[0])
 
 
+def test_a_second_stage_that_was_there_comes_back(corpus, queries):
+    index = QamaIndex(fit(corpus, config=FitConfig(layout="2x18+2x18")), "codes")
+    index.add(corpus)
+    again = index.with_rescore("none").with_rescore("codes")
+    np.testing.assert_array_equal(again.search(queries, 5)[0], index.search(queries, 5)[0])
+
+
 def test_an_add_that_fails_leaves_both_codes_as_they_were(corpus, queries, monkeypatch):
     index = QamaIndex(fit(corpus, config=FitConfig(layout="2x18+2x18")), "codes")
     index.add(corpus[:101])

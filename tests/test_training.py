@@ -13,8 +13,8 @@ from conftest import D, fit_quietly, make_vectors
 from faiss_qama import codes
 from faiss_qama.training import FitConfig, TrainConfig, fit, rotation, thresholds
 from faiss_qama.training.closed_form import merge_pairs
-from faiss_qama.training.config import layout_for
 from faiss_qama.training.data import HELD_OUT, draw
+from faiss_qama.training.layouts import by_rule
 from faiss_qama.vectors import Corpus
 
 NORMAL = np.random.default_rng(0).standard_normal((200_000, 2)).astype(np.float32) * [2, 0.5] + [1, -3]
@@ -193,9 +193,9 @@ def test_degenerate_corpora_give_finite_quantizers(what, metric):
 
 
 def test_bytes_beyond_two_bits_buy_nothing():
-    assert str(layout_for(1000, 384)) == "2x384"
-    assert str(layout_for(1, 1)) == "2x1"
-    assert str(layout_for(48, 384)) == "2x192"
+    assert by_rule(1000, 384) == "2x384"
+    assert by_rule(4, 1) == "1x1"
+    assert by_rule(48, 384) == "2x192"
 
 
 def test_config_survives_yaml(tmp_path):

@@ -131,7 +131,7 @@ def choose(
     small = replace(drawn, train=drawn.train[:: -(-len(drawn.train) // SAMPLE)])
     free, goal = config.bytes is not None or recall is not None, _Goal(rescore, recall)
     own = [] if free else [str(config.layout_in(d))]
-    sizes = _sizes(config, d, recall, compare)
+    sizes = [max(size, code_bytes(base, CodeLayout.parse("1x1"))) for size in _sizes(config, d, recall, compare)]
     shares = (0.0,) if config.thresholds in SINGLE else SHARES
     layouts = own + [layout for size in sizes for layout in layouts_within(size, d, base, shares)]
     unit = are_units(lengths(small.train))
@@ -140,6 +140,8 @@ def choose(
         layouts += [layout for size in sizes for layout in residuals_within(size, d, base, length)]
     if config.bytes is not None:
         by_rule(config.bytes, d, base)  # raises where there is none
+
+    layouts = _with_slices(list(dict.fromkeys(layouts)), config, d)
 
     def trial(layout: str, rotation: str) -> Trial:
         settings = replace(config, layout=layout, rotation=rotation, bytes=None, slices=(), train=None)
@@ -152,7 +154,7 @@ def choose(
         size = code_bytes(base, parsed) + residual_bytes(parsed.residual, metric, unit)
         return Trial(layout, rotation, size, calibration, n)
 
-    trials = [trial(layout, config.rotation) for layout in progress(list(dict.fromkeys(layouts)), "choosing a layout")]
+    trials = [trial(layout, config.rotation) for layout in progress(layouts, "choosing a layout")]
     within = [t for t in trials if config.bytes is None or t.bytes <= config.bytes]
     chosen = goal.best(within) if free else trials[0]
     if free and config.rotation != "none":
@@ -193,6 +195,20 @@ class _Goal:
             )
         enough = [t for t in trials if self.cost(t) <= (-self.recall if self.alone else MOST_CANDIDATES)]
         return min(enough or [nearest], key=lambda trial: (trial.bytes, self.cost(trial)))
+
+
+def _with_slices(layouts: list[str], config: FitConfig, d: int) -> list[str]:
+    """Return the layouts that have a border at each slice. Raises ValueError if none has."""
+    fitting, refused = [], None
+    for layout in layouts:
+        try:
+            replace(config, layout=layout, bytes=None).layout_in(d)
+            fitting.append(layout)
+        except ValueError as error:
+            refused = error
+    if not fitting and refused is not None:
+        raise refused
+    return fitting
 
 
 def _sizes(config: FitConfig, d: int, recall: float | None, compare: bool) -> list[int]:
