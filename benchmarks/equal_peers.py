@@ -6,6 +6,7 @@ components that are dropped. Trained on x and -x, a PCA centres nothing.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +64,7 @@ def factories(size: int, d: int) -> dict[str, list[str]]:
         "OPQ": [f"OPQ{2 * size}_{least},PQ{2 * size}x4np"]
         + [f"PCAR{w},OPQ{size},PQ{size}np" for w in widths]
         + [f"PCAR{least},OPQ{2 * size},PQ{2 * size}x4np"],
+        "residual quantizers": [f"PCAR{least},PRQ{size // 4}x4x8"],
         "RaBitQ": of_bits("PCAR{},RaBitQ{}", extra=lambda b: 8 if b == 1 else 20),
         "EDEN": of_bits("PCAR{},EDEN{}", "PCAR{},EDEN{}BIASED", extra=lambda _: 8),
         "TurboQuant": of_bits("PCAR{},SQtqmse{}", "PCAR{},L2norm,SQtqmse{}", extra=lambda _: 0),
@@ -84,18 +86,19 @@ def of_faiss(x: Floats, size: int) -> Iterator[Variant]:
                 continue
             ip = partial(_filled, x, name, faiss.METRIC_INNER_PRODUCT)
             projected = "PCAR" in name and "LSH" not in name
-            if not (projected and "PQ" in name):  # trains for long, and inner products find as much or more
+            slow = re.search("PQ|RQ", name)
+            if not (projected and slow):  # trains for long, and inner products find as much or more
                 yield Variant(family, name, code, partial(_filled, x, name, faiss.METRIC_L2))
             if projected:
                 yield Variant(family, f"{name}, IP", code, ip)
-            if projected and "PQ" not in name:
+            if projected and not slow:
                 yield Variant(family, f"{name}, IP, not centred", code, partial(ip, centred=False))
 
 
 def _filled(x: Floats, name: str, metric: int, centred: bool = True) -> tuple[float, Search]:
     """Return a FAISS index, trained and filled."""
     index = faiss.index_factory(x.shape[1], name, metric)
-    trained = x[np.random.default_rng(0).permutation(len(x))[:SAMPLE]] if "PQ" in name else x
+    trained = x[np.random.default_rng(0).permutation(len(x))[:SAMPLE]] if re.search("PQ|RQ", name) else x
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
     if "OPQ" in name:
         rotation = faiss.downcast_VectorTransform(index.chain.at(index.chain.size() - 1))
