@@ -78,7 +78,9 @@ def test_of_so_many_bytes_the_best_is_taken(drawn, rescore):
     if rescore == "fp16":
         assert choice.chosen.candidates() == min(trial.candidates() for trial in choice.trials)
     else:
-        assert choice.chosen.recall(rescore) == max(trial.recall(rescore) for trial in choice.trials)
+        best = max(trial.recall(rescore) for trial in choice.trials)
+        good = {trial.layout for trial in choice.trials if trial.recall(rescore) >= best - WORTH}
+        assert choice.chosen.layout == next(text for text in layouts_within(8, D) if text in good)
     config = choice.applied_to(FitConfig(bytes=8, seed=3))
     assert (config.layout, config.rotation, config.bytes, config.seed) == (
         choice.chosen.layout,

@@ -24,7 +24,9 @@ from faiss_qama.tuning import RECALL
 
 K = 10
 SAMPLE = 5_000  # documents that a trial is fitted to and measured on: about a second each
-WORTH = 0.01  # what two codes must find more than one: they take more time
+# Recalls that some hundred queries tell apart. Of what is as good but for that the first is taken: two bits, one code,
+# which are the simplest and the fastest (the rule of one standard error; Breiman et al., "CART", 1984, section 3.4.3).
+WORTH = 0.01
 SIZES = (1 / 24, 1 / 16, 1 / 12, 1 / 8, 3 / 16, 1 / 4)  # bytes to try where none are asked for, times d
 # Where floats rescore, any code reaches any recall if enough candidates are scored. So many are cheap (docs/results).
 MOST_CANDIDATES = 400
@@ -132,12 +134,17 @@ def choose(
     free, goal = config.bytes is not None or recall is not None, _Goal(rescore, recall)
     own = [] if free else [str(config.layout_in(d))]
     sizes = [max(size, code_bytes(base, CodeLayout.parse("1x1"))) for size in _sizes(config, d, recall, compare)]
-    shares = (0.0,) if config.thresholds in SINGLE else SHARES
-    layouts = own + [layout for size in sizes for layout in layouts_within(size, d, base, shares)]
     unit = are_units(lengths(small.train))
-    if config.residual and rescore == "codes" and config.thresholds not in SINGLE:
-        length = residual_bytes(CodeLayout.parse("1x1"), metric, unit) - code_bytes(DEFAULT, CodeLayout.parse("1x1"))
-        layouts += [layout for size in sizes for layout in residuals_within(size, d, base, length)]
+
+    def of_size(size: int) -> list[str]:
+        single = config.thresholds in SINGLE
+        found = list(layouts_within(size, d, base, (0.0,) if single else SHARES))
+        if config.residual and rescore == "codes" and not single:
+            one = CodeLayout.parse("1x1")
+            found += residuals_within(size, d, base, residual_bytes(one, metric, unit) - code_bytes(DEFAULT, one))
+        return found
+
+    layouts = own + [layout for size in sizes for layout in of_size(size)]
     if config.bytes is not None:
         by_rule(config.bytes, d, base)  # raises where there is none
 
@@ -156,6 +163,9 @@ def choose(
 
     trials = [trial(layout, config.rotation) for layout in progress(layouts, "choosing a layout")]
     within = [t for t in trials if config.bytes is None or t.bytes <= config.bytes]
+    if config.bytes is not None and recall is None:
+        wanted = of_size(config.bytes)
+        within = [t for t in within if t.layout in wanted]
     chosen = goal.best(within) if free else trials[0]
     if free and config.rotation != "none":
         trials += [trial(chosen.layout, rotation) for rotation in ROTATIONS if rotation != config.rotation]
@@ -183,10 +193,10 @@ class _Goal:
         return f"recall@{K} {-self.cost(trial):.3f}" if self.alone else f"{self.cost(trial):.0f} candidates"
 
     def best(self, trials: list[Trial]) -> Trial:
-        """Return the best, or with a recall the one of the fewest bytes. Raises ValueError if none reaches it."""
-        if self.recall is None:
-            return min(trials, key=lambda trial: self.cost(trial) + WORTH * ("+" in trial.layout))
+        """Return the first of the best, or with a recall that of fewest bytes. Raises ValueError if none reaches it."""
         nearest = min(trials, key=self.cost)
+        if self.recall is None:
+            return next(t for t in trials if self.cost(t) <= self.cost(nearest) + WORTH * self.alone)
         if self.cost(nearest) > (-self.recall if self.alone else np.finfo(np.float64).max):
             raise ValueError(
                 f"recall {self.recall} takes more than the {nearest.bytes} bytes of {nearest.layout}, which comes "

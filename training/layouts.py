@@ -10,7 +10,7 @@ from faiss_qama.layout import CodeLayout
 SHARES = (1.0, 2 / 3, 0.5, 0.0)  # of the bytes, that go to components of more than two levels
 # Of the bytes, what goes to the first of two codes, where codes of a residual are tried: with so many bytes times d or
 # more, as of fewer the two bytes of a length are too many.
-FIRST, LEAST = (1 / 2, 1 / 3), 1 / 10
+FIRST, LEAST = (1 / 3, 1 / 2), 1 / 10
 
 
 def layouts_within(size: int, d: int, base: str = DEFAULT, shares: Sequence[float] = SHARES) -> Iterator[str]:
