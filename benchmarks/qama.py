@@ -26,7 +26,7 @@ from faiss_qama.training.config import LAYOUTS, NESTED
 from faiss_qama.vectors import Corpus
 
 SETS = ("scifact", "nfcorpus")
-SEEDS = 3
+SEEDS = 2
 LAYOUT = {"1": "binary", "1.5": "ternary", "hybrid": "hybrid", "2": "2-bit"}
 # nDCG@10 of all-MiniLM-L12-v2 by components, in the order of LAYOUT and then of floats (tables of MiniLM).
 PUBLISHED: dict[str, Any] = {
