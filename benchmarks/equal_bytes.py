@@ -36,7 +36,7 @@ OVERSAMPLE = 100  # of ours: beyond it rescoring from codes finds no more
 LARGE = 20_000  # vectors, from which on only the best variants of smaller sets are tried
 BEST = 3  # of a family, on each of those
 IN_FULL = ("OPQ",)  # families whose order changes with the set
-SLOW, MOST = "residual quantizers", 48  # bytes of them on large sets: of more they train for minutes, and were behind
+SLOW, MOST = "residual quantizers", 48  # bytes of them on large sets: more train for minutes, and were behind
 SETTINGS = {
     "queries": QUERIES,
     "oversample": OVERSAMPLE,
@@ -44,7 +44,7 @@ SETTINGS = {
     "OPQ": {"sample": SAMPLE, "rounds": OPQ_ROUNDS},
     "RaBitQ": {"query bits": QUERY_BITS},
     "sentence-transformers": {"rescore_multiplier": RESCORED},
-    "on large sets": f"of families but {', '.join(IN_FULL)}, the {BEST} best on each smaller set; {SLOW} up to {MOST} bytes",
+    "on large sets": f"the {BEST} best on each smaller set, of {', '.join(IN_FULL)} all; {SLOW} up to {MOST} bytes",
 }
 Rows = list[dict[str, Any]]
 

@@ -60,12 +60,8 @@ def qama_table(data: dict[str, Any]) -> str:
         cells = [row["bits"], str(row["components"]), size]
         for name in names:
             cells += [f"{row[name][how]:.1f}" if how in row[name] else "" for how in ("thresholds", "hamming", "codes")]
-            trained = [
-                each["components"][str(row["components"])]
-                for each in data.get(f"training-qama-{name}", {"rows": []})["rows"]
-                if each["bits"] == row["bits"]
-            ]
-            cells.append(" / ".join(f"{each[how]['ndcg']:.1f}" for each in trained for how in ("hamming", "adc")))
+            trained = _trained(data, name, row)
+            cells.append(" / ".join(f"{trained[how]['ndcg']:.1f}" for how in ("hamming", "adc")) if trained else "")
         for how in ("thresholds", "trained"):
             figures = published[how].get(str(row["components"]))
             column = published["columns"].index(row["bits"])
@@ -75,6 +71,17 @@ def qama_table(data: dict[str, Any]) -> str:
     ways = ("thresholds alone", "Hamming", "codes", "trained")
     header += [f"{name}: {way}" for name in names for way in ways]
     return markdown([*header, "published: thresholds alone", "published: trained"], rows)
+
+
+def _trained(data: dict[str, Any], name: str, row: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what QAMA's recipe is worth at a row's bits and components: as a prefix, or as a preset was trained."""
+    for each in data.get(f"training-qama-{name}", {"rows": []})["rows"]:
+        if each["bits"] == row["bits"]:
+            return dict(each["components"][str(row["components"])])
+    for each in data.get(f"training-{name}", {"rows": []})["rows"]:
+        if each["config"].startswith("qama") and each["layout"] == row.get("layout"):
+            return dict(each["trained"])
+    return None
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
