@@ -55,7 +55,9 @@ class ResidualStore(CodesStore):
         self._finer = quantizer.residual
         self._type = length_type(quantizer.metric, quantizer.unit)
         # Of L2 distances it is the length about the corpus' centre, so that float32 keeps small distances apart.
-        self._about = np.zeros(quantizer.d, np.float32) if quantizer.unit else quantizer.decoder.offset
+        self._about = np.zeros(quantizer.d, np.float32)
+        if quantizer.metric == faiss.METRIC_L2 and not quantizer.unit:
+            self._about = quantizer.decoder.offset
         arrays = arrays or {}
         self._codes = Scan(self._finer.layout, arrays.get("residual"), n)
         self._lengths = Rows(arrays.get("lengths", np.empty(0, self._type or np.float32)))
@@ -79,12 +81,11 @@ class ResidualStore(CodesStore):
         return {"residual": ((-(-n // groups[-1]), *groups), np.dtype("<u4"))} | kept
 
     def convert(self, x: Floats, first: int = 0) -> NDArray[Any]:  # noqa: ARG002
-        code = self.quantizer.encode(x)
-        finer = self.quantizer.encode_residual(x, code)
+        coarse = self.quantizer.sum_of_levels(self.quantizer.encode(x))
+        finer = self._finer.encode(x - coarse)
         if self._type is None:
             return finer
-        sums = self.quantizer.sum_of_levels(code) + self._finer.sum_of_levels(finer)
-        kept = lengths(sums - self._about).astype(self._type)
+        kept = lengths(coarse + self._finer.sum_of_levels(finer) - self._about).astype(self._type)
         return np.concatenate([finer, kept[:, None].view(np.uint8)], axis=1)
 
     def append(self, stored: NDArray[Any]) -> None:
@@ -122,19 +123,17 @@ class ResidualStore(CodesStore):
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         quantizer, coarse, finer = self.quantizer, self.quantizer.bit_decoder, self._finer.bit_decoder
-        by_distance = quantizer.metric == faiss.METRIC_L2
-        about = self._about if by_distance else np.zeros_like(self._about)
-        xq = quantizer.adapt_queries(xq) - about
+        xq = quantizer.adapt_queries(xq) - self._about
         products, _ = self._base.weighted_sums(rows, coarse.weights(xq), None)
         products += self._codes.weighted_sums(rows, finer.weights(xq), None)[0]
-        products += (xq @ (coarse.offset - about + finer.offset))[:, None]
+        products += (xq @ (coarse.offset - self._about + finer.offset))[:, None]
         if self._type is None:
             return products
         kept = self._lengths.array[rows].astype(np.float32)
         if quantizer.unit:
             products /= np.where(kept > 0, kept, 1)
             kept = (kept > 0).astype(np.float32)
-        if by_distance:
+        if quantizer.metric == faiss.METRIC_L2:
             squares = np.einsum("qd,qd->q", xq, xq)[:, None] + np.square(kept)
             products = np.maximum(squares - 2 * products, 0)
         return products

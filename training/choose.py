@@ -147,7 +147,6 @@ def choose(
     layouts = own + [layout for size in sizes for layout in of_size(size)]
     if config.bytes is not None:
         by_rule(config.bytes, d, base)  # raises where there is none
-
     layouts = _with_slices(list(dict.fromkeys(layouts)), config, d)
 
     def trial(layout: str, rotation: str) -> Trial:
