@@ -8,6 +8,7 @@ which flatters peers of many variants. Writes docs/results/equal-bytes.json, and
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ import click
 import faiss
 import numpy as np
 from cells import RESULTS, SETS
-from equal_peers import OPQ_ROUNDS, QUERY_BITS, RESCORED, SAMPLE, K, Variant, variants
+from equal_peers import OPQ_ROUNDS, QUERY_BITS, RESCORED, K, Variant, variants
 from results import METRIC, write
 from tables import remake
 from threadpoolctl import threadpool_limits
@@ -36,15 +37,15 @@ OVERSAMPLE = 100  # of ours: beyond it rescoring from codes finds no more
 LARGE = 20_000  # vectors, from which on only the best variants of smaller sets are tried
 BEST = 3  # of a family, on each of those
 IN_FULL = ("OPQ",)  # families whose order changes with the set
-SLOW, MOST = "residual quantizers", 48  # bytes of them on large sets: more train for minutes, and were behind
+SLOW, MOST = r"PRQ|OPQ\d+,PQ\d+np", 48  # bytes of them on large sets: more train for minutes, and were behind
 SETTINGS = {
     "queries": QUERIES,
     "oversample": OVERSAMPLE,
-    "product quantizers": {"sample": SAMPLE, "k-means iterations": faiss.ClusteringParameters().niter},
-    "OPQ": {"sample": SAMPLE, "rounds": OPQ_ROUNDS},
+    "product quantizers": {"k-means iterations": faiss.ClusteringParameters().niter},
+    "OPQ": {"rounds": OPQ_ROUNDS},
     "RaBitQ": {"query bits": QUERY_BITS},
     "sentence-transformers": {"rescore_multiplier": RESCORED},
-    "on large sets": f"the {BEST} best on each smaller set, of {', '.join(IN_FULL)} all; {SLOW} up to {MOST} bytes",
+    "on large sets": f"the {BEST} best on each smaller set, of {', '.join(IN_FULL)} all; up to {MOST} bytes of {SLOW}",
 }
 Rows = list[dict[str, Any]]
 
@@ -69,7 +70,7 @@ def tried(x: Floats, size: int, smaller: list[Rows]) -> Iterator[Variant]:
             rivals = [row for row in rows if (row["size"], row["family"]) == (size, family)]
             best |= {row["name"] for row in sorted(rivals, key=lambda row: -row["recall"][0])[:BEST]}
     for variant in variants(x, size):
-        if len(x) >= LARGE and variant.family == SLOW and size > MOST:
+        if len(x) >= LARGE and size > MOST and re.search(SLOW, variant.name):
             continue
         if not best or variant.name in best or variant.family in IN_FULL:
             yield variant
@@ -119,13 +120,15 @@ def figures(values: dict[str, Values], ours: dict[str, Values], floats: Any) -> 
     }
 
 
-def equal_bytes(data: Path, sets: tuple[str, ...] = SETS) -> None:
-    """Measure on data sets in the folder ``data``, and write after each; what is known of others is kept."""
-    for name in sets:
-        smaller = [rows for other, rows in _known().items() if other != name]
-        found = {name: list(measure(Dataset.load(data / name), smaller))}
-        found |= {other: rows for other, rows in _known().items() if other != name}
-        write("equal-bytes", {"settings": SETTINGS} | {name: found[name] for name in SETS if name in found})
+def rows_of(folder: Path, smaller: list[Rows]) -> Rows:
+    """Return a row for every variant at every budget on a data set folder; ``smaller``: those of smaller sets."""
+    return list(measure(Dataset.load(folder), smaller))
+
+
+def save(found: dict[str, Rows]) -> None:
+    """Write what was measured of data sets; what is known of others is kept."""
+    found = _known() | found
+    write("equal-bytes", {"settings": SETTINGS} | {name: found[name] for name in SETS if name in found})
 
 
 def _known() -> dict[str, Rows]:
@@ -140,7 +143,8 @@ def _known() -> dict[str, Rows]:
 @click.option("--set", "sets", type=click.Choice(SETS), multiple=True, help="Only this data set.")
 def main(data: Path, sets: tuple[str, ...]) -> None:
     """Measure on the data set folders in DATA, and remake the tables."""
-    equal_bytes(data, sets or SETS)
+    for name in sets or SETS:
+        save({name: rows_of(data / name, [rows for other, rows in _known().items() if other != name])})
     remake()
 
 

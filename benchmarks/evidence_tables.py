@@ -27,7 +27,7 @@ def equal_bytes_table(data: dict[str, Any]) -> str:
         rows.append([str(size), family, *cells])
     header = ["bytes", ""]
     for name in sets:
-        header += [f"{name}: best variant", "recall@10 (less ours)", "nDCG % (less ours)"]
+        header += [f"{name}: best variant, + shared bytes", "recall@10 (less ours)", "nDCG % (less ours)"]
     return markdown(header, rows)
 
 
@@ -85,11 +85,11 @@ def _trained(data: dict[str, Any], name: str, row: dict[str, Any]) -> dict[str, 
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    """Return a variant and its two figures, each with its interval, or that of the difference to ours if there is one.
+    """Return a variant and what its vectors share, and two figures, each with its interval and how far it is from ours.
 
     A difference in whose interval zero lies is marked by a tilde; one in favour of the peer is bold.
     """
-    cells = [f"`{row['name']}`"]
+    cells = [f"`{row['name']}` + {row['shared']:.0f}"]
     for measure, form in (("recall", ".3f"), ("ndcg", ".1f")):
         value, low, high = row[measure]
         text = f"{value:{form}} ({low:{form}} to {high:{form}})"

@@ -136,7 +136,9 @@ def _write(
     if path is not None:
         versions = {"faiss-qama": __version__, "faiss": faiss.__version__}
         record = {"dataset": target.resolve().name, **about, "versions": versions}
-        files.write_text(path, json.dumps(record | {"results": [m.to_dict() for m in measured]}, indent=2) + "\n")
+        record["results"] = [m.to_dict() for m in measured]
+        record = json.loads(json.dumps(record), parse_constant=lambda _: None)  # JSON has no NaN
+        files.write_text(path, json.dumps(record, indent=2) + "\n")
 
 
 def given(**options: Any) -> dict[str, Any]:

@@ -161,20 +161,26 @@ def bars(groups: Sequence[tuple[str, Sequence[tuple[str, str, Sequence[float]]]]
         return _inline(figure)
 
 
-def spectrum(shares: NDArray[np.float64], bits: NDArray[np.float64]) -> str:
-    """Draw each component's share of the variance, and the bits that it gets."""
+def spectrum(codes: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> str:
+    """Draw by component, for one code or two, the share of the variance that it is of and the bits that it gives."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure((WIDTH, 3.7))
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
-        places = np.arange(1, len(shares) + 1)
-        top.plot(places, 100 * shares, color=FIRST)
-        top.set_yscale("log" if shares.any() else "linear")
-        top.set_ylim(max(100 * shares.min(), 1e-4 * 100 * shares.max()) * 0.7)
+        least, most = np.inf, 0.0
+        for (name, (shares, bits)), colour, dash in zip(codes.items(), (FIRST, SECOND), ("-", "--"), strict=False):
+            places = np.arange(1, len(shares) + 1)
+            top.plot(places, 100 * shares, dash, color=colour, label=name)
+            bottom.fill_between(places, bits, step="mid", color=colour, alpha=0.3, linewidth=0)
+            bottom.step(places, bits, dash, where="mid", color=colour, linewidth=1.5)
+            least, most = min(least, 100 * shares.min()), max(most, 100 * shares.max())
+        top.set_yscale("log" if most > 0 else "linear")
+        top.set_ylim(max(least, 1e-4 * most) * 0.7)
         top.yaxis.set_major_formatter(_NUMBER)
         top.yaxis.set_minor_formatter(NullFormatter())
         top.set_title("% of the variance, log scale")
-        bottom.fill_between(places, bits, step="mid", color=THIRD, alpha=0.85, linewidth=0)
         bottom.set(title="bits", xlabel="component", ylim=(0, 2.3), yticks=(0, 1, 2), xlim=(0, len(shares) + 1))
+        if len(codes) > 1:
+            _legend_above(figure, top, 2)
         return _inline(figure)
 
 

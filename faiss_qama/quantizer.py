@@ -265,7 +265,8 @@ class Quantizer:
 def rescaled(x: Floats, length: float) -> Floats:
     """Return the rows of ``x`` brought to ``length``; zero rows stay zero."""
     norms = lengths(x)[:, None]
-    out: Floats = (x * (length / np.where(norms > 0, norms, 1))).astype(np.float32)
+    out = np.empty(x.shape, dtype=np.float32)
+    np.multiply(x, length / np.where(norms > 0, norms, 1), out=out, casting="same_kind")  # no copy in float64
     return out
 
 

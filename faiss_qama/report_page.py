@@ -11,13 +11,16 @@ from importlib.metadata import version
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from faiss_qama import files
 from faiss_qama.baselines import measure
 from faiss_qama.calibration import DEFAULT_AIM, KS, OVERSAMPLES
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Measured, exact
+from faiss_qama.layout import CodeLayout
 from faiss_qama.pipeline import K, Outcome
+from faiss_qama.quantizer import Quantizer
 from faiss_qama.report import bytes_text
 from faiss_qama.training.choose import SAMPLE, Trial
 from faiss_qama.tuning import RECALL
@@ -186,32 +189,55 @@ def _bars(outcome: Outcome) -> Chart:
 
 def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
     quantizer = outcome.index.quantizer
-    variance = np.asarray(sample.var(axis=0, dtype=np.float64))
-    if quantizer.config.get("projection") == "pca":
-        variance = np.linalg.eigvalsh(np.atleast_2d(np.cov(sample.T.astype(np.float64))))[::-1]
-    shares = np.maximum(variance, 0) / (variance.sum() or 1)
-    segments = quantizer.layout.segments
-    bits = np.concatenate([np.full(s.components, float(s.bits.removesuffix("or"))) for s in segments])
-    kept = len(bits)
-    bits = np.concatenate([bits, np.zeros(max(0, len(shares) - kept))])
-    gets = ", ".join(
-        f"{s.components} components of {s.levels} levels ({s.bits} bit{'' if s.bits == '1' else 's'})" for s in segments
-    )
+    variance = _variance(sample, quantizer)
+    whole = variance.sum() or 1
+    shares, bits = variance / whole, _bits(quantizer.layout, len(variance))
+    kept = quantizer.layout.components
+    curves = {"the corpus": (shares, bits)}
     note = (
         f"The first {kept} of {len(shares)} components hold {100 * shares[:kept].sum():.1f} % of the variance of a "
-        f"sample; the code has {gets}."
+        f"sample; the code has {_levels(quantizer.layout)}."
     )
     if len(shares) > kept:
         note += f" The other {len(shares) - kept} get none."
-    if quantizer.layout.residual is not None:
-        note += f" What all that leaves over has a second code, {quantizer.layout.residual}, which is not drawn."
-    rows = [[str(i + 1), f"{100 * share:.3f}", f"{bits[i]:g}"] for i, share in enumerate(shares)]
-    return Chart(
-        "Where the bits went",
-        note,
-        figures.spectrum(shares, bits[: len(shares)]),
-        ["component", "% of variance", "bits"],
-        rows,
+    if quantizer.residual is not None:
+        layout = quantizer.residual.layout
+        left = _variance(sample - quantizer.sum_of_levels(quantizer.encode(sample)), quantizer) / whole
+        curves["left over"] = left, _bits(layout, len(left))
+        note += (
+            f" That leaves {100 * left.sum():.1f} % over, whose own components have a second code, of "
+            f"{_levels(layout)}."
+        )
+    header = ["component", "% of variance", "bits", "% left over", "bits of the second code"][: 1 + 2 * len(curves)]
+    rows = [
+        [str(i + 1)] + [cell for share, bit in curves.values() for cell in (f"{100 * share[i]:.3f}", f"{bit[i]:g}")]
+        for i in range(len(shares))
+    ]
+    return Chart("Where the bits went", note, figures.spectrum(curves), header, rows)
+
+
+def _variance(x: Floats, quantizer: Quantizer) -> NDArray[np.float64]:
+    """Return the variance (d,) of the components of ``x`` that ``quantizer`` cuts: principal ones, or as they are."""
+    if quantizer.config.get("projection") != "pca":
+        return np.asarray(x.var(axis=0, dtype=np.float64))
+    principal = np.linalg.eigvalsh(np.atleast_2d(np.cov(x.T.astype(np.float64))))[::-1]
+    return np.maximum(principal, 0)
+
+
+def _bits(layout: CodeLayout, d: int) -> NDArray[np.float64]:
+    """Return the bits (d,) of each component, 0 of those that the code does not have."""
+    bits = np.zeros(max(d, layout.components))
+    places = np.cumsum([0] + [s.components for s in layout.segments])
+    for segment, start in zip(layout.segments, places, strict=False):
+        bits[start : start + segment.components] = float(segment.bits.removesuffix("or"))
+    return bits[:d]
+
+
+def _levels(layout: CodeLayout) -> str:
+    """Return in words what a code has."""
+    return ", ".join(
+        f"{s.components} components of {s.levels} levels ({s.bits} bit{'' if s.bits == '1' else 's'})"
+        for s in layout.segments
     )
 
 

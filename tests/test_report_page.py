@@ -141,8 +141,19 @@ def test_a_second_code_is_memory_and_is_named(of_two_codes):
     size = sum(outcome.index.bytes_per_vector)
     assert report_page.summary(outcome).startswith(f"1,200 vectors of 36 dimensions take {size} bytes each")
     text = "".join(Page(path.read_text()).text)
-    assert "has a second code, 2x8,1x12, which is not drawn" in text
+    assert "a second code, of 8 components of 4 levels (2 bits), 12 components of 2 levels (1 bit)" in text
     assert "on disk" not in text
+
+
+def test_what_the_first_code_leaves_over_is_drawn_with_the_second(of_two_codes):
+    outcome, _ = of_two_codes
+    chart = next(chart for chart in report_page.charts(outcome) if chart.title == "Where the bits went")
+    x, first = outcome.drawn.train, outcome.index.quantizer.truncate(outcome.index.quantizer.layout.components)
+    left = x - first.sum_of_levels(first.encode(x))
+    shares = [float(row[3]) for row in chart.rows]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) == pytest.approx(100 * left.var(axis=0).sum() / x.var(axis=0).sum(), abs=0.02)
+    assert [row[4] for row in chart.rows] == ["2"] * 8 + ["1"] * 12 + ["0"] * 16
 
 
 def test_every_chart_says_in_words_what_it_shows(trained):

@@ -152,6 +152,14 @@ def test_the_command_recognises_both(similarity, tmp_path_factory):
         assert record["results"][1]["score"] == pytest.approx(float(lines[3].split()[2]), abs=1e-4)
 
 
+def test_json_says_null_where_there_is_no_figure(classification):
+    np.save(classification / "test_labels.npy", np.full(90, 99))  # floats are never right: there is no share of that
+    path = classification / "r.json"
+    CliRunner().invoke(cli, ["eval", str(classification), "--json", str(path)], catch_exceptions=False)
+    record = json.loads(path.read_text(), parse_constant=pytest.fail)
+    assert [result["retained"] for result in record["results"]] == [None, None]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

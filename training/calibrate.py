@@ -75,8 +75,9 @@ def _measure(quantizer: Quantizer, drawn: Draw) -> Calibration:
             quantizer.code_size,
             faiss.swig_ptr(hamming),
         )
+        distances = hamming.astype(np.min_scalar_type(8 * quantizer.code_size))  # numpy sorts 16 bits by their digits
         sizes = np.einsum("qd,qd->q", xq[block], xq[block]) * (sign < 0)  # what L2 distances were rounded at
-        for scores in zip(exact, asymmetric, hamming, sizes, strict=True):
+        for scores in zip(exact, asymmetric, distances, sizes, strict=True):
             floats_of_one, codes_of_one = _curves(*scores)
             if own:
                 codes_of_one, _ = _curves(scores[1], *scores[1:])
@@ -86,7 +87,7 @@ def _measure(quantizer: Quantizer, drawn: Draw) -> Calibration:
 
 
 def _curves(
-    exact: Floats, asymmetric: Floats, hamming: NDArray[np.int32], size: float
+    exact: Floats, asymmetric: Floats, hamming: NDArray[np.unsignedinteger], size: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return recall@k by (k, oversample) of one query, for rescoring by floats and by codes.
 
