@@ -19,7 +19,7 @@ import click
 import faiss
 import numpy as np
 from cells import RESULTS, SETS
-from equal_peers import OPQ_ROUNDS, QUERY_BITS, RESCORED, K, Variant, variants
+from equal_peers import OPQ_ROUNDS, QUERY_BITS, REFINED, RESCORED, K, Variant, variants
 from results import METRIC, write
 from tables import remake
 from threadpoolctl import threadpool_limits
@@ -43,6 +43,7 @@ SETTINGS = {
     "oversample": OVERSAMPLE,
     "product quantizers": {"k-means iterations": faiss.ClusteringParameters().niter},
     "OPQ": {"rounds": OPQ_ROUNDS},
+    "residual quantizers": {"codebooks": "refined", "sample": REFINED},
     "RaBitQ": {"query bits": QUERY_BITS},
     "sentence-transformers": {"rescore_multiplier": RESCORED},
     "on large sets": f"the {BEST} best on each smaller set, of {', '.join(IN_FULL)} all; up to {MOST} bytes of {SLOW}",

@@ -22,6 +22,7 @@ from faiss_qama.labels import Ids
 
 K = 10
 OPQ_ROUNDS = 10  # its own 50 take many minutes, and by hand found no more on SciFact
+REFINED = 30_000  # vectors that residual quantizers' codebooks are refined on: more take minutes
 QUERY_BITS = 8  # of RaBitQ: as good as the float query, and fifty times as fast
 RESCORED = 30  # times K: signs that sentence-transformers scores with the float query
 Search = Callable[[Floats], Ids]
@@ -105,11 +106,17 @@ def _filled(x: Floats, name: str, metric: int, centred: bool = True) -> tuple[fl
         rotation.pq = bits
     if not centred:
         faiss.downcast_VectorTransform(index.chain.at(0)).train(np.concatenate((x, -x)))
-    index.train(x)
+    trained = x
+    if "PRQ" in name:  # refined they find more than by FAISS's default, in half the time
+        for i in range(inner.prq.nsplits):
+            stages = faiss.downcast_AdditiveQuantizer(inner.prq.subquantizer(i))
+            stages.train_type = faiss.ResidualQuantizer.Train_refine_codebook
+        trained = x[np.random.default_rng(0).permutation(len(x))[:REFINED]]
+    index.train(trained)
     if isinstance(inner, faiss.IndexRaBitQ):
         inner.qb = QUERY_BITS
     index.add(x)
-    move = x.mean(axis=0) if metric == faiss.METRIC_INNER_PRODUCT and centred else np.float32(0)
+    move = trained.mean(axis=0) if metric == faiss.METRIC_INNER_PRODUCT and centred else np.float32(0)
     shared = faiss.serialize_index(index).nbytes / len(x) - int(index.sa_code_size())
     return shared, lambda xq: np.asarray(index.search(xq + move, K)[1])
 

@@ -88,18 +88,19 @@ def frontier(
         )
         axes.scatter([size for _, size, _ in others], [r for *_, r in others], s=36, marker="D", color=SECOND, zorder=3)
         low = min([recall for _, recall in ours] + [recall for *_, recall in others])
-        above, gap = np.inf, 0.075 * (1.09 - low)
-        edge = max((size for _, size, recall in others if recall <= DEAR), default=1)
-        for name, size, recall in sorted(others, key=lambda other: -other[2]):
-            right = recall > DEAR  # such as floats, at the right edge: their names go to the left
-            above = recall if right else min(recall, above - gap)  # names do not lie on each other
-            place = (0.86 * size, recall) if right else (1.35 * edge, above)
-            line = {"arrowstyle": "-", "color": SECOND, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
-            align: dict[str, Any] = {"ha": "right" if right else "left", "va": "center"}
-            axes.annotate(
-                name, (size, recall), place, fontsize=9.5, color=SECOND, arrowprops=None if right else line, **align
-            )
-            above = np.inf if right else above
+        text: dict[str, Any] = {"fontsize": 9.5, "color": SECOND, "va": "center"}
+        for name, size, recall in others:
+            if recall > DEAR:  # such as floats, at the right edge: their names go to the left
+                axes.annotate(name, (size, recall), (0.86 * size, recall), ha="right", **text)
+        named = sorted((other for other in others if other[2] <= DEAR), key=lambda other: -other[2])
+        gap, heights = 0.075 * (1.09 - low), np.array([recall for *_, recall in named])
+        for i in range(1, len(heights)):  # names do not lie on each other
+            heights[i] = min(heights[i], heights[i - 1] - gap)
+        heights += np.mean([recall for *_, recall in named] - heights) if named else 0.0
+        edge = 1.35 * max((size for _, size, _ in named), default=1)
+        line = {"arrowstyle": "-", "color": SECOND, "linewidth": 0.6, "shrinkA": 1, "shrinkB": 4}
+        for (name, size, recall), height in zip(named, heights, strict=True):
+            axes.annotate(name, (size, recall), (edge, height), ha="left", arrowprops=line, **text)
         axes.scatter(
             *chosen,
             s=220,
