@@ -22,7 +22,7 @@ from faiss_qama.labels import Ids
 
 K = 10
 OPQ_ROUNDS = 10  # its own 50 take many minutes, and by hand found no more on SciFact
-REFINED = 30_000  # vectors that residual quantizers' codebooks are refined on: more take minutes
+REFINED = 30_000  # vectors that residual quantizers are trained on: more take minutes
 QUERY_BITS = 8  # of RaBitQ: as good as the float query, and fifty times as fast
 RESCORED = 30  # times K: signs that sentence-transformers scores with the float query
 Search = Callable[[Floats], Ids]
@@ -116,6 +116,8 @@ def _filled(x: Floats, name: str, metric: int, centred: bool = True) -> tuple[fl
     if isinstance(inner, faiss.IndexRaBitQ):
         inner.qb = QUERY_BITS
     index.add(x)
+    if "PCAR" in name:
+        faiss.downcast_VectorTransform(index.chain.at(0)).PCAMat.resize(0)  # which training alone needs
     move = trained.mean(axis=0) if metric == faiss.METRIC_INNER_PRODUCT and centred else np.float32(0)
     shared = faiss.serialize_index(index).nbytes / len(x) - int(index.sa_code_size())
     return shared, lambda xq: np.asarray(index.search(xq + move, K)[1])

@@ -1,4 +1,4 @@
-"""Tables of evidence for others, from docs/results/{equal-bytes,rotated-study,qama-table}.json."""
+"""Tables of evidence for others, from docs/results/{equal-bytes-*,rotated-study,qama-table}.json."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from cells import SETS, markdown
 
 def equal_bytes_table(data: dict[str, Any]) -> str:
     """Return, for each number of bytes and family, its best variant on each data set, and how far it is from ours."""
-    sets = tuple(name for name in SETS if name in data)
+    sets = tuple(name for name in SETS if f"equal-bytes-{name}" in data)
     best: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
     for name in sets:
-        for row in data[name]:
+        for row in data[f"equal-bytes-{name}"]["rows"]:
             rivals = best.setdefault((row["size"], row["family"]), {})
             if name not in rivals or row["recall"][0] > rivals[name]["recall"][0]:
                 rivals[name] = row
@@ -27,7 +27,7 @@ def equal_bytes_table(data: dict[str, Any]) -> str:
         rows.append([str(size), family, *cells])
     header = ["bytes", ""]
     for name in sets:
-        header += [f"{name}: best variant, + shared bytes", "recall@10 (less ours)", "nDCG % (less ours)"]
+        header += [f"{name}: best variant, + shared bytes a vector", "recall@10 (less ours)", "nDCG % (less ours)"]
     return markdown(header, rows)
 
 

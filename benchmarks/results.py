@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -102,7 +102,7 @@ def write(name: str, record: dict[str, Any]) -> None:
     """Write docs/results/NAME.json with what it was measured with."""
     versions = {"faiss-qama": faiss_qama.__version__, "faiss": faiss.__version__, "numpy": np.__version__}
     head = {"versions": versions, "python": platform.python_version(), "threads": faiss.omp_get_max_threads()}
-    (RESULTS / f"{name}.json").write_text(json.dumps(head | record, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(head | record, indent=1, allow_nan=False) + "\n")
 
 
 def main_job(folder: Path) -> None:
@@ -299,7 +299,7 @@ def _make_million(source: Path, path: Path) -> None:
 
 def measure(data: Path) -> None:
     """Measure everything: what is timed alone, and the rest in as many processes as there are cores."""
-    import equal_bytes  # here, because they write as this module does
+    from equal_bytes import rows_of  # here, because they write as this module does
     from qama import qama_table
     from rotated import rotated_study
 
@@ -309,17 +309,14 @@ def measure(data: Path) -> None:
     *small, large = SETS
     with ProcessPoolExecutor(os.cpu_count(), get_context("spawn")) as pool:
         # First what takes longest: peers, on small sets, then on the large one at the variants that were best there.
-        equal = [pool.submit(equal_bytes.rows_of, data / name, []) for name in small]
-        rows = [job.result() for job in equal]
-        equal.append(pool.submit(equal_bytes.rows_of, data / large, rows))
-        jobs = []
+        equal = [pool.submit(rows_of, data / name, []) for name in small]
+        jobs: list[Future[Any]] = [pool.submit(rows_of, data / large, [job.result() for job in equal])]
         for name in reversed(SETS):
             jobs.append(pool.submit(choices, data / name, seeds=1 if name == large else 2))  # a seed moves it by .002
             jobs.append(pool.submit(main_job, data / name))
         jobs += [pool.submit(qama_table, data), pool.submit(rotated_study, data)]
-        for job in as_completed(jobs + equal):
+        for job in as_completed(jobs):
             job.result()
-    equal_bytes.save({name: job.result() for name, job in zip(SETS, equal, strict=True)})
 
 
 @click.command()

@@ -68,8 +68,8 @@ def render() -> dict[Path, str]:
         tables |= {"training": training_table(data), "prefixes": prefixes_table(data)}
     if "rotated-study" in data:
         tables["rotated study"] = rotated_table(data["rotated-study"])
-    if "equal-bytes" in data:
-        tables["equal bytes"] = equal_bytes_table(data["equal-bytes"])
+    if f"equal-bytes-{SETS[0]}" in data:
+        tables["equal bytes"] = equal_bytes_table(data)
     if "qama-table" in data:
         tables["qama"] = qama_table(data)
     if "training-ablation" in data:

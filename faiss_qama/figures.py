@@ -163,7 +163,7 @@ def bars(groups: Sequence[tuple[str, Sequence[tuple[str, str, Sequence[float]]]]
 
 
 def spectrum(codes: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> str:
-    """Draw by component, for one code or two, the share of the variance that it is of and the bits that it gives."""
+    """Draw each component's share of the variance, and its bits, for one code or two: by name, (d,) each."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure((WIDTH, 3.7))
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(2.2, 1))
@@ -197,7 +197,7 @@ def histograms(columns: Sequence[tuple[int, Floats, Floats]]) -> str:
             axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=colours.tolist())
             for cut in cuts:
                 axes.axvline(cut, color=INK, linewidth=1.2, linestyle="--")
-            axes.set(title=f"component {number}", yticks=[])
+            axes.set(title=f"column {number}", yticks=[])
             axes.locator_params(axis="x", nbins=4)
         for axes in grid[len(columns) :]:
             axes.set_axis_off()

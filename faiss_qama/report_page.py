@@ -18,7 +18,7 @@ from faiss_qama.baselines import measure
 from faiss_qama.calibration import DEFAULT_AIM, KS, OVERSAMPLES
 from faiss_qama.codes import Floats
 from faiss_qama.evaluation import Dataset, Measured, exact
-from faiss_qama.layout import CodeLayout
+from faiss_qama.layout import CodeLayout, Segment
 from faiss_qama.pipeline import K, Outcome
 from faiss_qama.quantizer import Quantizer
 from faiss_qama.report import bytes_text
@@ -198,7 +198,7 @@ def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
         f"The first {kept} of {len(shares)} components hold {100 * shares[:kept].sum():.1f} % of the variance of a "
         f"sample; the code has {_levels(quantizer.layout)}."
     )
-    if len(shares) > kept:
+    if quantizer.residual is None and len(shares) > kept:
         note += f" The other {len(shares) - kept} get none."
     if quantizer.residual is not None:
         layout = quantizer.residual.layout
@@ -217,7 +217,10 @@ def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
 
 
 def _variance(x: Floats, quantizer: Quantizer) -> NDArray[np.float64]:
-    """Return the variance (d,) of the components of ``x`` that ``quantizer`` cuts: principal ones, or as they are."""
+    """Return the variance (d,) of ``x`` along what ``quantizer`` takes components from, before any rotation.
+
+    That is principal components, or the embedding's own.
+    """
     if quantizer.config.get("projection") != "pca":
         return np.asarray(x.var(axis=0, dtype=np.float64))
     principal = np.linalg.eigvalsh(np.atleast_2d(np.cov(x.T.astype(np.float64))))[::-1]
@@ -226,17 +229,20 @@ def _variance(x: Floats, quantizer: Quantizer) -> NDArray[np.float64]:
 
 def _bits(layout: CodeLayout, d: int) -> NDArray[np.float64]:
     """Return the bits (d,) of each component, 0 of those that the code does not have."""
-    bits = np.zeros(max(d, layout.components))
-    places = np.cumsum([0] + [s.components for s in layout.segments])
-    for segment, start in zip(layout.segments, places, strict=False):
-        bits[start : start + segment.components] = float(segment.bits.removesuffix("or"))
-    return bits[:d]
+    given = np.repeat([_bit(segment) for segment in layout.segments], [s.components for s in layout.segments])
+    return np.pad(given, (0, d - len(given)))
+
+
+def _bit(segment: Segment) -> float:
+    """Return the bits a component of a segment."""
+    return float(segment.bits.removesuffix("or"))
 
 
 def _levels(layout: CodeLayout) -> str:
     """Return in words what a code has."""
     return ", ".join(
-        f"{s.components} components of {s.levels} levels ({s.bits} bit{'' if s.bits == '1' else 's'})"
+        f"{s.components} components of {s.levels} levels{' a pair' if s.group == 2 else ''} "
+        f"({_bit(s):g} bit{'' if _bit(s) == 1 else 's'})"
         for s in layout.segments
     )
 
@@ -257,10 +263,10 @@ def _histograms(outcome: Outcome, sample: Floats) -> Chart:
         for number, values, cuts in columns
     ]
     note = "Values of a sample after the rotation, and the cuts between levels (dashed). " + "; ".join(
-        f"component {number}: cuts at {row[1]}" for (number, _, _), row in zip(columns, rows, strict=True)
+        f"column {number}: cuts at {row[1]}" for (number, _, _), row in zip(columns, rows, strict=True)
     )
     return Chart(
-        "Where components are cut", note + ".", figures.histograms(columns), ["component", "cuts", "% a level"], rows
+        "Where components are cut", note + ".", figures.histograms(columns), ["column", "cuts", "% a level"], rows
     )
 
 

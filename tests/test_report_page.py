@@ -177,6 +177,15 @@ def test_the_variance_is_that_of_singular_values(trained):
     assert [row[2] for row in chart.rows] == ["2"] * 18 + ["0"] * 18
 
 
+@pytest.mark.parametrize("half", ["0.5", "0.5or"])
+def test_half_bits_belong_to_pairs(tmp_path, half):
+    outcome, _ = made(tmp_path, make_vectors(200, d=20), layout=f"2x4,{half}x12")
+    chart = next(chart for chart in report_page.charts(outcome) if chart.title == "Where the bits went")
+    assert [row[2] for row in chart.rows] == ["2"] * 4 + ["0.5"] * 12 + ["0"] * 4
+    assert "4 components of 4 levels (2 bits), 12 components of 2 levels a pair (0.5 bits)" in chart.note
+    assert "The other 4 get none" in chart.note
+
+
 def test_alternatives_are_measured_as_the_layouts_were(trained):
     outcome, _ = trained
     x, xq = outcome.drawn.train, outcome.drawn.calibration
