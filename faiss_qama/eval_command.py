@@ -45,7 +45,12 @@ oversample_option = click.option("--oversample", type=float, help="Instead: k ti
 @ef_search_option
 @click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True, help="Of a folder.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits to average over.")
-@click.option("--json", "json_path", type=click.Path(path_type=Path), help="Write the results here as well.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Write the results here as well; null stands where there is no figure.",
+)
 def eval_command(
     target: Path,
     queries_path: Path | None,
