@@ -20,7 +20,7 @@ import click
 import faiss
 import numpy as np
 from cells import RESULTS, SETS
-from equal_peers import OPQ_ROUNDS, QUERY_BITS, REFINED, RESCORED, K, Variant, variants
+from equal_peers import OPQ_ROUNDS, QUERY_BITS, RESCORED, SAMPLE, K, Variant, variants
 from results import METRIC, write
 from tables import remake
 from threadpoolctl import threadpool_limits
@@ -46,8 +46,8 @@ SETTINGS = {
         "k-means iterations": faiss.ClusteringParameters().niter,
         "vectors a centroid, at most": faiss.ClusteringParameters().max_points_per_centroid,
     },
-    "OPQ": {"rounds": OPQ_ROUNDS},
-    "residual quantizers": {"codebooks": "refined", "sample": REFINED},
+    "OPQ": {"sample": SAMPLE, "rounds": OPQ_ROUNDS},
+    "residual quantizers": {"sample": SAMPLE, "codebooks": "refined"},
     "RaBitQ": {"query bits": QUERY_BITS},
     "sentence-transformers": {"rescore_multiplier": RESCORED},
     "on large sets": f"the {BEST} best on each smaller set, of {', '.join(IN_FULL)} all; "

@@ -21,8 +21,8 @@ from faiss_qama.codes import Floats
 from faiss_qama.labels import Ids
 
 K = 10
+SAMPLE = 30_000  # vectors that OPQ's rotation and residual quantizers are trained on: more take minutes
 OPQ_ROUNDS = 10  # its own 50 take many minutes, and by hand found no more on SciFact
-REFINED = 30_000  # vectors that residual quantizers are trained on: more take minutes
 QUERY_BITS = 8  # of RaBitQ: as good as the float query, and fifty times as fast
 RESCORED = 30  # times K: signs that sentence-transformers scores with the float query
 Search = Callable[[Floats], Ids]
@@ -101,7 +101,7 @@ def _filled(x: Floats, name: str, metric: int, centred: bool = True) -> tuple[fl
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
     if "OPQ" in name:
         rotation = faiss.downcast_VectorTransform(index.chain.at(index.chain.size() - 1))
-        rotation.niter = OPQ_ROUNDS
+        rotation.niter, rotation.max_train_points = OPQ_ROUNDS, SAMPLE
         bits = faiss.ProductQuantizer(rotation.d_out, inner.pq.M, inner.pq.nbits)  # those that it will serve
         rotation.pq = bits
     if not centred:
@@ -111,7 +111,7 @@ def _filled(x: Floats, name: str, metric: int, centred: bool = True) -> tuple[fl
         for i in range(inner.prq.nsplits):
             stages = faiss.downcast_AdditiveQuantizer(inner.prq.subquantizer(i))
             stages.train_type = faiss.ResidualQuantizer.Train_refine_codebook
-        trained = x[np.random.default_rng(0).permutation(len(x))[:REFINED]]
+        trained = x[np.random.default_rng(0).permutation(len(x))[:SAMPLE]]
     index.train(trained)
     if isinstance(inner, faiss.IndexRaBitQ):
         inner.qb = QUERY_BITS

@@ -171,10 +171,12 @@ def exact(dataset: Dataset, k: int, metric: int) -> Truth:
     return Truth(k, metric, D, I, Measured("exact floats", (4 * dataset.corpus.shape[1], 0), [result]))
 
 
-def evaluate(index: Searchable, dataset: Dataset, truth: Truth, **search_options: Any) -> Result:
-    """Measure ``index``, which holds the corpus of ``dataset``, against the exact search; the median of three runs."""
+def evaluate(
+    index: Searchable, dataset: Dataset, truth: Truth, *, runs: int = TIMED_RUNS, **search_options: Any
+) -> Result:
+    """Measure ``index``, which holds the corpus of ``dataset``, against the exact search; its speed is the median's."""
     k, surplus, seconds = truth.k, _surplus(dataset), []
-    for _ in range(TIMED_RUNS):
+    for _ in range(runs):
         start = time.perf_counter()
         D, I = search_in_blocks(index, dataset.queries, k + surplus, **search_options)
         seconds.append(time.perf_counter() - start)
