@@ -50,7 +50,7 @@ def measure(
     *,
     train_queries: bool = False,
     seeds: int = 1,
-    **search_options: float,
+    **search_options: Any,
 ) -> Measured:
     """Build the method ``name`` once a seed and measure each; ``search_options`` go to indexes of ours that rescore."""
     results = []
