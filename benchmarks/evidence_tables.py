@@ -74,14 +74,9 @@ def qama_table(data: dict[str, Any]) -> str:
 
 
 def _trained(data: dict[str, Any], name: str, row: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what QAMA's recipe is worth at a row's bits and components: as a prefix, or as a preset was trained."""
-    for each in data.get(f"training-qama-{name}", {"rows": []})["rows"]:
-        if each["bits"] == row["bits"]:
-            return dict(each["components"][str(row["components"])])
-    for each in data.get(f"training-{name}", {"rows": []})["rows"]:
-        if each["config"].startswith("qama") and each["layout"] == row.get("layout"):
-            return dict(each["trained"])
-    return None
+    """Return what QAMA's recipe is worth at a row's bits and components, if it was trained."""
+    rows = data.get(f"training-qama-{name}", {"rows": []})["rows"]
+    return next((each["components"][str(row["components"])] for each in rows if each["bits"] == row["bits"]), None)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:

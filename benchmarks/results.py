@@ -310,10 +310,8 @@ def measure(data: Path) -> None:
         # First what takes longest: peers, on small sets, then on the large one at the variants that were best there.
         equal = [pool.submit(rows_of, data / name, []) for name in small]
         jobs: list[Future[Any]] = [pool.submit(rows_of, data / large, [job.result() for job in equal])]
-        jobs += [
-            pool.submit(choices, data / large, seeds=1),
-            pool.submit(main_job, data / large),
-        ]  # a seed moves it by .002
+        jobs.append(pool.submit(choices, data / large, seeds=1))  # a seed moves it by .002
+        jobs.append(pool.submit(main_job, data / large))
         jobs.append(pool.submit(qama_table, data))
         jobs += [pool.submit(choices, data / name, seeds=2) for name in small]
         jobs += [pool.submit(main_job, data / name) for name in small]

@@ -174,7 +174,7 @@ def exact(dataset: Dataset, k: int, metric: int) -> Truth:
 def evaluate(
     index: Searchable, dataset: Dataset, truth: Truth, *, runs: int = TIMED_RUNS, **search_options: Any
 ) -> Result:
-    """Measure ``index``, which holds the corpus of ``dataset``, against the exact search; its speed is the median's."""
+    """Measure ``index``, which holds the corpus of ``dataset``, against the exact search; the median speed of runs."""
     k, surplus, seconds = truth.k, _surplus(dataset), []
     for _ in range(runs):
         start = time.perf_counter()

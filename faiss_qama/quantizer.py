@@ -134,8 +134,10 @@ class Quantizer:
     def approximate(self, x: ArrayLike) -> Floats:
         """Return documents ``x`` (n, d) encoded and decoded, by all codes that there are."""
         x = as_vectors(x, self.d)
-        code = self.encode(x)
-        return self.decode(code, None if self.residual is None else self.encode_residual(x, code))
+        sums = self.sum_of_levels(self.encode(x))
+        if self.residual is not None:
+            sums += self.residual.sum_of_levels(self.residual.encode(x - sums))
+        return rescaled(sums, 1.0) if self.unit else sums
 
     def sum_of_levels(self, code: Codes) -> Floats:
         """Return :meth:`decode` of ``code`` before it is normalised."""

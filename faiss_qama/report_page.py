@@ -198,8 +198,6 @@ def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
         f"The first {kept} of {len(shares)} components hold {100 * shares[:kept].sum():.1f} % of the variance of a "
         f"sample; the code has {_levels(quantizer.layout)}."
     )
-    if quantizer.residual is None and len(shares) > kept:
-        note += f" The other {len(shares) - kept} get none."
     if quantizer.residual is not None:
         layout = quantizer.residual.layout
         left = _variance(sample - quantizer.sum_of_levels(quantizer.encode(sample)), quantizer) / whole
@@ -208,6 +206,8 @@ def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
             f" That leaves {100 * left.sum():.1f} % over, whose own components have a second code, of "
             f"{_levels(layout)}."
         )
+    elif len(shares) > kept:
+        note += f" The other {len(shares) - kept} get none."
     header = ["component", "% of variance", "bits", "% left over", "bits of the second code"][: 1 + 2 * len(curves)]
     rows = [
         [str(i + 1)] + [cell for share, bit in curves.values() for cell in (f"{100 * share[i]:.3f}", f"{bit[i]:g}")]
