@@ -97,6 +97,7 @@ def of_faiss(x: Floats, size: int) -> Iterator[Variant]:
 
 def _filled(x: Floats, name: str, metric: int, centred: bool = True) -> tuple[float, Search]:
     """Return a FAISS index, trained and filled."""
+    faiss.cvar.distance_compute_blas_threshold = 1  # below it, k-means of few dimensions takes ten times as long
     index = faiss.index_factory(x.shape[1], name, metric)
     inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
     if "OPQ" in name:

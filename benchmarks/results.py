@@ -94,6 +94,13 @@ BASES: list[tuple[str, dict[str, int]]] = [
     ("BIVF256", {"nprobe": 16}),
     ("BIVF256", {"nprobe": 64}),
 ]
+# Vectors, and options of `faiss-qama fit`.
+COMMANDS = [
+    ("quora", ""),
+    ("million", ""),
+    ("million", "--recall 0.95"),
+    ("million", "--bytes 96 --rescore codes --report report.html"),
+]
 QUERY_SIDE = [(0.0, 1.0), (0.5, 1.0), (0.5, 1.25), (0.75, 1.0), (0.75, 1.25), (1.0, 1.0), (1.0, 1.25)]
 
 
@@ -240,39 +247,39 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def scale(folder: Path) -> None:
-    """Time the command on quora; and, on a million vectors made from it, time, peak memory and rate of encoding."""
+    """Time the command on quora, and on a million vectors made from it; and the rate of encoding."""
+    record: dict[str, Any] = {"commands": []}
     with tempfile.TemporaryDirectory() as work:
-        million = Path(work) / "million.npy"
-        _make_million(folder / "quora" / "corpus.npy", million)
-        record: dict[str, Any] = {}
-        for name, path in (("quora", folder / "quora" / "corpus.npy"), ("million", million)):
+        (Path(work) / "quora.npy").symlink_to((folder / "quora" / "corpus.npy").resolve())
+        _make_million(Path(work) / "quora.npy", Path(work) / "million.npy")
+        program = (
+            "import sys\n"
+            "from faiss_qama.cli import cli\n"
+            "cli(sys.argv[1:], standalone_mode=False)\n"
+            "print('peak', [l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0])\n"
+        )
+        for name, options in COMMANDS:
+            command = ["fit", f"{name}.npy", *options.split()]
             start = time.perf_counter()
-            program = (
-                "import sys\n"
-                "from faiss_qama.cli import cli\n"
-                "cli(sys.argv[1:], standalone_mode=False)\n"
-                "print('peak', [l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0])\n"
+            done = subprocess.run(
+                [sys.executable, "-c", program, *command], cwd=work, check=True, capture_output=True, text=True
             )
-            command = [sys.executable, "-c", program, "fit", str(path), "-o", f"{work}/{name}.qama"]
-            out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             seconds = time.perf_counter() - start
-            peak = 1024 * int(out.split()[-1])
-            size = sum(f.stat().st_size for f in Path(f"{work}/{name}.qama").iterdir())
-            record[name] = {
-                "seconds": seconds,
-                "peak_bytes": peak,
-                "index_bytes": size,
-                "output": out.splitlines()[:-1],
-            }
-            click.echo(out)
+            *output, peak = done.stdout.splitlines()
+            record["commands"].append(
+                {
+                    "command": " ".join(["faiss-qama", *command]),
+                    "vectors": len(np.load(f"{work}/{name}.npy", mmap_mode="r")),
+                    "seconds": seconds,
+                    "peak_bytes": 1024 * int(peak.split()[-1]),
+                    "index_bytes": sum(f.stat().st_size for f in Path(f"{work}/{name}.npy.qama").iterdir()),
+                    "output": output,
+                }
+            )
+            click.echo(done.stdout)
     x = Corpus(folder / "quora" / "corpus.npy").read()
     quantizer = fit(x, config=FitConfig(layout="2x192"))
-    seconds = []
-    for _ in range(7):
-        start = time.perf_counter()
-        quantizer.encode(x)
-        seconds.append(time.perf_counter() - start)
-    record["encoding_per_second"] = len(x) / float(np.median(seconds))
+    record["encoding_per_second"] = len(x) / float(np.median([_timed(lambda: quantizer.encode(x)) for _ in range(7)]))
     write("scale", record)
 
 
@@ -302,6 +309,7 @@ def measure(data: Path) -> None:
     from qama import qama_table
     from rotated import rotated_study
 
+    start = time.perf_counter()
     stock(data / "quora")
     scale(data)
     os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
@@ -318,6 +326,7 @@ def measure(data: Path) -> None:
         jobs.append(pool.submit(rotated_study, data))
         for job in as_completed(jobs):
             job.result()
+    write("results", {"seconds": time.perf_counter() - start, "cores": os.cpu_count()})
 
 
 @click.command()

@@ -76,17 +76,17 @@ def growing_table(data: dict[str, Any]) -> str:
 
 
 def scale_table(data: dict[str, Any]) -> str:
-    """Return what the command takes."""
-    scale = data["scale"]
+    """Return what the command takes, the rate of encoding, and what measuring took."""
+    scale, (minutes, seconds) = data["scale"], divmod(round(data["results"]["seconds"]), 60)
     rows = []
-    for name, text in (("quora", "63,271 x 384"), ("million", "1,000,000 x 384")):
-        part = scale[name]
+    for part in scale["commands"]:
         sizes = [f"{part[key] / 1e9:.2f} GB" for key in ("peak_bytes", "index_bytes")]
-        rows.append([text, f"{part['seconds']:.0f} s", *sizes])
-    rate = f"{scale['encoding_per_second']:,.0f}"
+        rows.append([f"`{part['command']}`", f"{part['vectors']:,}", f"{part['seconds']:.0f} s", *sizes])
+    header = ["", "vectors", "fit, index and what was measured", "peak memory, index included", "index"]
     return (
-        markdown(["`faiss-qama fit`", "fit, index and report", "peak memory, index included", "index"], rows)
-        + f"\n\nEncoding 2x192 from 384 floats: {rate} vectors a second, {scale['threads']} threads."
+        markdown(header, rows)
+        + f"\n\nEncoding 2x192 from 384 floats: {scale['encoding_per_second']:,.0f} vectors a second, "
+        + f"{scale['threads']} threads. `make results`: {minutes} min {seconds} s, {data['results']['cores']} cores."
     )
 
 

@@ -93,7 +93,7 @@ def alternatives(outcome: Outcome, sample: Floats) -> list[Measured]:
     n, d = sample.shape
     names = ["binary", "binary+codes", "scalar", f"faiss:RR{d},RaBitQ"]
     if d % 4 == 0 and n >= PQ_NEEDS:
-        names.append(f"faiss:PQ{d // 4}x4")
+        names.append(f"faiss:PQ{d // 4}x4np")  # np: without what polysemous search alone needs
     # Documents that stand in for queries are not in the sample: none is to be excluded.
     dataset = Dataset(Corpus(sample), outcome.drawn.calibration)
     truth = exact(dataset, K, outcome.index.quantizer.metric)

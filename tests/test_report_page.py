@@ -196,7 +196,7 @@ def test_alternatives_are_measured_as_the_layouts_were(trained):
     expected = evaluation.evaluate(index, dataset, evaluation.exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)).recall
     found = {m.name: m for m in report_page.alternatives(outcome, x)}
     assert found["scalar"].mean.recall == pytest.approx(expected)
-    assert found["faiss:PQ9x4"].bytes == (5, 0)
+    assert found["faiss:PQ9x4np"].bytes == (5, 0)
 
 
 @pytest.mark.parametrize("n", [2, 15, 120])

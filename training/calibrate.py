@@ -77,39 +77,38 @@ def _measure(quantizer: Quantizer, drawn: Draw) -> Calibration:
         )
         distances = hamming.astype(np.min_scalar_type(8 * quantizer.code_size))  # numpy sorts 16 bits by their digits
         sizes = np.einsum("qd,qd->q", xq[block], xq[block]) * (sign < 0)  # what L2 distances were rounded at
-        for scores in zip(exact, asymmetric, distances, sizes, strict=True):
-            floats_of_one, codes_of_one = _curves(*scores)
-            if own:
-                codes_of_one, _ = _curves(scores[1], *scores[1:])
-            floats += floats_of_one
-            codes += codes_of_one
+        found_by = _curves(exact, asymmetric, distances, sizes)
+        floats += found_by[0]
+        codes += _curves(asymmetric, asymmetric, distances, sizes)[1] if own else found_by[1]
     return Calibration(len(x), floats / len(xq), codes / len(xq))
 
 
 def _curves(
-    exact: Floats, asymmetric: Floats, hamming: NDArray[np.unsignedinteger], size: float
+    exact: Floats, asymmetric: Floats, hamming: NDArray[np.unsignedinteger], sizes: Floats
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return recall@k by (k, oversample) of one query, for rescoring by floats and by codes.
+    """Return recall@k by (k, oversample), summed over queries, for rescoring by floats and by codes.
 
-    The first three are (n,) over the documents. Documents as near as the k-th nearest, but for the rounding of scores
-    of this ``size`` and more, count as found: duplicates are as good as each other.
+    The first three are (nq, n), of queries and documents. Documents as near as the k-th nearest, but for the rounding
+    of scores of these ``sizes`` (nq,) and more, count as found: duplicates are as good as each other.
     """
-    n = len(exact)
-    order = np.argsort(hamming, kind="stable")[:MAX_CANDIDATES]
-    asymmetric = asymmetric[order]
+    nq, n = exact.shape
+    order = np.argsort(hamming, axis=1, kind="stable")[:, :MAX_CANDIDATES]
+    ordered, losses = np.take_along_axis(exact, order, axis=1), -np.take_along_axis(asymmetric, order, axis=1)
     floats = np.empty((len(KS), len(OVERSAMPLES)))
     codes = np.empty_like(floats)
     for i, k in enumerate(KS):
         wanted = min(k, n)
-        bound = np.partition(exact, n - wanted)[n - wanted]
-        relevant = exact[order] >= bound - TIE * (abs(bound) + size)
-        found = np.minimum(np.cumsum(relevant), wanted) / wanted
-        counts = [min(int(np.ceil(k * oversample)), len(order)) for oversample in OVERSAMPLES]
-        for j, candidates in enumerate(counts):
-            floats[i, j] = found[candidates - 1]
-            if j and candidates == counts[j - 1]:
-                codes[i, j] = codes[i, j - 1]
-                continue
-            best = np.argpartition(-asymmetric[:candidates], wanted - 1)[:wanted]
-            codes[i, j] = min(int(relevant[best].sum()), wanted) / wanted
+        bounds = np.partition(exact, n - wanted, axis=1)[:, n - wanted]
+        relevant = ordered >= (bounds - TIE * (abs(bounds) + sizes))[:, None]
+        found = np.minimum(np.cumsum(relevant, axis=1), wanted)
+        best = np.empty((nq, 0), dtype=np.intp)  # of the candidates so far
+        seen = 0
+        for j, oversample in enumerate(OVERSAMPLES):
+            candidates = min(int(np.ceil(k * oversample)), order.shape[1])
+            more = np.broadcast_to(np.arange(seen, candidates), (nq, candidates - seen))
+            best, seen = np.concatenate([best, more], axis=1), candidates
+            top = np.argpartition(np.take_along_axis(losses, best, axis=1), wanted - 1, axis=1)[:, :wanted]
+            best = np.take_along_axis(best, top, axis=1)
+            floats[i, j] = found[:, candidates - 1].sum() / wanted
+            codes[i, j] = np.minimum(np.take_along_axis(relevant, best, axis=1).sum(axis=1), wanted).sum() / wanted
     return floats, codes

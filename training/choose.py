@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from functools import cache, partial
 
 import numpy as np
+from threadpoolctl import ThreadpoolController
 
 from faiss_qama.bases import DEFAULT, code_bytes
 from faiss_qama.calibration import KS, Calibration
 from faiss_qama.layout import CodeLayout
+from faiss_qama.loops import each
 from faiss_qama.progress import progress
-from faiss_qama.quantizer import lengths
+from faiss_qama.quantizer import Quantizer, lengths
 from faiss_qama.residual import residual_bytes
 from faiss_qama.training.calibrate import calibrate
 from faiss_qama.training.closed_form import are_units, closed_form
@@ -149,29 +152,46 @@ def choose(
         by_rule(config.bytes, d, base)  # raises where there is none
     layouts = _with_slices(list(dict.fromkeys(layouts)), config, d)
 
-    def trial(layout: str, rotation: str) -> Trial:
-        settings = replace(config, layout=layout, rotation=rotation, bytes=None, slices=(), train=None)
-        parsed = CodeLayout.parse(layout)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="fitted on")  # the fit that follows says it once
-            quantizer = with_residual(closed_form(small, settings, metric), parsed.residual, small, settings)
-        calibration = calibrate(quantizer, small).calibration
-        assert calibration is not None
-        size = code_bytes(base, parsed) + residual_bytes(parsed.residual, metric, unit)
-        return Trial(layout, rotation, size, calibration, n)
-
-    trials = [trial(layout, config.rotation) for layout in progress(layouts, "choosing a layout")]
+    tried = partial(_tried, small=small, config=config, metric=metric, base=base, n=n)
+    trials = tried([(layout, config.rotation) for layout in layouts])
     within = [t for t in trials if config.bytes is None or t.bytes <= config.bytes]
     if config.bytes is not None and recall is None:
         wanted = of_size(config.bytes)
         within = [t for t in within if t.layout in wanted]
     chosen = goal.best(within) if free else trials[0]
     if free and config.rotation != "none":
-        trials += [trial(chosen.layout, rotation) for rotation in ROTATIONS if rotation != config.rotation]
+        trials += tried([(chosen.layout, rotation) for rotation in ROTATIONS if rotation != config.rotation])
         chosen = min((t for t in trials if t.layout == chosen.layout), key=goal.cost)
     rivals = [f"{t.layout} {t.rotation} {goal.worth(t)}" for t in trials if t.bytes == chosen.bytes and t is not chosen]
     reason = goal.worth(chosen) + (f" ({', '.join(rivals)})" if rivals else "")
     return Choice(sorted(trials, key=lambda t: t.bytes), chosen, reason)
+
+
+def _tried(
+    names: list[tuple[str, str]], *, small: Draw, config: FitConfig, metric: int, base: str, n: int
+) -> list[Trial]:
+    """Return a trial of each layout and rotation, as many at a time as FAISS may use threads."""
+    config, unit = replace(config, bytes=None, slices=(), train=None), are_units(lengths(small.train))
+
+    @cache  # alone and before different second codes
+    def first(layout: CodeLayout, rotation: str) -> Quantizer:
+        return closed_form(small, replace(config, layout=str(layout), rotation=rotation), metric)
+
+    def trial(name: tuple[str, str]) -> Trial:
+        layout, rotation = CodeLayout.parse(name[0]), name[1]
+        alone = first(replace(layout, residual=None), rotation)
+        quantizer = with_residual(alone, layout.residual, small, replace(config, rotation=rotation))
+        calibration = calibrate(quantizer, small).calibration
+        assert calibration is not None
+        bar.update()
+        size = code_bytes(base, layout) + residual_bytes(layout.residual, metric, unit)
+        return Trial(*name, size, calibration, n)
+
+    # A trial keeps one thread busy. Numpy's would wait for each other; FAISS's are counted by FAISS.
+    one_thread = ThreadpoolController().select(threading_layer="pthreads").limit(limits=1)
+    with one_thread, progress(names, "choosing a layout") as bar, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fitted on")  # the fit that follows says it once
+        return each(trial, names)
 
 
 @dataclass(frozen=True)
