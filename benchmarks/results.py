@@ -1,7 +1,7 @@
 """Measure everything that docs/results and the README state: python benchmarks/results.py DATA.
 
-DATA holds data set folders (scifact, nfcorpus, quora). Each part writes a JSON file to docs/results; the tables in
-docs/results/README.md and in the README are then rendered from those files (alone with ``--render``).
+DATA holds data set folders (scifact, nfcorpus, quora). Each part writes a JSON file to docs/results; the tables of
+docs/results and of the README are then rendered from those files (alone with ``--render``).
 """
 
 from __future__ import annotations
@@ -272,7 +272,7 @@ def scale(folder: Path) -> None:
                     "vectors": len(np.load(f"{work}/{name}.npy", mmap_mode="r")),
                     "seconds": seconds,
                     "peak_bytes": 1024 * int(peak.split()[-1]),
-                    "index_bytes": sum(f.stat().st_size for f in Path(f"{work}/{name}.npy.qama").iterdir()),
+                    "index_bytes": sum(f.stat().st_size for f in Path(f"{work}/{name}.qama").iterdir()),
                     "output": output,
                 }
             )

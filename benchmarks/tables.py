@@ -1,4 +1,4 @@
-"""The tables of docs/results/README.md and of the README, made from the JSON files that results.py writes."""
+"""The tables of docs/results and of the README, made from the JSON files that results.py writes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def render() -> dict[Path, str]:
     if "training-ablation" in data:
         tables["ablation"] = ablation_table(data)
     files = {}
-    for path in (RESULTS / "README.md", ROOT / "README.md"):
+    for path in (*RESULTS.glob("*.md"), ROOT / "README.md"):
         text = path.read_text()
         for name, table in tables.items():
             marker = re.escape(f"<!-- table: {name} -->")
