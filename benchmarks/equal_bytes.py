@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import click
 import faiss
 import numpy as np
 from cells import RESULTS, SETS
-from equal_peers import OPQ_ROUNDS, QUERY_BITS, RESCORED, SAMPLE, K, Variant, variants
+from equal_peers import OPQ_ROUNDS, QUERY_BITS, RESCORED, RESIDUAL_SAMPLE, SAMPLE, K, Variant, variants
 from results import METRIC, write
 from tables import remake
 from threadpoolctl import threadpool_limits
@@ -47,7 +47,7 @@ SETTINGS = {
         "vectors a centroid, at most": faiss.ClusteringParameters().max_points_per_centroid,
     },
     "OPQ": {"sample": SAMPLE, "rounds": OPQ_ROUNDS},
-    "residual quantizers": {"sample": SAMPLE, "codebooks": "refined"},
+    "residual quantizers": {"sample": RESIDUAL_SAMPLE, "codebooks": "refined"},
     "RaBitQ": {"query bits": QUERY_BITS},
     "sentence-transformers": {"rescore_multiplier": RESCORED},
     "on large sets": f"the {BEST} best on each smaller set, of {', '.join(IN_FULL)} all; "
@@ -82,8 +82,8 @@ def tried(x: Floats, size: int, smaller: list[Rows]) -> Iterator[Variant]:
             yield variant
 
 
-def measure(dataset: Dataset, smaller: list[Rows]) -> Iterator[dict[str, Any]]:
-    """Yield a row for every variant at every budget, ours first."""
+def measure(dataset: Dataset, size: int, smaller: list[Rows]) -> Iterator[dict[str, Any]]:
+    """Yield a row for every variant of ``size`` bytes, ours first."""
     dataset = replace(
         dataset,
         queries=np.ascontiguousarray(dataset.queries[:QUERIES]),
@@ -92,19 +92,18 @@ def measure(dataset: Dataset, smaller: list[Rows]) -> Iterator[dict[str, Any]]:
     x = dataset.corpus.read()
     truth = exact(dataset, K, METRIC)
     floats = truth.measured.mean.values
-    for size in BUDGETS:
-        ours: dict[str, Values] = {}
-        for variant in tried(x, size, smaller):
-            start = time.perf_counter()
-            with threadpool_limits(1, "blas"):
-                shared, search = variant.build()
-            values = ranking_values(search(dataset.queries), truth, dataset)
-            ours = ours or values
-            about = {"family": variant.family, "name": variant.name, "size": size, "bytes": variant.bytes}
-            row = about | {"shared": shared} | figures(values, ours, floats)
-            seconds = time.perf_counter() - start
-            click.echo(f"{size} {variant.family} {variant.name}: {row['recall'][0]:.3f}, {seconds:.1f} s")
-            yield row
+    ours: dict[str, Values] = {}
+    for variant in tried(x, size, smaller):
+        start = time.perf_counter()
+        with threadpool_limits(1, "blas"):
+            shared, search = variant.build()
+        values = ranking_values(search(dataset.queries), truth, dataset)
+        ours = ours or values
+        about = {"family": variant.family, "name": variant.name, "size": size, "bytes": variant.bytes}
+        row = about | {"shared": shared} | figures(values, ours, floats)
+        seconds = time.perf_counter() - start
+        click.echo(f"{size} {variant.family} {variant.name}: {row['recall'][0]:.3f}, {seconds:.1f} s")
+        yield row
 
 
 def figures(values: dict[str, Values], ours: dict[str, Values], floats: Any) -> dict[str, Any]:
@@ -126,10 +125,15 @@ def figures(values: dict[str, Values], ours: dict[str, Values], floats: Any) -> 
     }
 
 
-def rows_of(folder: Path, smaller: list[Rows]) -> Rows:
-    """Measure and write a row for every variant at every budget; ``smaller``: the rows of smaller sets."""
-    rows = list(measure(Dataset.load(folder), smaller))
-    write(f"equal-bytes-{folder.name}", {"settings": SETTINGS, "rows": rows})
+def rows_of(folder: Path, size: int, smaller: list[Rows]) -> Rows:
+    """Measure a row for every variant of ``size`` bytes; ``smaller``: the rows of smaller sets."""
+    return list(measure(Dataset.load(folder), size, smaller))
+
+
+def keep(name: str, parts: Iterable[Rows]) -> Rows:
+    """Write the rows of a set, and return them."""
+    rows = [row for part in parts for row in part]
+    write(f"equal-bytes-{name}", {"settings": SETTINGS, "rows": rows})
     return rows
 
 
@@ -140,7 +144,8 @@ def main(data: Path, sets: tuple[str, ...]) -> None:
     """Measure on the data set folders in DATA, and remake the tables."""
     for name in sets or SETS:
         known = [RESULTS / f"equal-bytes-{other}.json" for other in SETS if other != name]
-        rows_of(data / name, [json.loads(path.read_text())["rows"] for path in known if path.exists()])
+        smaller = [json.loads(path.read_text())["rows"] for path in known if path.exists()]
+        keep(name, (rows_of(data / name, size, smaller) for size in BUDGETS))
     remake()
 
 
