@@ -127,9 +127,7 @@ def main_job(folder: Path) -> None:
                 Measured(label + ", queries=" * queries, found[0].bytes_per_vector, results, fits[0].quantizer.config)
             )
             click.echo(f"{folder.name}: {rows[-1].name}: recall {rows[-1].mean.recall:.3f}")
-    for name in NAMES:
-        built = baselines.build(name, dataset, METRIC)
-        rows.append(Measured(name, built.bytes, [evaluate(built.index, dataset, truth, runs=1)], built.config))
+    rows += [baselines.measure(name, dataset, truth, runs=1) for name in NAMES]
     write(folder.name, {"corpus": list(dataset.corpus.shape), "results": [row.to_dict() for row in rows]})
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from faiss_qama import codes
 from faiss_qama.bases import DEFAULT, code_bytes
 from faiss_qama.codes import Floats
-from faiss_qama.evaluation import Dataset, Measured, Searchable, Truth, evaluate
+from faiss_qama.evaluation import TIMED_RUNS, Dataset, Measured, Searchable, Truth, evaluate
 from faiss_qama.index import QamaIndex
 from faiss_qama.layout import CodeLayout
 from faiss_qama.quantizer import Quantizer
@@ -50,14 +50,18 @@ def measure(
     *,
     train_queries: bool = False,
     seeds: int = 1,
+    runs: int = TIMED_RUNS,
     **search_options: Any,
 ) -> Measured:
-    """Build the method ``name`` once a seed and measure each; ``search_options`` go to indexes of ours that rescore."""
+    """Build the method ``name`` once a seed and measure each, its speed as the median of ``runs``.
+
+    ``search_options`` go to indexes of ours that rescore.
+    """
     results = []
     for seed in range(seeds):
         built = build(name, dataset, truth.metric, train_queries=train_queries, seed=seed)
         rescores = isinstance(built.index, QamaIndex) and built.index.rescore != "none"
-        results.append(evaluate(built.index, dataset, truth, **search_options if rescores else {}))
+        results.append(evaluate(built.index, dataset, truth, runs=runs, **search_options if rescores else {}))
     return Measured(name, built.bytes, results, built.config)
 
 
