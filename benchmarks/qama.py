@@ -15,10 +15,11 @@ from results import METRIC, write
 from sklearn.preprocessing import normalize
 from tables import remake
 
-from faiss_qama import QamaIndex, baselines
-from faiss_qama.bases import code_bytes
-from faiss_qama.evaluation import Dataset, Searchable, Truth, evaluate, exact
-from faiss_qama.layout import CodeLayout
+from faiss_qama import QamaIndex
+from faiss_qama.comparison import methods
+from faiss_qama.evaluation.recall import Dataset, Searchable, Truth, evaluate, exact
+from faiss_qama.hamming.factory import code_bytes
+from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.training.config import LAYOUTS, NESTED
 from faiss_qama.vectors import Corpus
@@ -80,7 +81,7 @@ def _floats(dataset: Dataset, truth: Truth, components: int) -> dict[str, float]
     sides = [dataset.corpus.read(), dataset.queries]
     documents, queries = (normalize(x[:, :components]) for x in sides)
     first = exact(replace(dataset, corpus=Corpus(documents), queries=queries), truth.k, truth.metric).measured
-    principal = baselines.build(f"faiss:PCA{components},Flat", dataset, faiss.METRIC_L2).index
+    principal = methods.build(f"faiss:PCA{components},Flat", dataset, faiss.METRIC_L2).index
     return {
         "thresholds": 100 * float(first.mean.ndcg) / float(truth.measured.mean.ndcg),
         "codes": _share(principal, dataset, truth),

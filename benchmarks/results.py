@@ -28,10 +28,11 @@ from tables import remake
 from threadpoolctl import threadpool_limits
 
 import faiss_qama
-from faiss_qama import QamaIndex, baselines
-from faiss_qama.codes import Floats
-from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
-from faiss_qama.export import K_FACTOR
+from faiss_qama import QamaIndex
+from faiss_qama.comparison import methods
+from faiss_qama.evaluation.recall import Dataset, Measured, evaluate, exact
+from faiss_qama.index.export import K_FACTOR
+from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
 
@@ -117,7 +118,7 @@ def main_job(folder: Path) -> None:
     rows = [truth.measured]
     for queries in (False, True):
         fits = [
-            baselines.build("2x192+fp16", dataset, METRIC, train_queries=queries, seed=seed).index
+            methods.build("2x192+fp16", dataset, METRIC, train_queries=queries, seed=seed).index
             for seed in range(SEEDS)
         ]
         for label, rescore, options in MAIN:
@@ -127,7 +128,7 @@ def main_job(folder: Path) -> None:
                 Measured(label + ", queries=" * queries, found[0].bytes_per_vector, results, fits[0].quantizer.config)
             )
             click.echo(f"{folder.name}: {rows[-1].name}: recall {rows[-1].mean.recall:.3f}")
-    rows += [baselines.measure(name, dataset, truth, runs=1) for name in NAMES]
+    rows += [methods.measure(name, dataset, truth, runs=1) for name in NAMES]
     write(folder.name, {"corpus": list(dataset.corpus.shape), "results": [row.to_dict() for row in rows]})
 
 
@@ -251,7 +252,7 @@ def scale(folder: Path) -> None:
         _make_million(Path(work) / "quora.npy", Path(work) / "million.npy")
         program = (
             "import sys\n"
-            "from faiss_qama.cli import cli\n"
+            "from faiss_qama.cli.app import cli\n"
             "cli(sys.argv[1:], standalone_mode=False)\n"
             "print('peak', [l.split()[1] for l in open('/proc/self/status') if l.startswith('VmHWM')][0])\n"
         )

@@ -11,7 +11,7 @@ import click
 from results import write
 from tables import remake
 
-from faiss_qama import tasks
+from faiss_qama.comparison import tasks
 
 # M. Nemlaghi, "Squeezing embeddings: a journey from classic to rotated ternary quantization" (2024), % of float: the
 # mean over STS-B and Banking77 of four embeddings of Amazon's and Cohere's, whose packed bytes it compares as numbers.

@@ -26,17 +26,17 @@ from tables import remake
 from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
-from faiss_qama.bases import make_base
-from faiss_qama.codes import Codes, Floats
-from faiss_qama.contents import Contents
-from faiss_qama.evaluation import Dataset
-from faiss_qama.labels import Labels
-from faiss_qama.layout import CodeLayout
-from faiss_qama.quantizer import Quantizer
-from faiss_qama.rescore import CodesStore
-from faiss_qama.scan import Scan
+from faiss_qama.evaluation.recall import Dataset
+from faiss_qama.hamming.factory import make_base
+from faiss_qama.hamming.flat import Scan
+from faiss_qama.index.id_map import Labels
+from faiss_qama.index.tuning import tune
+from faiss_qama.index.two_stage import Contents
+from faiss_qama.quantizer.bit_packing import Codes, Floats
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.rescore.rescorer import CodesStore
 from faiss_qama.training import FitConfig, fit
-from faiss_qama.tuning import tune
 from faiss_qama.vectors import Corpus
 
 LAYOUTS = ("2x85", "2x128", "2x192", "1x256", "1x384")
@@ -48,7 +48,7 @@ FIRST = """
 import sys, time
 import numpy as np
 from faiss_qama import QamaIndex
-from faiss_qama.loops import loops
+from faiss_qama.threads import loops
 kernels, _, _ = map(loops, ("kernels", "dots", "cuts"))
 begin = time.perf_counter()  # numba starts with the first call of what it compiled
 kernels.pack(np.empty((0, 1), np.uint8), np.empty((0, 4), np.int64), np.empty((0, 1), np.uint32))

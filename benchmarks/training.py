@@ -20,15 +20,15 @@ from qama import SETS as QAMA_SETS
 from results import METRIC, write
 from tables import remake
 
-from faiss_qama.codes import Floats
-from faiss_qama.evaluation import Dataset, Truth, exact, recall
-from faiss_qama.judgements import ndcg
-from faiss_qama.labels import Ids
-from faiss_qama.quantizer import Quantizer, rescaled
+from faiss_qama.evaluation.ranking_metrics import ndcg
+from faiss_qama.evaluation.recall import Dataset, Truth, exact, recall
+from faiss_qama.index.id_map import Ids
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.quantizer import Quantizer, rescaled
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form
-from faiss_qama.training.data import draw
 from faiss_qama.training.pairs import read_pairs
+from faiss_qama.training.split import draw
 from faiss_qama.training.train import Training, train
 from faiss_qama.vectors import Corpus
 

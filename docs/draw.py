@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from faiss_qama.calibration import OVERSAMPLES
+from faiss_qama.quantizer.calibration import OVERSAMPLES
 from faiss_qama.training import FitConfig, fit
 
 PICTURES = Path(__file__).parent / "pictures"

@@ -1,8 +1,8 @@
 """Learned 0.5 to 2 bit codes for text embeddings, searched by FAISS binary indexes and rescored."""
 
 from faiss_qama._version import __version__
-from faiss_qama.factory import index_factory
-from faiss_qama.index import QamaIndex
-from faiss_qama.quantizer import Quantizer
+from faiss_qama.index.factory import index_factory
+from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.quantizer.quantizer import Quantizer
 
 __all__ = ["QamaIndex", "Quantizer", "__version__", "index_factory"]

@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from faiss_qama import persistence, report
-from faiss_qama.bases import AUTO, DEFAULT, make_base
-from faiss_qama.calibration import KS
-from faiss_qama.evaluation import Dataset, Measured, evaluate, exact
-from faiss_qama.index import QamaIndex
-from faiss_qama.layout import CodeLayout
-from faiss_qama.quantizer import Quantizer
-from faiss_qama.tuning import FEWEST, RECALL, check_memory
+from faiss_qama.evaluation.recall import Dataset, Measured, evaluate, exact
+from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
+from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.index.tuning import FEWEST, RECALL, check_memory
+from faiss_qama.quantizer.calibration import KS
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.report import tables
+from faiss_qama.storage import bundle
 from faiss_qama.vectors import Corpus
 
 if TYPE_CHECKING:
     from faiss_qama.training import FitConfig
-    from faiss_qama.training.choose import Choice
-    from faiss_qama.training.data import Draw
+    from faiss_qama.training.layout_choice import Choice
     from faiss_qama.training.pairs import Pairs
+    from faiss_qama.training.split import Draw
 
 K = 10  # the report's recall@k
 
@@ -60,8 +61,8 @@ class Outcome:
     def __str__(self) -> str:
         n, d = self.corpus.shape
         quantizer = self.index.quantizer
-        what = f"{n:,} x {d} {self.corpus.dtype}, {report.size_text(self.corpus.nbytes)}"
-        how = report.quantizer_text(quantizer)
+        what = f"{n:,} x {d} {self.corpus.dtype}, {tables.size_text(self.corpus.nbytes)}"
+        how = tables.quantizer_text(quantizer)
         width = max(len(what), len(how)) + 4
         head = [
             ("corpus", f"{what:<{width}}metric {quantizer.metric_name}"),
@@ -75,15 +76,15 @@ class Outcome:
             head.append(("base", f"{chosen}, {why}"))
             head += [("", str(tried)) for tried in others]
         if "training" in quantizer.config:
-            head += report.training_facts(quantizer.config["training"])
+            head += tables.training_facts(quantizer.config["training"])
         codes, kept = (n * part for part in self.index.bytes_per_vector)
         what_is_kept = "residual codes" if self.index.rescore == "codes" else "vectors"
-        sizes = report.size_text(codes) + (f" + {report.size_text(kept)} {what_is_kept}" if kept else "")
+        sizes = tables.size_text(codes) + (f" + {tables.size_text(kept)} {what_is_kept}" if kept else "")
         table = "(too few vectors to hold any out, so nothing was measured)"
         if self.measured:
-            table = report.results_table(self.measured, K, f"on {self.queries}")
+            table = tables.results_table(self.measured, K, f"on {self.queries}")
         end = f"wrote {self.path} ({sizes})      next: faiss-qama search {self.path} {self.next_queries} -k 10"
-        return "\n".join([report.facts(head), table, end])
+        return "\n".join([tables.facts(head), table, end])
 
 
 def fit_index(
@@ -108,9 +109,9 @@ def fit_index(
 
     A training keeps its checkpoint, until the index is written, and its log in the folder ``path``.training.
     """
-    from faiss_qama.training.data import draw  # here, because run time does not depend on training
+    from faiss_qama.training.split import draw  # here, because run time does not depend on training
 
-    persistence.check_writable(path, corpus.paths)
+    bundle.check_writable(path, corpus.paths)
     if base == AUTO and settings:
         raise ValueError(f"base auto finds out {', '.join(settings)} by itself")
     job = _Fit(config, metric, rescore, base, None if config.layout else recall, memory, corpus.shape, compare)
@@ -161,7 +162,7 @@ class _Fit:
         shape: tuple[int, int],
         compare: bool,
     ) -> None:
-        from faiss_qama.training.layouts import by_rule  # here, because run time does not depend on training
+        from faiss_qama.training.candidate_layouts import by_rule  # here, because run time does not depend on training
 
         self._metric, self._rescore, self._base, self._recall, self._n = metric, rescore, base, recall, shape[0]
         if recall is not None and not 0 < recall < 1:
@@ -182,8 +183,8 @@ class _Fit:
 
     def run(self, drawn: Draw, work: Path) -> tuple[Quantizer, Choice | None]:
         """Return a quantizer fitted to what was drawn, and what its layout was chosen from, if it was."""
-        from faiss_qama.training.choose import choose
         from faiss_qama.training.fit import fit_draw
+        from faiss_qama.training.layout_choice import choose
 
         config, recall, choice = self._config, self._recall, None
         # Without held-out queries so many bytes get a layout by rule, but for a recall something has to be measured.

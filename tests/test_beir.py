@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from conftest import make_vectors
 
-from faiss_qama import beir, cli
-from faiss_qama.evaluation import Dataset, exact
-from faiss_qama.judgements import ndcg
+from faiss_qama.cli import app
+from faiss_qama.evaluation.ranking_metrics import ndcg
+from faiss_qama.evaluation.recall import Dataset, exact
+from faiss_qama.texts import beir
 
 N, NQ = 90, 40
 DOCUMENTS = {f"d{i}": {"title": f"title {i}" if i % 3 else "", "text": f" body {i} "} for i in range(N - 1)} | {
@@ -79,7 +80,7 @@ def encoder(monkeypatch):
 
 
 def embed(folder, *options):
-    cli.cli(["embed", str(folder), *map(str, options)], standalone_mode=False)
+    app.cli(["embed", str(folder), *map(str, options)], standalone_mode=False)
 
 
 def ids(path):
@@ -126,7 +127,7 @@ def test_ndcg_by_rows_is_that_of_ir_measures_by_ids(folder, encoder):
     assert 0 < np.mean(values) < 1
     assert ndcg(truth.I, dataset.qrels, 10) == pytest.approx(np.mean(values), abs=1e-6)
     embed(folder)
-    cli.cli(["eval", str(folder), "--method", "faiss:Flat"], standalone_mode=False)
+    app.cli(["eval", str(folder), "--method", "faiss:Flat"], standalone_mode=False)
 
 
 def test_what_is_embedded_already_is_kept(folder, encoder, capsys):

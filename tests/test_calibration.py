@@ -8,9 +8,9 @@ import pytest
 from conftest import fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
-from faiss_qama.calibration import GROWTH, KS, OVERSAMPLES, Calibration
+from faiss_qama.quantizer.calibration import GROWTH, KS, OVERSAMPLES, Calibration
 from faiss_qama.training import calibrate as calibrate_module
-from faiss_qama.training.data import draw
+from faiss_qama.training.split import draw
 from faiss_qama.vectors import Corpus
 
 

@@ -8,18 +8,19 @@ import faiss
 import numpy as np
 import pytest
 from conftest import D, fit_quietly, make_vectors
+from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
-from faiss_qama.bases import code_bytes, make_base
-from faiss_qama.calibration import KS
-from faiss_qama.layout import CodeLayout
+from faiss_qama.hamming.factory import code_bytes, make_base
 from faiss_qama.pipeline import fit_index
+from faiss_qama.quantizer.calibration import KS
+from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.training import FitConfig
-from faiss_qama.training.choose import MOST_CANDIDATES, WORTH, choose
+from faiss_qama.training.candidate_layouts import by_rule, layouts_within
 from faiss_qama.training.closed_form import closed_form
-from faiss_qama.training.data import draw
-from faiss_qama.training.layouts import by_rule, layouts_within
+from faiss_qama.training.layout_choice import MOST_CANDIDATES, WORTH, choose
 from faiss_qama.training.residual import with_residual
+from faiss_qama.training.split import draw
 from faiss_qama.vectors import Corpus
 
 INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
@@ -58,9 +59,10 @@ def test_a_trial_is_what_a_search_of_such_codes_finds(drawn, metric):
     assert {trial.layout.count("+") for trial in choice.trials} == {0, 1}
     for trial in choice.trials:
         config = FitConfig(layout=trial.layout, rotation=trial.rotation)
-        quantizer = with_residual(
-            closed_form(drawn, config, metric), CodeLayout.parse(trial.layout).residual, drawn, config
-        )
+        with threadpool_limits(1):  # as in a trial; more threads round otherwise, and ITQ ends elsewhere
+            quantizer = with_residual(
+                closed_form(drawn, config, metric), CodeLayout.parse(trial.layout).residual, drawn, config
+            )
         xq, x = drawn.calibration, drawn.train
         near = faiss.knn(xq, x, 10, metric=metric)[1]
         found = faiss.knn(xq, quantizer.approximate(x), 10, metric=metric)[1]
@@ -107,7 +109,7 @@ def test_two_codes_fit_into_the_bytes_and_are_taken_for_so_much_more(metric, uni
 def test_two_codes_that_find_little_more_are_not_taken(drawn, monkeypatch):
     config = FitConfig(bytes=24, residual=True)
     assert "+" in choose(drawn, config, INNER_PRODUCT, 1200).chosen.layout
-    monkeypatch.setattr("faiss_qama.training.choose.WORTH", 1.0)
+    monkeypatch.setattr("faiss_qama.training.layout_choice.WORTH", 1.0)
     assert "+" not in choose(drawn, config, INNER_PRODUCT, 1200).chosen.layout
 
 
@@ -211,7 +213,7 @@ def test_without_held_out_queries_nothing_is_chosen(drawn):
 
 
 def test_a_recall_that_a_sample_promised_is_kept_by_the_index(tmp_path, monkeypatch):
-    monkeypatch.setattr("faiss_qama.training.choose.SAMPLE", 150)  # among so few, codes find more
+    monkeypatch.setattr("faiss_qama.training.layout_choice.SAMPLE", 150)  # among so few, codes find more
     x = make_vectors(1200)
     np.save(tmp_path / "corpus.npy", x)
     outcome = fit_index(

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 from conftest import make_vectors
 
-from faiss_qama import QamaIndex, cli, embedding
+from faiss_qama import QamaIndex
+from faiss_qama.cli import app
+from faiss_qama.texts import embedding
 
 
 def run(*arguments, cwd, check=0, **options):
-    command = [sys.executable, "-m", "faiss_qama.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "faiss_qama", *map(str, arguments)]
     done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120, check=False, **options)
     assert "Traceback" not in done.stderr
     assert done.returncode == check, done.stderr
@@ -30,8 +32,9 @@ def run(*arguments, cwd, check=0, **options):
 INTERRUPTIBLE = (  # numba is there by then: an interrupt in the midst of its import is held back
     sys.executable,
     "-c",
-    "import signal, faiss_qama.cli as c; from faiss_qama.loops import loops; "
-    "[loops(name) for name in ('kernels', 'dots', 'cuts')]; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "import signal, faiss_qama.cli.app as c; from faiss_qama.threads import loops; "
+    "[loops(name) for name in ('kernels.scanning', 'kernels.scoring', 'kernels.encoding')]; "
+    "signal.signal(signal.SIGINT, signal.default_int_handler); "
     "print('ready', flush=True); c.main()",
 )
 
@@ -267,7 +270,7 @@ def test_a_full_disk_is_one_line_and_nothing_lost(folder, limit, rescore, layout
     run("fit", "corpus.npy", "-o", "full.qama", "--rescore", "none", cwd=folder)
     before = {f.name: f.read_bytes() for f in (folder / "full.qama").iterdir()}
     program = (
-        "import resource, signal, faiss_qama.cli as c\n"
+        "import resource, signal, faiss_qama.cli.app as c\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
         "c.main()\n"
@@ -283,7 +286,7 @@ def test_a_full_disk_is_one_line_and_nothing_lost(folder, limit, rescore, layout
 
 
 def test_a_reader_that_stops_is_no_error(folder):
-    command = f"{sys.executable} -m faiss_qama.cli search corpus.qama queries.npy | head -1"
+    command = f"{sys.executable} -m faiss_qama search corpus.qama queries.npy | head -1"
     done = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True, check=True)
     assert done.stdout == "query\trank\tid\tscore\n"
     assert done.stderr == ""
@@ -316,7 +319,7 @@ def test_embed_writes_what_the_model_says(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(embedding, "load_model", lambda model: Encoder())
     (tmp_path / "a.txt").write_text("one\nthree\n")
-    cli.cli(["embed", str(tmp_path / "a.txt")], standalone_mode=False)
+    app.cli(["embed", str(tmp_path / "a.txt")], standalone_mode=False)
     np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), [[3, ord("o")], [5, ord("t")]])
     assert "2 x 2 float32" in capsys.readouterr().out
 

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_layout import layouts
 
-from faiss_qama import codes
+from faiss_qama.quantizer import bit_packing
 
 
 def reference_levels(z, thresholds, layout):
@@ -37,9 +37,9 @@ def draw_case(layout, data):
 @given(layouts, st.data())
 def test_levels_survive_packing(layout, data):
     z, thresholds = draw_case(layout, data)
-    code = codes.encode(z, thresholds, layout)
+    code = bit_packing.encode(z, thresholds, layout)
     assert code.shape == (len(z), layout.code_size)
-    np.testing.assert_array_equal(codes.levels(code, layout), reference_levels(z, thresholds, layout))
+    np.testing.assert_array_equal(bit_packing.levels(code, layout), reference_levels(z, thresholds, layout))
 
 
 @settings(deadline=None)  # the first compiles
@@ -47,16 +47,16 @@ def test_levels_survive_packing(layout, data):
 def test_codes_are_the_same_without_numba(layout, data):
     z, thresholds = draw_case(layout, data)
     thresholds[:, -1:] = np.inf  # a cut that a column does not have
-    code = codes.encode(np.asfortranarray(z), thresholds, layout)
-    with mock.patch.object(codes, "loops", return_value=None):
-        np.testing.assert_array_equal(codes.encode(z, thresholds, layout), code)
+    code = bit_packing.encode(np.asfortranarray(z), thresholds, layout)
+    with mock.patch.object(bit_packing, "loops", return_value=None):
+        np.testing.assert_array_equal(bit_packing.encode(z, thresholds, layout), code)
 
 
 @settings(deadline=None)  # the first compiles
 @given(layouts, st.data())
 def test_hamming_distance_is_the_l1_distance_of_levels(layout, data):
     z, thresholds = draw_case(layout, data)
-    code, level = codes.encode(z, thresholds, layout), reference_levels(z, thresholds, layout)
+    code, level = bit_packing.encode(z, thresholds, layout), reference_levels(z, thresholds, layout)
     hamming = np.bitwise_count(code[:, None] ^ code[None]).sum(axis=2, dtype=int)
     np.testing.assert_array_equal(hamming, np.abs(level[:, None] - level[None]).sum(axis=2))
 
@@ -65,7 +65,7 @@ def test_hamming_distance_is_the_l1_distance_of_levels(layout, data):
 @given(layouts, st.data())
 def test_padding_is_zero_and_bits_are_lowest_first(layout, data):
     z, thresholds = draw_case(layout, data)
-    code = codes.encode(z, thresholds, layout)
+    code = bit_packing.encode(z, thresholds, layout)
     bits = [[int(byte) >> i & 1 for byte in row for i in range(8)] for row in code]
-    np.testing.assert_array_equal(np.array(bits)[:, : layout.n_bits], codes.unpack(code, layout))
+    np.testing.assert_array_equal(np.array(bits)[:, : layout.n_bits], bit_packing.unpack(code, layout))
     assert not np.array(bits)[:, layout.n_bits :].any()

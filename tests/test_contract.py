@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 from conftest import D, fit_quietly, make_vectors
 
-from faiss_qama import QamaIndex, contents, index_factory
+from faiss_qama import QamaIndex, index_factory
+from faiss_qama.index import two_stage
 
 LISTS = ("ScanIVF", "BIVF")
 BASES = ("Scan", "ScanIVF8", "BFlat", "BIVF8", "BIVF8_HNSW4", "BHNSW8", "BHash8", "BHash3x8")
@@ -293,7 +294,7 @@ def filters(s):
 
 @operation
 def range_search(s, monkeypatch):
-    monkeypatch.setattr(contents, "RANGE_START", 64)  # of 240, so that candidates are doubled
+    monkeypatch.setattr(two_stage, "RANGE_START", 64)  # of 240, so that candidates are doubled
     scores = s.scores(np.arange(N))
     sign = -1 if s.store != "none" and s.quantizer.metric == faiss.METRIC_INNER_PRODUCT else 1
     for share in (0, 0.03, 0.3, 1.1):
@@ -416,7 +417,7 @@ def prefix(s, monkeypatch):
         np.bitwise_count(q.encode_queries(s.xq)[:, None] ^ q.encode(s.x)[None]).sum(axis=2)
         for q in (short, s.quantizer)
     ]
-    monkeypatch.setattr(contents, "PREFIX_WIDTH", 16)
+    monkeypatch.setattr(two_stage, "PREFIX_WIDTH", 16)
     index = QamaIndex(dataclasses.replace(s.quantizer, calibration=None), "none", base=s.base)
     index.train(s.x)
     index.add(s.x)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from conftest import fit_quietly, make_vectors
 
-from faiss_qama import QamaIndex, dots, ranking, rescore
+from faiss_qama import QamaIndex, topk
+from faiss_qama.kernels import scoring
+from faiss_qama.rescore import rescorer
 
 
 @pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
@@ -18,7 +20,7 @@ def test_stores_score_alike_without_numba(monkeypatch, metric, kind):
     index.add(x)
     rows = np.random.default_rng(0).integers(0, 500, (7, 30))
     compiled = index.second_stage.scores(xq, rows)
-    monkeypatch.setattr(rescore, "loops", lambda name: None)
+    monkeypatch.setattr(rescorer, "loops", lambda name: None)
     np.testing.assert_allclose(index.second_stage.scores(xq, rows), compiled, rtol=1e-4, atol=1e-5)
 
 
@@ -36,8 +38,8 @@ def test_scores_are_numpys(tmp_path, d, k, dtype, mapped):
     rows[0, 0], rows[1, 0] = 1, 2
     wanted, x = x[rows].astype(np.float64), queries[:, None].astype(np.float64)
     for loop, exact in (
-        (dots.scores(True), (wanted * x).sum(axis=2)),
-        (dots.scores(False), np.square(wanted - x).sum(axis=2)),
+        (scoring.scores(True), (wanted * x).sum(axis=2)),
+        (scoring.scores(False), np.square(wanted - x).sum(axis=2)),
     ):
         out = np.empty((4, k), np.float32)
         loop(stored.view(np.uint16) if dtype == np.float16 else stored, rows, queries, out)
@@ -54,8 +56,8 @@ def test_the_best_are_those_that_a_stable_sort_puts_first(monkeypatch, larger, d
     if dtype == np.float32:
         scores[0], scores[1, ::2], scores[2, 1::2] = np.nan, np.nan, np.inf
     rows = rng.permuted(np.arange(9 * n).reshape(9, n), axis=1)
-    found = ranking.best(scores, rows, k, larger)
-    monkeypatch.setattr(ranking, "loops", lambda name: None)
-    for own, wanted in zip(found, ranking.best(scores, rows, k, larger), strict=True):
+    found = topk.best(scores, rows, k, larger)
+    monkeypatch.setattr(topk, "loops", lambda name: None)
+    for own, wanted in zip(found, topk.best(scores, rows, k, larger), strict=True):
         assert own.dtype == wanted.dtype
         np.testing.assert_array_equal(own, wanted)

@@ -9,9 +9,10 @@ from conftest import D, make_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faiss_qama import QamaIndex, baselines
-from faiss_qama.evaluation import Dataset, evaluate, exact, read_rows, recall
-from faiss_qama.judgements import judged, ndcg
+from faiss_qama import QamaIndex
+from faiss_qama.comparison import methods
+from faiss_qama.evaluation.ranking_metrics import judged, ndcg
+from faiss_qama.evaluation.recall import Dataset, evaluate, exact, read_rows, recall
 from faiss_qama.vectors import Corpus
 
 with warnings.catch_warnings():
@@ -119,7 +120,7 @@ def test_excluded_hits_are_dropped_on_both_sides():
 
 @pytest.mark.parametrize(
     "name",
-    [*baselines.METHODS, *baselines.SCALAR, "2x18", "2x9,1x9", "2x18+none", "binary+fp16", "2x18+fp32"]
+    [*methods.METHODS, *methods.SCALAR, "2x18", "2x9,1x9", "2x18+none", "binary+fp16", "2x18+fp32"]
     + [
         "faiss:Flat",
         "faiss:RaBitQ",
@@ -131,7 +132,7 @@ def test_excluded_hits_are_dropped_on_both_sides():
 def test_every_method_builds_and_finds(name):
     dataset = make_dataset(qrels=make_qrels(40, 700))
     truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
-    measured = baselines.measure(name, dataset, truth)
+    measured = methods.measure(name, dataset, truth)
     assert measured.name == name
     assert measured.bytes[0] > 0
     assert 0.05 < measured.mean.recall <= 1
@@ -164,14 +165,14 @@ def test_binary_and_ternary_methods_are_the_published_ones(name):
     documents, queries = levels_of(name, make_vectors(2000), dataset.queries)
     distances = np.abs(queries[:, None].astype(int) - documents[None]).sum(axis=2)
     want = recall(np.argsort(distances, axis=1, kind="stable")[:, :10], truth, dataset)
-    assert baselines.measure(name, dataset, truth).mean.recall == pytest.approx(want, abs=0.03)
+    assert methods.measure(name, dataset, truth).mean.recall == pytest.approx(want, abs=0.03)
 
 
-@pytest.mark.parametrize("name", baselines.SCALAR)
+@pytest.mark.parametrize("name", methods.SCALAR)
 def test_scalar_methods_keep_nearly_everything(name):
     dataset = make_dataset(n=2000)
     truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
-    assert baselines.measure(name, dataset, truth).mean.recall > 0.95
+    assert methods.measure(name, dataset, truth).mean.recall > 0.95
 
 
 def test_bytes_of_methods_by_hand():
@@ -179,7 +180,7 @@ def test_bytes_of_methods_by_hand():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fitted on")
         sizes = {
-            name: baselines.build(name, dataset, faiss.METRIC_INNER_PRODUCT).bytes
+            name: methods.build(name, dataset, faiss.METRIC_INNER_PRODUCT).bytes
             for name in ("binary", "ternary", "hybrid", "half-bit", "scalar", "rotated-scalar", "2x192", "2x192+fp16")
         }
     assert sizes == {
@@ -197,7 +198,7 @@ def test_bytes_of_methods_by_hand():
 def test_the_mean_over_seeds():
     dataset = make_dataset()
     truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
-    measured = baselines.measure("1x16", dataset, truth, seeds=3)
+    measured = methods.measure("1x16", dataset, truth, seeds=3)
     recalls = [result.recall for result in measured.results]
     assert len(set(recalls)) == 3
     assert measured.mean.recall == pytest.approx(np.mean(recalls))
@@ -215,7 +216,7 @@ def test_the_mean_over_seeds():
 )
 def test_unknown_methods_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
-        baselines.build(name, make_dataset(), faiss.METRIC_INNER_PRODUCT)
+        methods.build(name, make_dataset(), faiss.METRIC_INNER_PRODUCT)
 
 
 def test_folder_is_read_and_train_queries_are_asked_for(tmp_path):
@@ -224,7 +225,7 @@ def test_folder_is_read_and_train_queries_are_asked_for(tmp_path):
     dataset = Dataset.load(tmp_path)
     assert dataset.qrels is None
     with pytest.raises(ValueError, match=r"no train_queries\.npy"):
-        baselines.build("1x8", dataset, faiss.METRIC_INNER_PRODUCT, train_queries=True)
+        methods.build("1x8", dataset, faiss.METRIC_INNER_PRODUCT, train_queries=True)
     (tmp_path / "qrels.tsv").write_text("q\td\tg\n0\t99\t2\n4\t0\t1\n")
     (tmp_path / "exclude.tsv").write_text("q\td\n0\t3\n")
     dataset = Dataset.load(tmp_path)
@@ -262,6 +263,6 @@ def test_qrels_need_no_header(tmp_path):
 def test_an_index_of_ours_and_of_faiss_are_measured_alike():
     dataset = make_dataset()
     truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
-    built = baselines.build("2x18+fp32", dataset, truth.metric)
+    built = methods.build("2x18+fp32", dataset, truth.metric)
     assert isinstance(built.index, QamaIndex)
     assert evaluate(built.index, dataset, truth, oversample=70).recall == 1.0

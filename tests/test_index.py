@@ -211,5 +211,5 @@ def test_bytes_are_those_in_memory(corpus):
 
 
 def test_importing_the_package_loads_no_torch():
-    program = "import sys, faiss_qama, faiss_qama.training, faiss_qama.cli; sys.exit('torch' in sys.modules)"
+    program = "import sys, faiss_qama, faiss_qama.training, faiss_qama.cli.app; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from faiss_qama.layout import LEVELS, CodeLayout, Segment
+from faiss_qama.quantizer.layout import LEVELS, CodeLayout, Segment
 
 segments = st.builds(
     lambda bits, n: Segment(bits, 2 * n if bits.startswith("0.5") else n),

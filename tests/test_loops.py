@@ -12,7 +12,7 @@ import pytest
 from conftest import fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
-from faiss_qama.loops import each, shares, uninterrupted
+from faiss_qama.threads import each, shares, uninterrupted
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -124,7 +124,7 @@ def test_ctrl_c_in_a_removal_comes_after_it(ctrl_c, monkeypatch, base):
 
 def test_ctrl_c_comes_after_what_was_being_compiled(ctrl_c):
     event = pytest.importorskip("numba.core.event")
-    from faiss_qama.kernels import jitted
+    from faiss_qama.kernels.scanning import jitted
 
     class Interrupts(event.Listener):
         def on_start(self, _):

@@ -13,9 +13,9 @@ from conftest import D, fit_quietly
 from scipy.stats import spearmanr
 
 from faiss_qama import QamaIndex
-from faiss_qama.evaluation import Dataset, exact
-from faiss_qama.judgements import ndcg
-from faiss_qama.transform import Linear
+from faiss_qama.evaluation.ranking_metrics import ndcg
+from faiss_qama.evaluation.recall import Dataset, exact
+from faiss_qama.quantizer.transform import Linear
 from faiss_qama.vectors import Corpus
 
 mteb = pytest.importorskip("mteb")
@@ -183,5 +183,5 @@ def test_results_are_kept_apart_by_mteb(sentence_model, retrieval, embeddings, t
 
 
 def test_importing_the_package_imports_neither_mteb_nor_torch():
-    program = "import sys, faiss_qama, faiss_qama.cli; assert not {'mteb', 'torch'} & set(sys.modules)"
+    program = "import sys, faiss_qama, faiss_qama.cli.app; assert not {'mteb', 'torch'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from conftest import make_vectors
 
-from faiss_qama.training.data import HELD_OUT_PAIRS, draw
 from faiss_qama.training.pairs import read_pairs
+from faiss_qama.training.split import HELD_OUT_PAIRS, draw
 from faiss_qama.vectors import Corpus
 
 N, NQ = 500, 150

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from conftest import D, fit_quietly
 
-from faiss_qama import QamaIndex, persistence
+from faiss_qama import QamaIndex
+from faiss_qama.storage import bundle
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
 
@@ -155,7 +156,7 @@ def test_what_is_no_bundle_is_never_touched(small, corpus, tmp_path):
     assert (tmp_path / "file").read_text() == "mine"
 
 
-@pytest.mark.parametrize("step", ["files.write_stream", "_write_codes", "_file_entry", "files.sync"])
+@pytest.mark.parametrize("step", ["atomic_files.write_stream", "_write_codes", "_file_entry", "atomic_files.sync"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_an_interrupted_save_leaves_the_old_index_and_no_litter(small, corpus, tmp_path, monkeypatch, step, error):
     path = tmp_path / "i.qama"
@@ -165,7 +166,7 @@ def test_an_interrupted_save_leaves_the_old_index_and_no_litter(small, corpus, t
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(f"faiss_qama.persistence.{step}", fail)
+    monkeypatch.setattr(f"faiss_qama.storage.bundle.{step}", fail)
     for target in (path, tmp_path / "new.qama"):
         with pytest.raises(type(error)):
             make(small, "fp16", corpus).save(target)
@@ -235,7 +236,7 @@ def test_a_writer_that_loses_leaves_the_winner_alone(small, corpus, tmp_path):
 def test_a_reader_overtaken_by_a_save_reads_the_new_generation(small, corpus, tmp_path, monkeypatch):
     path = tmp_path / "i.qama"
     make(small, "fp16", corpus[:10]).save(path)
-    read_quantizer = persistence._read_quantizer
+    read_quantizer = bundle._read_quantizer
     newer = [make(small, "fp16", corpus[:20])]
 
     def overtaken(*arguments):
@@ -243,7 +244,7 @@ def test_a_reader_overtaken_by_a_save_reads_the_new_generation(small, corpus, tm
             newer.pop().save(path)
         return read_quantizer(*arguments) if (path / "quantizer-2.safetensors") == arguments[0] else small
 
-    monkeypatch.setattr(persistence, "_read_quantizer", overtaken)
+    monkeypatch.setattr(bundle, "_read_quantizer", overtaken)
     assert QamaIndex.load(path).ntotal == 20
 
 
@@ -252,7 +253,7 @@ def test_a_foreign_manifest_is_seen_before_anything_is_written(small, corpus, tm
     path.mkdir()
     (path / "manifest.json").write_text('{"name": "a web app"}')
     with pytest.raises(ValueError, match="not the manifest of an index"):
-        persistence.check_writable(path)
+        bundle.check_writable(path)
     with pytest.raises(ValueError, match="not the manifest of an index"):
         make(small, "none", corpus[:20]).save(path)
     assert files(path) | {".lock"} == {"manifest.json", ".lock"}
@@ -274,9 +275,9 @@ def test_a_manifest_without_what_is_needed_is_refused(small, corpus, tmp_path, k
     make(small, "fp16", corpus[:20]).save(tmp_path / "i.qama")
     path = tmp_path / "i.qama" / "manifest.json"
     manifest = json.loads(path.read_text()) | {key: value}
-    manifest["sha256"] = persistence._digest(manifest)
-    path.write_bytes(persistence._dump(manifest))
-    for use in (QamaIndex.load, persistence.verify, persistence.check_writable):
+    manifest["sha256"] = bundle._digest(manifest)
+    path.write_bytes(bundle._dump(manifest))
+    for use in (QamaIndex.load, bundle.verify, bundle.check_writable):
         with pytest.raises(ValueError, match=f"manifest.json: not the manifest of an index .*{key}"):
             use(tmp_path / "i.qama")
 
@@ -289,9 +290,9 @@ def test_lengths_that_cannot_be_are_refused(request, tmp_path, value):
     lengths[3] = value
     np.save(folder / "lengths-1.npy", lengths)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"]["lengths"] = persistence._file_entry(folder / "lengths-1.npy")
-    manifest["sha256"] = persistence._digest(manifest)
-    (folder / "manifest.json").write_bytes(persistence._dump(manifest))
+    manifest["files"]["lengths"] = bundle._file_entry(folder / "lengths-1.npy")
+    manifest["sha256"] = bundle._digest(manifest)
+    (folder / "manifest.json").write_bytes(bundle._dump(manifest))
     with pytest.raises(ValueError, match="lengths-1.npy: a length is not finite, or below 0"):
         QamaIndex.load(folder)
 
@@ -308,9 +309,9 @@ def test_lists_that_lead_elsewhere_are_refused(request, tmp_path, role, value):
     array.flat[0] = value
     np.save(path, array)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["files"][role] = persistence._file_entry(path)
-    manifest["sha256"] = persistence._digest(manifest)
-    (folder / "manifest.json").write_bytes(persistence._dump(manifest))
+    manifest["files"][role] = bundle._file_entry(path)
+    manifest["sha256"] = bundle._digest(manifest)
+    (folder / "manifest.json").write_bytes(bundle._dump(manifest))
     with pytest.raises(ValueError, match=f"{role}-1.npy: "):
         QamaIndex.load(folder)
 

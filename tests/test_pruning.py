@@ -11,7 +11,7 @@ import torch
 from conftest import D, fit_quietly, make_vectors
 from test_train import seen, trained
 
-from faiss_qama import codes
+from faiss_qama.quantizer import bit_packing
 from faiss_qama.training import FitConfig, TrainConfig
 from faiss_qama.training.pruning import FEWEST, Pruning
 from faiss_qama.training.train_config import PruningConfig
@@ -31,7 +31,7 @@ def test_pruned_codes_are_shorter_and_rank_as_the_masked_ones():
     assert pruned.code_size == 4
     kept = np.setdiff1d(np.arange(D), gone)
     np.testing.assert_array_equal(
-        codes.unpack(whole.encode(x), whole.layout)[:, kept], codes.unpack(pruned.encode(x), pruned.layout)
+        bit_packing.unpack(whole.encode(x), whole.layout)[:, kept], bit_packing.unpack(pruned.encode(x), pruned.layout)
     )
     # What torch computes with the mask, whose pruned bits are the same for all.
     tx, txq = seen(model, x, xq)
@@ -40,9 +40,9 @@ def test_pruned_codes_are_shorter_and_rank_as_the_masked_ones():
         decoded = model.decode(documents.bits)[-1].numpy() * model.deviation
     assert (documents.bits[:, gone] == documents.bits[0, gone]).all()
     masked = (queries.bits[:, None] != documents.bits[None]).sum(dim=2).numpy()
-    ours = codes.hamming(pruned.encode_queries(xq)[:, None], pruned.encode(x)[None])
+    ours = bit_packing.hamming(pruned.encode_queries(xq)[:, None], pruned.encode(x)[None])
     assert np.mean(masked == ours) > 0.999  # but for values next to a cut
-    near = (documents.bits.numpy()[:, kept] == codes.unpack(pruned.encode(x), pruned.layout)).all(axis=1)
+    near = (documents.bits.numpy()[:, kept] == bit_packing.unpack(pruned.encode(x), pruned.layout)).all(axis=1)
     np.testing.assert_allclose(pruned.decode(pruned.encode(x))[near], decoded[near], atol=1e-4)
 
 

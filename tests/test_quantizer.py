@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from conftest import D, fit_quietly, make_vectors
 
-from faiss_qama import codes
-from faiss_qama.decoder import Decoder
+from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.decoder import Decoder
 from faiss_qama.training import FitConfig, fit
 
 CLOSE = 1e-5  # projections this near to a threshold may round to either side
@@ -46,7 +46,7 @@ def test_sign_bits_when_nothing_is_fitted(corpus):
 
 
 def test_codes_of_a_truncated_quantizer_are_prefixes(quantizer, corpus):
-    full = codes.unpack(quantizer.encode(corpus), quantizer.layout)
+    full = bit_packing.unpack(quantizer.encode(corpus), quantizer.layout)
     for components in range(1, quantizer.layout.components + 1):
         try:
             shorter = quantizer.truncate(components)
@@ -54,14 +54,14 @@ def test_codes_of_a_truncated_quantizer_are_prefixes(quantizer, corpus):
             assert "pairs" in str(error)  # noqa: PT017
             continue
         clear = is_clear(quantizer, corpus)  # a narrower product may round differently
-        bits = codes.unpack(shorter.encode(corpus[clear]), shorter.layout)
+        bits = bit_packing.unpack(shorter.encode(corpus[clear]), shorter.layout)
         np.testing.assert_array_equal(bits, full[clear, : shorter.layout.n_bits])
         assert shorter.decode(shorter.encode(corpus)).shape == corpus.shape
 
 
 def test_decode_is_the_sum_over_levels(quantizer, corpus):
     code = quantizer.encode(corpus[:50])
-    level, decoder, want = codes.levels(code, quantizer.layout), quantizer.decoder, []
+    level, decoder, want = bit_packing.levels(code, quantizer.layout), quantizer.decoder, []
     for row in level:
         x, unit = decoder.offset.astype(np.float64), 0
         for segment, columns, _ in quantizer.layout.slices():
@@ -76,7 +76,7 @@ def test_decode_is_the_sum_over_levels(quantizer, corpus):
 @pytest.mark.parametrize("kind", ["transpose", "least-squares"])
 def test_energy_of_bits_is_the_squared_norm(corpus, kind):
     quantizer = fit_quietly(corpus, layout="2x9,1.5x9,0.5orx6", decoder=kind)
-    bits = codes.unpack(quantizer.encode(corpus), quantizer.layout).astype(np.float32)
+    bits = bit_packing.unpack(quantizer.encode(corpus), quantizer.layout).astype(np.float32)
     decoder = quantizer.bit_decoder
     assert (decoder.energy_steps is None) == (kind == "least-squares")
     if decoder.energy_steps is not None:

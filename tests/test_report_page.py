@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from conftest import make_vectors
 
-from faiss_qama import evaluation, report_page
-from faiss_qama.calibration import KS
-from faiss_qama.cli import cli
+from faiss_qama.cli.app import cli
+from faiss_qama.evaluation import recall
 from faiss_qama.pipeline import fit_index
+from faiss_qama.quantizer.calibration import KS
+from faiss_qama.report import page as report_page
 from faiss_qama.training import FitConfig
 from faiss_qama.training.train_config import TrainConfig
 from faiss_qama.vectors import Corpus
@@ -147,7 +148,7 @@ def test_a_second_code_is_memory_and_is_named(of_two_codes):
 
 def test_what_the_first_code_leaves_over_is_drawn_with_the_second(of_two_codes):
     outcome, _ = of_two_codes
-    chart = next(chart for chart in report_page.charts(outcome) if chart.title == "Where the bits went")
+    chart = next(chart for chart in report_page.page_charts(outcome) if chart.title == "Where the bits went")
     x, first = outcome.drawn.train, outcome.index.quantizer.truncate(outcome.index.quantizer.layout.components)
     left = x - first.sum_of_levels(first.encode(x))
     shares = [float(row[3]) for row in chart.rows]
@@ -170,7 +171,7 @@ def test_the_summary_never_says_more_than_was_measured(trained):
 
 def test_the_variance_is_that_of_singular_values(trained):
     outcome, _ = trained
-    chart = next(chart for chart in report_page.charts(outcome) if chart.title == "Where the bits went")
+    chart = next(chart for chart in report_page.page_charts(outcome) if chart.title == "Where the bits went")
     sample = outcome.drawn.train.astype(np.float64)
     singular = np.linalg.svd(sample - sample.mean(axis=0), compute_uv=False) ** 2
     np.testing.assert_allclose([float(row[1]) for row in chart.rows], 100 * singular / singular.sum(), atol=6e-4)
@@ -180,7 +181,7 @@ def test_the_variance_is_that_of_singular_values(trained):
 @pytest.mark.parametrize("half", ["0.5", "0.5or"])
 def test_half_bits_belong_to_pairs(tmp_path, half):
     outcome, _ = made(tmp_path, make_vectors(200, d=20), layout=f"2x4,{half}x12")
-    chart = next(chart for chart in report_page.charts(outcome) if chart.title == "Where the bits went")
+    chart = next(chart for chart in report_page.page_charts(outcome) if chart.title == "Where the bits went")
     assert [row[2] for row in chart.rows] == ["2"] * 4 + ["0.5"] * 12 + ["0"] * 4
     assert "4 components of 4 levels (2 bits), 12 components of 2 levels a pair (0.5 bits)" in chart.note
     assert "The other 4 get none" in chart.note
@@ -192,8 +193,8 @@ def test_alternatives_are_measured_as_the_layouts_were(trained):
     index = faiss.IndexScalarQuantizer(x.shape[1], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
     index.train(x)
     index.add(x)
-    dataset = evaluation.Dataset(Corpus(x), xq)
-    expected = evaluation.evaluate(index, dataset, evaluation.exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)).recall
+    dataset = recall.Dataset(Corpus(x), xq)
+    expected = recall.evaluate(index, dataset, recall.exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)).recall
     found = {m.name: m for m in report_page.alternatives(outcome, x)}
     assert found["scalar"].mean.recall == pytest.approx(expected)
     assert found["faiss:PQ9x4np"].bytes == (5, 0)
@@ -218,7 +219,7 @@ def no_matplotlib(monkeypatch):
             raise ModuleNotFoundError(name, name="matplotlib")
         return real(name, *arguments, **options)
 
-    for module in ("faiss_qama.report_page", "faiss_qama.figures"):
+    for module in ("faiss_qama.report.page", "faiss_qama.report.charts"):
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setattr(builtins, "__import__", without)
 
@@ -251,7 +252,7 @@ def test_the_command_on_the_page_is_the_one_that_was_typed(tmp_path):
     np.save(tmp_path / "my corpus.npy", make_vectors(300))
     typed = ["fit", "my corpus.npy", "--layout", "2x18", "-o", "a.qama", "--report", "r.html"]
     done = subprocess.run(
-        [sys.executable, "-m", "faiss_qama.cli", *typed], cwd=tmp_path, capture_output=True, text=True, check=True
+        [sys.executable, "-m", "faiss_qama", *typed], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert done.stdout.splitlines()[-1] == "wrote r.html"
     command = "faiss-qama fit 'my corpus.npy' --layout 2x18 -o a.qama --report r.html"

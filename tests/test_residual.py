@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from conftest import D, fit_quietly, make_vectors
 
-from faiss_qama import QamaIndex, scan
-from faiss_qama.layout import CodeLayout
-from faiss_qama.quantizer import Quantizer
-from faiss_qama.residual import ResidualStore
+from faiss_qama import QamaIndex
+from faiss_qama.hamming import flat
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.rescore.residual import ResidualStore
 from faiss_qama.training import FitConfig, fit
 
 LAYOUTS = ("2x9+2x18", "1x36+1x1", "1.5x7,0.5x4+0.5orx10,1x3", "2x5+2x36", "2x36+1x36")
@@ -153,7 +154,7 @@ def test_a_removal_that_fails_leaves_both_codes_as_they_were(corpus, queries, mo
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(scan.Scan, "_gather", full)
+        patched.setattr(flat.Scan, "_gather", full)
         with pytest.raises(MemoryError):
             index.remove_ids(np.arange(50))
     got = index.search(queries, 5, oversample=1e9)

@@ -14,10 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import faiss_qama
-from faiss_qama import QamaIndex, codes, planes, ranking, scan
-from faiss_qama.base import WORST
-from faiss_qama.layout import CodeLayout
-from faiss_qama.scan import Scan
+from faiss_qama import QamaIndex, topk
+from faiss_qama.hamming import bit_planes, flat
+from faiss_qama.hamming.code_index import WORST
+from faiss_qama.hamming.flat import Scan
+from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.layout import CodeLayout
 
 MIXTURES = ("2x192", "2x7", "1.5x5", "1x9", "0.5x6", "0.5orx4", "2x33,1.5x7,1x3,0.5x4", "2x3,1x3,2x40")
 
@@ -30,12 +32,12 @@ def random_codes(layout: CodeLayout, n: int, seed: int) -> np.ndarray:
     thresholds = np.full((layout.columns, layout.max_levels - 1), np.inf, np.float32)
     for segment, columns, _ in layout.slices():
         thresholds[columns, : segment.levels - 1] = np.linspace(-0.7, 0.7, segment.levels - 1)
-    return codes.encode(z.astype(np.float32), thresholds, layout)
+    return bit_packing.encode(z.astype(np.float32), thresholds, layout)
 
 
 def by_numpy(code, queries, k, rows):
     """The k nearest of ``rows``, of equal distances the first."""
-    distances = codes.hamming(queries[:, None], code[None])[:, rows]
+    distances = bit_packing.hamming(queries[:, None], code[None])[:, rows]
     order = np.argsort(distances, axis=1, kind="stable")[:, :k]
     return np.take_along_axis(distances, order, axis=1), rows[order]
 
@@ -43,18 +45,18 @@ def by_numpy(code, queries, k, rows):
 @pytest.fixture(params=["numba", "faiss"])
 def kernels(request, monkeypatch):
     """Both ways to scan."""
-    assert scan.loops("kernels") is not None
+    assert flat.loops("kernels.scanning") is not None
     if request.param == "faiss":
-        for module in (scan, ranking):
+        for module in (flat, topk):
             monkeypatch.setattr(module, "loops", lambda name: None)
-        monkeypatch.setattr(scan, "CHUNK", 300)
+        monkeypatch.setattr(flat, "CHUNK", 300)
     return request.param
 
 
 @pytest.fixture(params=[1, 2])
 def threads(request, monkeypatch):
     """One thread, or two and work for both."""
-    monkeypatch.setattr(scan, "WORK", 1000)
+    monkeypatch.setattr(flat, "WORK", 1000)
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(request.param)
     yield request.param
@@ -66,10 +68,10 @@ def threads(request, monkeypatch):
 def test_words_hold_what_codes_do(text, n):
     layout = CodeLayout.parse(text)
     code = random_codes(layout, n, 1)
-    words = planes.pack(code, layout)
+    words = bit_planes.pack(code, layout)
     np.testing.assert_array_equal(Scan(layout)._pack(code), words)
     assert words.dtype == np.uint32
-    np.testing.assert_array_equal(planes.unpack(words, layout), code)
+    np.testing.assert_array_equal(bit_planes.unpack(words, layout), code)
 
 
 @pytest.mark.parametrize("text", MIXTURES)
@@ -105,7 +107,7 @@ def test_sums_are_those_of_the_bits(kernels, threads, text, nq):
     base.add(random_codes(layout, 1025, 1))
     rows = rng.integers(0, 1025, (nq, 77))
     weights = rng.standard_normal((nq, layout.n_bits)).astype(np.float32)
-    bits = codes.unpack(base.codes, layout).astype(np.float64)[rows]
+    bits = bit_packing.unpack(base.codes, layout).astype(np.float64)[rows]
     for shared in [*rng.standard_normal((2, layout.n_bits)).astype(np.float32), None]:
         own, common = base.weighted_sums(rows, weights, shared)
         np.testing.assert_allclose(own, np.einsum("qkb,qb->qk", bits, weights), atol=1e-4)
@@ -191,17 +193,17 @@ def test_prefixes_are_cut_from_the_words(text):
             prefix = layout.truncate(components)
         except ValueError:  # half a pair
             continue
-        np.testing.assert_array_equal(base.truncated(prefix).codes, codes.truncate(base.codes, prefix))
+        np.testing.assert_array_equal(base.truncated(prefix).codes, bit_packing.truncate(base.codes, prefix))
 
 
 def test_without_numba_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "faiss_qama.kernels", raising=False)
+    monkeypatch.delitem(sys.modules, "faiss_qama.kernels.scanning", raising=False)
     monkeypatch.delattr(faiss_qama, "kernels", raising=False)
-    scan.loops.cache_clear()
+    flat.loops.cache_clear()
     with pytest.warns(UserWarning, match=r"pip install numba"):
-        assert scan.loops("kernels") is None
-    scan.loops.cache_clear()
+        assert flat.loops("kernels.scanning") is None
+    flat.loops.cache_clear()
 
 
 def test_what_is_compiled_needs_no_folder_for_its_cache(tmp_path):
@@ -209,7 +211,8 @@ def test_what_is_compiled_needs_no_folder_for_its_cache(tmp_path):
     program = (
         "import numba.core.caching as caching\n"
         "caching.CacheImpl._locator_classes = []\n"
-        "import numpy as np\nfrom faiss_qama.layout import CodeLayout\nfrom faiss_qama.scan import Scan\n"
+        "import numpy as np\nfrom faiss_qama.quantizer.layout import CodeLayout\n"
+        "from faiss_qama.hamming.flat import Scan\n"
         "base = Scan(CodeLayout.parse('1x64'))\nbase.add(np.arange(80, dtype=np.uint8).reshape(-1, 8))\n"
         "print(base.search(base.codes[3:4], 1, None, {})[1])\n"
     )
@@ -238,9 +241,10 @@ def test_a_child_process_can_change_what_its_parent_searches():
 
 def test_a_child_process_scans_too():
     program = (
-        "import os, faiss, numpy as np\nfrom faiss_qama import scan\nfrom faiss_qama.layout import CodeLayout\n"
-        "assert scan.loops('kernels') is not None\nscan.WORK = 10\n"
-        "faiss.omp_set_num_threads(2)\nlayout = CodeLayout.parse('1x64'); base = scan.Scan(layout)\n"
+        "import os, faiss, numpy as np\nfrom faiss_qama.hamming import flat\n"
+        "from faiss_qama.quantizer.layout import CodeLayout\n"
+        "assert flat.loops('kernels.scanning') is not None\nflat.WORK = 10\n"
+        "faiss.omp_set_num_threads(2)\nlayout = CodeLayout.parse('1x64'); base = flat.Scan(layout)\n"
         "base.add(np.arange(8000, dtype=np.uint8).reshape(-1, 8)); q = base.take(np.array([5]))\n"
         "assert base.search(q, 1, None, {})[0][0, 0] == 0\npid = os.fork()\n"
         "if pid == 0:\n    os._exit(int(base.search(q, 1, None, {})[0][0, 0]))\n"

@@ -10,12 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scan import random_codes
 
-from faiss_qama import codes, ranking, scan, scan_ivf
-from faiss_qama.base import WORST
-from faiss_qama.layout import CodeLayout
-from faiss_qama.rows import Rows
-from faiss_qama.scan import Scan
-from faiss_qama.scan_ivf import ScanIVF
+from faiss_qama import topk
+from faiss_qama.growing import Rows
+from faiss_qama.hamming import flat, ivf
+from faiss_qama.hamming.code_index import WORST
+from faiss_qama.hamming.flat import Scan
+from faiss_qama.hamming.ivf import ScanIVF
+from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.layout import CodeLayout
 
 NLIST = 11
 
@@ -24,7 +26,7 @@ NLIST = 11
 def kernels(request, monkeypatch):
     """Both ways to scan."""
     if request.param == "faiss":
-        for module in (scan, scan_ivf, ranking):
+        for module in (flat, ivf, topk):
             monkeypatch.setattr(module, "loops", lambda name: None)
 
 
@@ -46,14 +48,14 @@ def rounded(base: ScanIVF) -> np.ndarray:
 
 def in_the_order_of_probing(base: ScanIVF, code: np.ndarray) -> np.ndarray:
     """All lists (n, nlist), nearest first by the L1 distance of levels."""
-    levels = np.tile(codes.levels(code, base.layout).astype(float), 2)
+    levels = np.tile(bit_packing.levels(code, base.layout).astype(float), 2)
     distances = np.abs(levels[:, None] - rounded(base)[None]).sum(axis=2)
     return np.argsort(distances, axis=1, kind="stable")
 
 
 def own_lists(base: ScanIVF, code: np.ndarray) -> np.ndarray:
     """The list (n,) of each code: of the eight that come first, the one whose centroid is nearest by L2 distance."""
-    levels = codes.levels(code, base.layout).astype(float)
+    levels = bit_packing.levels(code, base.layout).astype(float)
     near = in_the_order_of_probing(base, code)[:, :8]
     squares = np.square(levels[:, None] - base._centroids[near] / 64).sum(axis=2)
     return np.take_along_axis(near, squares.argmin(axis=1)[:, None], axis=1)[:, 0]
@@ -62,7 +64,7 @@ def own_lists(base: ScanIVF, code: np.ndarray) -> np.ndarray:
 def probed(base: ScanIVF, code: np.ndarray, query: np.ndarray, nprobe: int) -> np.ndarray:
     """The distances (n,) of the codes from a query, the worst outside of the lists that it probes."""
     lists = in_the_order_of_probing(base, query[None])[0, :nprobe]
-    return np.where(np.isin(own_lists(base, code), lists), codes.hamming(query, code), WORST)
+    return np.where(np.isin(own_lists(base, code), lists), bit_packing.hamming(query, code), WORST)
 
 
 @pytest.mark.parametrize("text", ["2x7", "1x9", "2x33,1.5x7,1x3,0.5x4"])
@@ -81,7 +83,7 @@ def test_what_is_found_is_what_the_nearest_lists_hold(kernels, text, n, nprobe):
                 wanted = np.where(allowed, probed(base, code, query, nprobe), WORST)
                 few = rows is not None and (wanted < WORST).sum() < k
                 if few or k >= allowed.sum() or 2 * allowed.sum() < n:  # then every list is probed
-                    wanted = np.where(allowed, codes.hamming(query, code), WORST)
+                    wanted = np.where(allowed, bit_packing.hamming(query, code), WORST)
                 hits = found[found >= 0]
                 assert len(set(hits.tolist())) == len(hits) == min(k, int((wanted < WORST).sum()))
                 np.testing.assert_array_equal(distances[: len(hits)], np.sort(wanted)[:k][: len(hits)])
@@ -150,7 +152,7 @@ def test_ctrl_c_at_any_line_leaves_everything_as_it_was(kind, n):
     lines = [0]
 
     def interrupting(frame, event, _):
-        if not frame.f_code.co_filename.endswith(("scan.py", "scan_ivf.py", "rows.py")):
+        if not frame.f_code.co_filename.endswith(("flat.py", "ivf.py", "growing.py")):
             return None
         lines[0] += event == "line"
         if event == "line" and lines[0] == line:

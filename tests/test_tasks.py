@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from conftest import D, make_vectors
 from sklearn.linear_model import LogisticRegression
 
-from faiss_qama import baselines, tasks
-from faiss_qama.cli import cli
-from faiss_qama.intervals import interval
-from faiss_qama.tasks import Classification, Similarity, load_task
+from faiss_qama.cli.app import cli
+from faiss_qama.comparison import methods, tasks
+from faiss_qama.comparison.tasks import Classification, Similarity, load_task
+from faiss_qama.evaluation.bootstrap import interval
 from faiss_qama.vectors import Corpus
 
 NAMES = ["2x18", "2x18+none", "binary", "rotated-ternary", "scalar", "rotated-scalar"]
@@ -64,7 +64,7 @@ def test_floats_reach_what_scipy_says(similarity):
 
 def test_hamming_features_rank_as_minus_the_distance(similarity):
     task = load_task(similarity)
-    codec = baselines.codec("2x18+none", Corpus(task.train))
+    codec = methods.codec("2x18+none", Corpus(task.train))
     code = [codec.features(side) > 0 for side in (task.a, task.b)]
     distances = (code[0] != code[1]).sum(axis=1)
     np.testing.assert_allclose(task.items(codec.features), 1 - 2 * distances / code[0].shape[1], atol=1e-6)
@@ -75,7 +75,7 @@ def test_hamming_features_rank_as_minus_the_distance(similarity):
 def test_accuracy_is_that_of_a_regression_by_hand(classification):
     task = load_task(classification)
     assert isinstance(task, Classification)
-    codec = baselines.codec("1x36", Corpus(task.train))
+    codec = methods.codec("1x36", Corpus(task.train))
     model = LogisticRegression(max_iter=1000).fit(codec.features(task.train), task.train_labels)
     want = model.score(codec.features(task.test), task.test_labels)
     measured = tasks.measure(task, ["1x36"])
@@ -96,7 +96,7 @@ def test_every_kind_of_method_keeps_most_of_the_similarity(similarity, name):
     [("1x36", 8), ("2x18", 8), ("2x18+none", 8), ("2x36", 16), ("2x18+2x18,1x3", 20), ("faiss:SQ8", 36)],
 )
 def test_bytes_are_those_that_an_index_holds(name, size):
-    assert baselines.codec(name, Corpus(make_vectors(500))).bytes == size
+    assert methods.codec(name, Corpus(make_vectors(500))).bytes == size
 
 
 def test_a_resample_without_anything_is_left_out(similarity):
@@ -112,7 +112,7 @@ def test_faiss_features_are_what_its_index_reconstructs():
     index = faiss.index_factory(D, "PCA16,SQ8", faiss.METRIC_L2)
     index.train(x)
     index.add(x)
-    got = baselines.codec("faiss:PCA16,SQ8", Corpus(x)).features(x)
+    got = methods.codec("faiss:PCA16,SQ8", Corpus(x)).features(x)
     np.testing.assert_allclose(got, index.reconstruct_n(0, 500), atol=1e-5)
 
 

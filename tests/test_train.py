@@ -14,19 +14,20 @@ import pytest
 import torch
 from conftest import LAYOUTS, fit_quietly, make_vectors
 
-from faiss_qama import QamaIndex, codes
+from faiss_qama import QamaIndex
+from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.transform import FeedForward
 from faiss_qama.training import FitConfig, TrainConfig, fit
 from faiss_qama.training import train as loop
 from faiss_qama.training.batches import NEIGHBOURS, Batches
 from faiss_qama.training.checkpoint import CHECKPOINT, LOG, locked
 from faiss_qama.training.closed_form import closed_form
-from faiss_qama.training.data import draw
-from faiss_qama.training.held_out import HeldOut
+from faiss_qama.training.gradient_estimators import RELAXATIONS
 from faiss_qama.training.model import Model
 from faiss_qama.training.pairs import read_pairs
-from faiss_qama.training.relax import RELAXATIONS
+from faiss_qama.training.split import draw
 from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLDS, PruningConfig
-from faiss_qama.transform import FeedForward
+from faiss_qama.training.validation import HeldOut
 from faiss_qama.vectors import Corpus
 
 CLOSE = 1e-5
@@ -90,7 +91,7 @@ def test_numpy_forward_is_torchs(adapter, query_side):
     for coded, encoded in ((documents, quantizer.encode(x)), (queries, quantizer.encode_queries(xq))):
         clear = (coded.u * model.spread[:, None]).abs().amin(dim=(1, 2)).numpy() > CLOSE
         assert clear.sum() > 0.9 * len(clear)
-        np.testing.assert_array_equal(codes.unpack(encoded, quantizer.layout)[clear], coded.bits.numpy()[clear])
+        np.testing.assert_array_equal(bit_packing.unpack(encoded, quantizer.layout)[clear], coded.bits.numpy()[clear])
     ours = (
         quantizer.adapt_queries(xq / np.linalg.norm(xq, axis=1, keepdims=True))
         @ quantizer.decode(quantizer.encode(x)).T
@@ -130,7 +131,7 @@ def test_scores_of_hard_bits_are_those_of_the_index(layout):
             hamming = model.hamming_scores(queries, documents)[-1].numpy()
         clear = (documents.u * model.spread[:, None]).abs().amin(dim=(1, 2)).numpy() > CLOSE
         np.testing.assert_allclose(quantizer.decode(quantizer.encode(x[clear])), decoded[clear], rtol=1e-3, atol=1e-3)
-        distances = codes.hamming(quantizer.encode_queries(xq)[:, None], quantizer.encode(x)[None])
+        distances = bit_packing.hamming(quantizer.encode_queries(xq)[:, None], quantizer.encode(x)[None])
         scale, shift = model.scales[1, -1].detach().numpy()
         want = np.exp(scale) * (1 - 2 * distances / quantizer.layout.n_bits) + shift
         assert np.mean(np.abs(hamming - want) < 1e-4) > 0.97

@@ -10,11 +10,11 @@ import pytest
 import yaml
 from conftest import D, fit_quietly, make_vectors
 
-from faiss_qama import codes
+from faiss_qama.quantizer import bit_packing
 from faiss_qama.training import FitConfig, TrainConfig, fit, rotation, thresholds
+from faiss_qama.training.candidate_layouts import by_rule
 from faiss_qama.training.closed_form import merge_pairs
-from faiss_qama.training.data import HELD_OUT, draw
-from faiss_qama.training.layouts import by_rule
+from faiss_qama.training.split import HELD_OUT, draw
 from faiss_qama.vectors import Corpus
 
 NORMAL = np.random.default_rng(0).standard_normal((200_000, 2)).astype(np.float32) * [2, 0.5] + [1, -3]
@@ -118,7 +118,7 @@ def test_or_bit_is_set_where_either_component_is_above(corpus):
     quantizer = fit_quietly(corpus, layout="0.5orx10")
     z = quantizer.transform(corpus)
     either = (z >= quantizer.thresholds[:, 0]).reshape(len(z), 5, 2).any(axis=2)
-    np.testing.assert_array_equal(codes.unpack(quantizer.encode(corpus), quantizer.layout), either)
+    np.testing.assert_array_equal(bit_packing.unpack(quantizer.encode(corpus), quantizer.layout), either)
 
 
 def test_same_seed_same_quantizer(corpus):

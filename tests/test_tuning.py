@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from conftest import fit_quietly, make_vectors
 
-from faiss_qama import QamaIndex, tuning
-from faiss_qama.contents import Contents
-from faiss_qama.labels import Labels
-from faiss_qama.rescore import CodesStore
-from faiss_qama.scan import Scan
+from faiss_qama import QamaIndex
+from faiss_qama.hamming.flat import Scan
+from faiss_qama.index import tuning
+from faiss_qama.index.id_map import Labels
+from faiss_qama.index.two_stage import Contents
+from faiss_qama.rescore.rescorer import CodesStore
 from faiss_qama.vectors import Corpus
 
 X = make_vectors(12_000, seed=81)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
-from faiss_qama.codes import Floats
-from faiss_qama.transform import FeedForward, Linear, Transform
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.transform import FeedForward, Linear, Transform
 
 
 class Adapter(nn.Module):

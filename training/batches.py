@@ -8,11 +8,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.codes import Floats
 from faiss_qama.progress import progress
-from faiss_qama.training.data import Draw, harder
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.training.near_duplicates import Twins, but_one
+from faiss_qama.training.split import Draw, harder
 from faiss_qama.training.train_config import TrainConfig
-from faiss_qama.training.twins import Twins, but_one
 
 MINED = 20_000  # documents that stand in for queries, at most: what finding their neighbours costs is seconds
 NEIGHBOURS = 50  # hard documents are drawn from so many nearest ones

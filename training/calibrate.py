@@ -9,12 +9,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
-from faiss_qama.codes import Floats
-from faiss_qama.evaluation import TIE
+from faiss_qama.evaluation.recall import TIE
 from faiss_qama.progress import progress
-from faiss_qama.quantizer import Quantizer
-from faiss_qama.training.data import Draw
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.training.split import Draw
 
 WORTH = 0.02  # what a later choice must add to the first's recall
 SAMPLE = 20_000

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from faiss_qama import files
+from faiss_qama.storage import atomic_files
 
 CHECKPOINT, LOG, LOCK = "checkpoint.safetensors", "log.jsonl", ".lock"
 
@@ -77,12 +77,12 @@ class Journal:
             tensors |= {f"optimizer.{i}.{name}": torch.as_tensor(t) for name, t in state.items()}
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         metadata = {"training": self._key, "log": json.dumps(self.log)}
-        files.write_bytes(self._folder / CHECKPOINT, safetensors.torch.save(tensors, metadata))
+        atomic_files.write_bytes(self._folder / CHECKPOINT, safetensors.torch.save(tensors, metadata))
         self._write_log()
 
     def _write_log(self) -> None:
         assert self._folder is not None
-        files.write_text(self._folder / LOG, "".join(json.dumps(line) + "\n" for line in self.log))
+        atomic_files.write_text(self._folder / LOG, "".join(json.dumps(line) + "\n" for line in self.log))
 
 
 @contextmanager

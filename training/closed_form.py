@@ -9,16 +9,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama import codes
-from faiss_qama.codes import Floats
-from faiss_qama.decoder import Decoder
-from faiss_qama.layout import CodeLayout
-from faiss_qama.quantizer import METRICS, Quantizer, lengths, rescaled
+from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.decoder import Decoder
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.quantizer.quantizer import METRICS, Quantizer, lengths, rescaled
+from faiss_qama.quantizer.transform import Linear
 from faiss_qama.training import rotation, thresholds
 from faiss_qama.training.calibrate import best
 from faiss_qama.training.config import FitConfig
-from faiss_qama.training.data import Draw
-from faiss_qama.transform import Linear
+from faiss_qama.training.split import Draw
 
 # How far real queries spread, documents being 1: a level at the edge tells near from far more often (docs/results).
 QUERY_GAIN = 1.25
@@ -60,7 +60,7 @@ def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
         cuts[columns, : segment.levels - 1] = thresholds.RULES[config.thresholds](z[:, columns], segment.levels)
 
     # Back to floats.
-    decoder = fit_decoder(x, z, codes.encode(z, cuts, layout), center, matrix, layout, config.decoder)
+    decoder = fit_decoder(x, z, bit_packing.encode(z, cuts, layout), center, matrix, layout, config.decoder)
     scale = float(np.sqrt(np.mean(norms**2))) or 1.0
 
     # Queries spread around a centre of their own, which is moved to the documents' mean.
@@ -109,14 +109,14 @@ def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:
 
 
 def fit_decoder(
-    x: Floats, z: Floats, code: codes.Codes, center: Floats, matrix: Floats, layout: CodeLayout, kind: str
+    x: Floats, z: Floats, code: bit_packing.Codes, center: Floats, matrix: Floats, layout: CodeLayout, kind: str
 ) -> Decoder:
     """Return the decoder of ``code``: the mean of each level, then the rotation's transpose or a fitted map.
 
     With orthogonal rows the transpose and the means are the least-squares solution for a map that is fixed. Fitting the
     map as well lowers the squared error and the recall, because it shrinks what is uncertain (docs/results).
     """
-    levels = np.repeat(codes.levels(code, layout), _columns_per_unit(layout), axis=1)
+    levels = np.repeat(bit_packing.levels(code, layout), _columns_per_unit(layout), axis=1)
     means = z.mean(axis=0)
     values = np.tile(means[:, None], (1, layout.max_levels))  # a level that nobody has stays at the mean
     for level in range(layout.max_levels):

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from faiss_qama.layout import CodeLayout, Segment
-from faiss_qama.training.layouts import by_rule
+from faiss_qama.quantizer.layout import CodeLayout, Segment
+from faiss_qama.training.candidate_layouts import by_rule
 from faiss_qama.training.train_config import TrainConfig, make
 from faiss_qama.vectors import PathLike
 

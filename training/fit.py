@@ -8,14 +8,14 @@ from typing import Any
 
 import faiss
 
-from faiss_qama.quantizer import Quantizer
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.calibrate import calibrate
-from faiss_qama.training.choose import choose
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
-from faiss_qama.training.data import Draw, draw
+from faiss_qama.training.layout_choice import choose
 from faiss_qama.training.pairs import Qrels, read_pairs
 from faiss_qama.training.residual import with_residual
+from faiss_qama.training.split import Draw, draw
 from faiss_qama.vectors import Corpus, PathLike, Source
 
 

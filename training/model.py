@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from faiss_qama.codes import Floats
-from faiss_qama.decoder import Decoder
-from faiss_qama.quantizer import Quantizer, lengths
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.decoder import Decoder
+from faiss_qama.quantizer.quantizer import Quantizer, lengths
+from faiss_qama.quantizer.transform import Linear
 from faiss_qama.training.adapter import Adapter, to_numpy
+from faiss_qama.training.gradient_estimators import RELAXATIONS
 from faiss_qama.training.pruning import Pruning
-from faiss_qama.training.relax import RELAXATIONS
 from faiss_qama.training.train_config import TrainConfig
-from faiss_qama.transform import Linear
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from faiss_qama.decoder import Decoder
-from faiss_qama.layout import CodeLayout, Segment
-from faiss_qama.quantizer import Quantizer
+from faiss_qama.quantizer.decoder import Decoder
+from faiss_qama.quantizer.layout import CodeLayout, Segment
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.quantizer.transform import FeedForward, Linear, Transform
 from faiss_qama.training.train_config import PruningConfig
-from faiss_qama.transform import FeedForward, Linear, Transform
 
 CURVATURE_MOMENTUM = 0.9
 IMPORTANCE_MOMENTUM = 0.99

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import faiss
 
-from faiss_qama.layout import CodeLayout
-from faiss_qama.quantizer import Quantizer
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
-from faiss_qama.training.data import Draw
+from faiss_qama.training.split import Draw
 
 
 def with_residual(quantizer: Quantizer, layout: CodeLayout | None, drawn: Draw, config: FitConfig) -> Quantizer:

@@ -14,17 +14,17 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from faiss_qama.codes import Floats
 from faiss_qama.progress import progress
-from faiss_qama.quantizer import Quantizer
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import losses
 from faiss_qama.training.batches import Batch, Batches
 from faiss_qama.training.checkpoint import Journal
 from faiss_qama.training.closed_form import fit_decoder
-from faiss_qama.training.data import Draw
-from faiss_qama.training.held_out import HeldOut, Quality
 from faiss_qama.training.model import Model
+from faiss_qama.training.split import Draw
 from faiss_qama.training.train_config import SCORE_LOSSES, STAGES, TrainConfig, at
+from faiss_qama.training.validation import HeldOut, Quality
 
 DECODED = 20_000  # documents that a decoder is fitted to
 AVERAGING = 0.99  # what is kept is a moving average of the parameters: steps are noisy, because cuts are

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from faiss_qama.layout import CodeLayout
+from faiss_qama.quantizer.layout import CodeLayout
 
 SCORE_LOSSES = ("mse", "kl", "distillation", "rank", "correlation", "contrastive")
 STAGES = ("float", "adc", "hamming")

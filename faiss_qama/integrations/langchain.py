@@ -15,9 +15,9 @@ from langchain_community.vectorstores.utils import DistanceStrategy, maximal_mar
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
-from faiss_qama import files, persistence
-from faiss_qama.codes import Floats
-from faiss_qama.index import QamaIndex
+from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.storage import atomic_files, bundle
 
 
 class QamaVectorStore(FAISS):
@@ -141,8 +141,8 @@ class QamaVectorStore(FAISS):
         content = {"ids": names, "documents": [self._document(name).model_dump() for name in names]}
         json.dumps(content)  # raises before anything is written
         self.index.save(folder / f"{index_name}.qama")
-        content["index"] = persistence.fingerprint(folder / f"{index_name}.qama")
-        files.write_text(folder / f"{index_name}.json", json.dumps(content))
+        content["index"] = bundle.fingerprint(folder / f"{index_name}.qama")
+        atomic_files.write_text(folder / f"{index_name}.json", json.dumps(content))
 
     @classmethod
     def load_local(
@@ -154,7 +154,7 @@ class QamaVectorStore(FAISS):
         """
         path = Path(folder_path) / f"{index_name}.qama"
         content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if content["index"] != persistence.fingerprint(path):
+        if content["index"] != bundle.fingerprint(path):
             raise ValueError(f"{path} and {path.with_suffix('.json')} are of different saves; the last was interrupted")
         documents = [Document(**fields) for fields in content["documents"]]
         docstore = InMemoryDocstore(dict(zip(content["ids"], documents, strict=True)))

@@ -14,8 +14,8 @@ from llama_index.core.vector_stores.types import VectorStoreQuery, VectorStoreQu
 from llama_index.vector_stores.faiss import FaissVectorStore
 from llama_index.vector_stores.faiss.base import DEFAULT_PERSIST_PATH
 
-from faiss_qama import files, persistence
-from faiss_qama.index import QamaIndex
+from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.storage import atomic_files, bundle
 
 NODES = ".nodes.json"  # beside the index: the node and the document of each vector
 
@@ -84,8 +84,8 @@ class QamaVectorStore(FaissVectorStore):
             raise NotImplementedError("an index is written to local files")
         Path(persist_path).parent.mkdir(parents=True, exist_ok=True)
         self._faiss_index.save(persist_path)
-        content = {"next": self._next, "nodes": self._nodes, "index": persistence.fingerprint(persist_path)}
-        files.write_text(persist_path + NODES, json.dumps(content))
+        content = {"next": self._next, "nodes": self._nodes, "index": bundle.fingerprint(persist_path)}
+        atomic_files.write_text(persist_path + NODES, json.dumps(content))
 
     @classmethod
     def from_persist_path(cls, persist_path: str, fs: Any = None) -> QamaVectorStore:
@@ -97,7 +97,7 @@ class QamaVectorStore(FaissVectorStore):
             raise NotImplementedError("an index is read from local files")
         index = QamaIndex.load(persist_path)
         content = json.loads(Path(persist_path + NODES).read_text(encoding="utf-8"))
-        if content["index"] != persistence.fingerprint(persist_path):
+        if content["index"] != bundle.fingerprint(persist_path):
             raise ValueError(f"{persist_path} and its {NODES} are of different saves; the last was interrupted")
         store = cls.model_construct()
         store._faiss_index, store._next = index, content["next"]

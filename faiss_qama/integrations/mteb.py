@@ -10,8 +10,8 @@ from mteb.models import SentenceTransformerEncoderWrapper
 from mteb.types import PromptType
 
 from faiss_qama._version import __version__
-from faiss_qama.codes import Floats
-from faiss_qama.quantizer import Quantizer
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.vectors import as_vectors
 
 if TYPE_CHECKING:

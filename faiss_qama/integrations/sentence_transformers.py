@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.index import QamaIndex
+from faiss_qama.index.qama_index import QamaIndex
 
 Hits = list[list[dict[str, int | float]]]
 

@@ -1,0 +1,186 @@
+"""The command ``faiss-qama eval``: methods on a data set folder, or an index on queries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import faiss
+import numpy as np
+from click.core import ParameterSource
+from numpy.typing import NDArray
+
+from faiss_qama._version import __version__
+from faiss_qama.comparison import tasks
+from faiss_qama.comparison.methods import measure
+from faiss_qama.comparison.tasks import Task, TaskMeasured, load_task
+from faiss_qama.evaluation.recall import Dataset, Measured, evaluate, exact, read_rows
+from faiss_qama.index.id_map import Ids
+from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.quantizer import METRICS
+from faiss_qama.report import tables
+from faiss_qama.storage import atomic_files, bundle
+from faiss_qama.vectors import Corpus, load_vectors
+
+METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
+k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours.")
+recall_option = click.option("--recall", type=float, help="Share of the true neighbours to find, from the calibration.")
+nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Lists to probe, of ScanIVF and BIVF.")
+ef_search_option = click.option("--efsearch", "ef_search", type=click.IntRange(min=1), help="Nodes to see, of BHNSW.")
+oversample_option = click.option("--oversample", type=float, help="Instead: k times this many candidates are scored.")
+
+
+@click.command("eval")
+@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("queries_path", metavar="[QUERIES]", required=False, type=click.Path(path_type=Path))
+@click.option("--method", "methods", multiple=True, help="What to measure, repeatable  [default: 2 bits, half of d]")
+@click.option("--qrels", type=click.Path(path_type=Path), help="Grades for QUERIES.")
+@click.option("--corpus", "corpus_path", type=click.Path(path_type=Path), help="The floats, if INDEX keeps none.")
+@click.option("--train-queries", is_flag=True, help="Give the fit the folder's train_queries.npy, unlabelled.")
+@k_option
+@recall_option
+@oversample_option
+@nprobe_option
+@ef_search_option
+@click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True, help="Of a folder.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits to average over.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    help="Write the results here as well; null stands where there is no figure.",
+)
+def eval_command(
+    target: Path,
+    queries_path: Path | None,
+    methods: tuple[str, ...],
+    qrels: Path | None,
+    corpus_path: Path | None,
+    train_queries: bool,
+    k: int,
+    recall: float | None,
+    oversample: float | None,
+    nprobe: int | None,
+    ef_search: int | None,
+    metric: str,
+    seeds: int,
+    json_path: Path | None,
+) -> None:
+    """Measure methods on a data set folder, or an index (TARGET) on QUERIES (.npy).
+
+    A data set folder holds corpus.npy, queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv;
+    or, for semantic similarity, {train,test}_{a,b}.npy and test_scores.npy; or, for classification, {train,test}.npy
+    and {train,test}_labels.npy.
+    Methods: binary, mean-binary, median-binary, ternary, rotated-binary, rotated-ternary, scalar, rotated-scalar,
+    hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +sq8, +fp16 or +fp32 says what
+    rescores.
+    """
+    if json_path is not None:
+        read = [queries_path, qrels, corpus_path, *target.glob("*")]
+        atomic_files.check_writable(
+            json_path, [path for path in read if path is not None]
+        )  # before anything is measured
+    options = given(recall=recall, oversample=oversample)
+    settings = given(nprobe=nprobe, efSearch=ef_search)
+    if queries_path is None and (target / bundle.MANIFEST).exists():
+        raise ValueError(f"{target} is an index: pass QUERIES (.npy) too")
+    if queries_path is not None:
+        if methods or train_queries or seeds > 1:
+            raise ValueError("--method, --train-queries and --seeds are for a data set folder; an index is as it is")
+        index = QamaIndex.load(target, mmap=True)
+        dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
+        truth = exact(dataset, k, index.metric_type)
+        results = [evaluate(_ByRow(index), dataset, truth, **options, **settings)]
+        measured = [Measured(target.name, index.bytes_per_vector, results, index.quantizer.config)]
+    else:
+        if qrels or corpus_path or settings:
+            raise ValueError("--qrels, --corpus, --nprobe, --efsearch are for an index; a data set folder has its own")
+        if not target.is_dir():
+            raise FileNotFoundError(f"{target}: no such data set folder")
+        task = load_task(target)
+        if task is not None:
+            _eval_task(task, target, methods, seeds, json_path)
+            return
+        dataset = Dataset.load(target)
+        truth = exact(dataset, k, METRIC_CHOICES[metric])
+        measured = [
+            measure(method, dataset, truth, train_queries=train_queries, seeds=seeds, **options)
+            for method in methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",)
+        ]
+    n, d = dataset.corpus.shape
+    name = target.resolve().name
+    click.echo(f"{name}: {n:,} x {d}, {len(dataset.queries):,} queries, {faiss.omp_get_max_threads()} threads")
+    click.echo(tables.results_table([truth.measured, *measured], k))
+    about = {
+        "corpus": [n, d],
+        "queries": len(dataset.queries),
+        "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, **options, **settings},
+        "metric": next(name for name, metric_type in METRIC_CHOICES.items() if metric_type == truth.metric),
+        "threads": faiss.omp_get_max_threads(),
+    }
+    _write(json_path, target, about, [truth.measured, *measured])
+
+
+def _eval_task(task: Task, target: Path, methods: tuple[str, ...], seeds: int, json_path: Path | None) -> None:
+    """Measure methods on a similarity or classification folder."""
+    context = click.get_current_context()
+    for name in ("train_queries", "k", "recall", "oversample", "metric"):
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            flag = "-k" if name == "k" else f"--{name.replace('_', '-')}"
+            raise ValueError(f"{flag} is for retrieval; {target} holds a {type(task).__name__.lower()} task")
+    measured = tasks.measure(task, list(methods) or [f"2x{max(1, task.train.shape[1] // 2)}"], seeds=seeds)
+    kind, (n, d), items = type(task).__name__.lower(), task.train.shape, len(measured[0].floats)
+    click.echo(f"{target.resolve().name}: {kind}, {n:,} x {d} to fit on, {items:,} to test")
+    click.echo(tables.task_table(measured))
+    _write(json_path, target, {"task": kind, "measure": task.measure, "settings": {"seeds": seeds}}, measured)
+
+
+def _write(
+    path: Path | None, target: Path, about: dict[str, Any], measured: Sequence[Measured] | Sequence[TaskMeasured]
+) -> None:
+    """Write what was measured as JSON, if there is a path to write it to."""
+    if path is not None:
+        versions = {"faiss-qama": __version__, "faiss": faiss.__version__}
+        record = {"dataset": target.resolve().name, **about, "versions": versions}
+        record["results"] = [m.to_dict() for m in measured]
+        record = json.loads(json.dumps(record), parse_constant=lambda _: None)  # JSON has no NaN
+        atomic_files.write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def given(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+class _ByRow:
+    """An index whose hits are rows of the corpus, whatever its ids are."""
+
+    def __init__(self, index: QamaIndex) -> None:
+        self._index, self._ids = index, index.ids
+        self._order = np.argsort(self._ids, kind="stable")
+
+    def search(self, x: Floats, k: int, **options: Any) -> tuple[NDArray[Any], Ids]:
+        """Return scores and rows, (nq, k) each."""
+        D, I = self._index.search(x, k, **options)
+        places = np.searchsorted(self._ids, I, sorter=self._order)
+        return D, np.where(I >= 0, self._order[np.minimum(places, len(self._order) - 1)], -1)
+
+
+def _dataset_of(
+    index: QamaIndex, path: Path, queries_path: Path, qrels: Path | None, corpus_path: Path | None
+) -> Dataset:
+    """Return the data set that an index and some queries make."""
+    queries = load_vectors(queries_path, index.d)
+    if corpus_path is not None:
+        corpus = Corpus(corpus_path, index.d)
+    elif index.vectors is not None:
+        corpus = index.vectors
+    else:
+        raise ValueError(f"{path} keeps no vectors to compare with; pass --corpus with the .npy it was made from")
+    if len(corpus) != index.ntotal:
+        raise ValueError(f"{corpus_path} has {len(corpus)} vectors; {path} has {index.ntotal}")
+    return Dataset(corpus, queries, None if qrels is None else read_rows(qrels, 3, (len(queries), len(corpus))))

@@ -1,0 +1,1 @@
+"""Methods by name, fitted to be compared."""

@@ -1,0 +1,200 @@
+"""What embeddings are for besides retrieval: semantic similarity and classification, on compressed vectors.
+
+As the study of rotated ternary codes measured them (M. Nemlaghi, "Squeezing embeddings: a journey from classic to
+rotated ternary quantization", 2024), on STS-B and Banking77. Needs the extra ``eval``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.comparison.methods import codec
+from faiss_qama.evaluation.bootstrap import Picks, interval, percent
+from faiss_qama.evaluation.ranking_metrics import Values
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.quantizer import rescaled
+from faiss_qama.vectors import Corpus, PathLike, load_vectors, open_npy
+
+Features: TypeAlias = Callable[[Floats], Floats]
+
+
+@dataclass(frozen=True, eq=False)
+class Similarity:
+    """Pairs of vectors, and how alike people found what they stand for.
+
+    Parameters
+    ----------
+    train : (n, d) what methods are fitted on: both sides of the train pairs
+    a, b : (m, d) the test pairs
+    scores : (m,) larger is more alike
+    """
+
+    measure: ClassVar[str] = "Spearman"
+    train: Floats
+    a: Floats
+    b: Floats
+    scores: Values
+
+    @classmethod
+    def load(cls, folder: Path) -> Similarity:
+        """Read {train,test}_{a,b}.npy and test_scores.npy."""
+        first = load_vectors(folder / "train_a.npy")
+        second, a, b = (
+            load_vectors(folder / f"{name}.npy", first.shape[1]) for name in ("train_b", "test_a", "test_b")
+        )
+        path = folder / "test_scores.npy"
+        scores = _values(path, "biuf", len(a), len(b))
+        if len(scores) < 2 or (scores == scores[0]).all():
+            raise ValueError(f"{path}: two scores that differ are needed, as nothing correlates with one")
+        return cls(np.concatenate([first, second]), a, b, scores)
+
+    def items(self, features: Features) -> Values:
+        """Return the cosine of each test pair."""
+        a, b = (rescaled(features(side), 1.0) for side in (self.a, self.b))
+        cosines: Values = np.einsum("nd,nd->n", a, b, dtype=np.float64)
+        return cosines
+
+    def score(self, items: Values, rows: Picks) -> float:
+        """Return Spearman's correlation of cosines and scores, at ``rows``."""
+        spearmanr = _needed("scipy.stats").spearmanr
+        return float(spearmanr(items[rows], self.scores[rows]).statistic)
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """Vectors of labelled texts.
+
+    Parameters
+    ----------
+    train, train_labels : (n, d) and (n,), what methods and the classifier are fitted on
+    test, test_labels : (m, d) and (m,)
+    """
+
+    measure: ClassVar[str] = "accuracy"
+    train: Floats
+    train_labels: NDArray[Any]
+    test: Floats
+    test_labels: NDArray[Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> Classification:
+        """Read {train,test}.npy and {train,test}_labels.npy."""
+        train = load_vectors(folder / "train.npy")
+        test = load_vectors(folder / "test.npy", train.shape[1])
+        path = folder / "train_labels.npy"
+        train_labels = _values(path, "biu", len(train))
+        if (train_labels == train_labels[0]).all():
+            raise ValueError(f"{path}: labels of two classes or more are needed; got {train_labels[0]} alone")
+        return cls(train, train_labels, test, _values(folder / "test_labels.npy", "biu", len(test)))
+
+    def items(self, features: Features) -> Values:
+        """Return 1 for each test vector that a logistic regression on train vectors labels rightly, and 0."""
+        regression = _needed("sklearn.linear_model").LogisticRegression(max_iter=1000)
+        regression.fit(features(self.train), self.train_labels)
+        right: Values = (regression.predict(features(self.test)) == self.test_labels).astype(np.float64)
+        return right
+
+    def score(self, items: Values, rows: Picks) -> float:
+        """Return the accuracy, at ``rows``."""
+        return float(items[rows].mean())
+
+
+Task: TypeAlias = Similarity | Classification
+
+
+@dataclass(frozen=True, eq=False)
+class TaskMeasured:
+    """A method on a task: its bytes a vector, and for each fit, and for exact floats, a value an item."""
+
+    name: str
+    bytes: int
+    task: Task
+    items: list[Values]
+    floats: Values
+    config: dict[str, Any]
+
+    @property
+    def score(self) -> float:
+        """The mean over fits."""
+        return self._score(np.arange(len(self.floats)))
+
+    @property
+    def retained(self) -> tuple[float, tuple[float, float]]:
+        """% of what exact floats reach, and its 95 % interval over test items."""
+        n = len(self.floats)
+        return self._share(np.arange(n)), interval(self._share, n)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what JSON can hold."""
+        share, (low, high) = self.retained
+        every = np.arange(len(self.floats))
+        return {
+            "method": self.name,
+            "bytes": self.bytes,
+            "score": self.score,
+            "interval": interval(self._score, len(self.floats)),
+            "retained": share,
+            "retained_interval": [low, high],
+            "each": [self.task.score(items, every) for items in self.items],
+            "config": self.config,
+        }
+
+    def _score(self, rows: Picks) -> float:
+        return float(np.mean([self.task.score(items, rows) for items in self.items]))
+
+    def _share(self, rows: Picks) -> float:
+        return percent(self._score(rows), self.task.score(self.floats, rows))
+
+
+def load_task(folder: PathLike) -> Task | None:
+    """Return the task in ``folder``, by its files; None if it holds neither test_scores.npy nor test_labels.npy."""
+    path = Path(folder)
+    kinds = ("test_scores.npy", Similarity, "scipy.stats"), ("test_labels.npy", Classification, "sklearn.linear_model")
+    for file, task, module in kinds:
+        if (path / file).exists():
+            _needed(module)  # before anything is fitted
+            return task.load(path)
+    return None
+
+
+def measure(task: Task, names: list[str], *, seeds: int = 1) -> list[TaskMeasured]:
+    """Measure exact floats and the methods ``names`` of :mod:`faiss_qama.comparison.methods`, fitted once a seed."""
+    floats = task.items(lambda x: x)
+    measured = [TaskMeasured("exact floats", 4 * task.train.shape[1], task, [floats], floats, {})]
+    corpus = Corpus(task.train)
+    for name in names:
+        codecs = [codec(name, corpus, seed=seed) for seed in range(seeds)]
+        items = [task.items(one.features) for one in codecs]
+        measured.append(TaskMeasured(name, codecs[0].bytes, task, items, floats, codecs[0].config))
+    return measured
+
+
+def _values(path: Path, kinds: str, *sizes: int) -> NDArray[Any]:
+    """Read a number a row, of one of numpy's ``kinds``. Raises ValueError unless there are as many as ``sizes``."""
+    values = open_npy(path, mmap=False)
+    if values.dtype.kind not in kinds:
+        wanted = "whole numbers" if "f" not in kinds else "numbers"
+        raise ValueError(f"{path}: {wanted} are needed; got {values.dtype}")
+    if values.ndim != 1 or any(len(values) != n for n in sizes):
+        raise ValueError(
+            f"{path}: a number for each of {' and '.join(map(str, sizes))} vectors is needed; got {values.shape}"
+        )
+    if not np.isfinite(values).all():
+        raise ValueError(f"{path}: row {np.flatnonzero(~np.isfinite(values))[0]} holds NaN or infinity")
+    return values
+
+
+def _needed(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"this data set needs scipy and scikit-learn: pip install 'faiss-qama[eval]' ({error})"
+        ) from None

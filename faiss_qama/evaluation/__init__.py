@@ -1,0 +1,1 @@
+"""Measures: recall, ranking metrics, intervals. Fits nothing."""

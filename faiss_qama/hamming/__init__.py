@@ -1,0 +1,1 @@
+"""The first stage: codes by row, the nearest by Hamming distance."""

@@ -1,0 +1,291 @@
+"""The FAISS binary index under a QamaIndex: codes in rows 0, 1, ..., scanned by Hamming distance.
+
+FAISS's binary indexes differ in what they can do: HNSW and hash tables cannot remove, IVF and hash tables take no
+selector, HNSW has no range search. Here they all do the same, because the codes can be had by row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import faiss
+import numpy as np
+
+from faiss_qama import topk
+from faiss_qama.hamming.code_index import WORST, Base, Distances
+from faiss_qama.index.id_map import Ids, Mask
+from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.bit_packing import Codes
+from faiss_qama.quantizer.layout import CodeLayout
+
+EF_WIDTH = 2  # nodes of a graph looked at, at least, a candidate asked for: with as many only, a tenth is missed
+KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb, Scan, ScanIVFn"
+_CLASSES = (
+    faiss.IndexBinaryFlat,
+    faiss.IndexBinaryIVF,
+    faiss.IndexBinaryHNSW,
+    faiss.IndexBinaryHash,
+    faiss.IndexBinaryMultiHash,
+)
+
+
+class FaissBase(Base):
+    """A FAISS binary index, and its codes by row.
+
+    Parameters
+    ----------
+    base : a ``faiss.index_binary_factory`` string, or a ready and empty faiss.IndexBinary. An IDMap is taken off, as
+        ids are kept elsewhere.
+    layout : of the codes
+    filled : whether ``base`` may hold codes
+    """
+
+    def __init__(self, base: Any, layout: CodeLayout, filled: bool = False) -> None:
+        super().__init__(layout)
+        code_size = layout.code_size
+        if isinstance(base, str):
+            base = _made(base, code_size)
+        if isinstance(base, faiss.IndexBinaryIDMap):
+            mapped = faiss.downcast_IndexBinary(base.index)
+            mapped.referenced_objects = [base]  # which frees it
+            base = mapped
+        if not isinstance(base, _CLASSES):
+            raise TypeError(f"base must be one of {KNOWN}, as a string or an index; got {type(base).__name__}")
+        if base.code_size != code_size:
+            raise ValueError(f"base has codes of {base.code_size} bytes; the quantizer's have {code_size}")
+        if base.ntotal and not filled:
+            raise ValueError(f"base must be empty; it holds {base.ntotal} codes")
+        self._index = base
+        self._check_size()
+        self._flat: Any = None  # an IndexBinaryFlat whose rows are ours, where there is one
+        self._lists: Codes | None = None  # the codes of inverted lists by row, once they were asked for
+        if isinstance(base, faiss.IndexBinaryFlat):
+            self._flat = base
+        elif isinstance(base, faiss.IndexBinaryHNSW | faiss.IndexBinaryMultiHash):
+            self._flat = faiss.downcast_IndexBinary(base.storage)
+        elif isinstance(base, faiss.IndexBinaryHash):  # its buckets cannot be read
+            self._flat = faiss.IndexBinaryFlat(8 * code_size)
+
+    def _check_size(self) -> None:
+        """Raise ValueError for lists, links or bits that crash FAISS or find nothing."""
+        index, bits = self.index, 8 * self.index.code_size
+        if isinstance(index, faiss.IndexBinaryIVF):
+            good = index.nlist >= 1
+        elif isinstance(index, faiss.IndexBinaryHNSW):
+            good = index.hnsw.cum_nneighbor_per_level.size() > 2 and _links(index) >= 2
+        elif isinstance(index, faiss.IndexBinaryHash | faiss.IndexBinaryMultiHash):
+            good = index.b >= 1 and index.b * getattr(index, "nhash", 1) <= bits
+        else:
+            good = True
+        if not good:
+            raise ValueError(f"base: lists must be 1 or more, links 2 or more, hashed bits from 1 to {bits}")
+
+    @property
+    def index(self) -> Any:
+        return self._index
+
+    @property
+    def nlist(self) -> int:
+        """Lists, of inverted lists."""
+        return int(self.index.nlist)
+
+    @property
+    def is_trained(self) -> bool:
+        return bool(self.index.is_trained)
+
+    def __len__(self) -> int:
+        return int(self.index.ntotal)
+
+    def __str__(self) -> str:
+        index = self.index
+        if isinstance(index, faiss.IndexBinaryIVF):
+            coarse = faiss.downcast_IndexBinary(index.quantizer)
+            return f"BIVF{index.nlist}" + (f"_HNSW{_links(coarse)}" if hasattr(coarse, "hnsw") else "")
+        if isinstance(index, faiss.IndexBinaryHNSW):
+            return f"BHNSW{_links(index)}"
+        if isinstance(index, faiss.IndexBinaryMultiHash):
+            return f"BHash{index.nhash}x{index.b}"
+        return f"BHash{index.b}" if isinstance(index, faiss.IndexBinaryHash) else "BFlat"
+
+    @property
+    def codes(self) -> Codes:
+        size = self.index.code_size
+        if len(self) == 0:
+            return np.empty((0, size), dtype=np.uint8)
+        if self._flat is not None:
+            view: Codes = faiss.rev_swig_ptr(self._flat.xb.data(), len(self) * size).reshape(-1, size)
+            return view
+        if self._lists is None:
+            codes = np.empty((len(self), size), dtype=np.uint8)
+            for number in range(self.index.nlist):
+                rows, of_list = _inverted_list(self.index, number)
+                codes[rows] = of_list
+            self._lists = codes
+        return self._lists
+
+    def take(self, rows: Ids) -> Codes:
+        return self.codes[rows]
+
+    @property
+    def bytes_per_vector(self) -> int:
+        return int(self.index.code_size) + self._beside
+
+    @property
+    def _beside(self) -> int:
+        """Bytes a vector beside the code: links, list entries, a second copy of the code."""
+        index = self.index
+        if isinstance(index, faiss.IndexBinaryIVF):
+            return 8 + (index.code_size if self._lists is not None else 0)
+        if isinstance(index, faiss.IndexBinaryHNSW):
+            return 4 * int(index.hnsw.nb_neighbors(0))  # levels above the first add a few per cent
+        if isinstance(index, faiss.IndexBinaryMultiHash):
+            return 8 * int(index.nhash)
+        return 8 + int(index.code_size) if isinstance(index, faiss.IndexBinaryHash) else 0
+
+    @property
+    def settings(self) -> dict[str, int]:
+        names = {"nprobe": self.index, "nflip": self.index, "efSearch": getattr(self.index, "hnsw", None)}
+        return {name: int(getattr(owner, name)) for name, owner in names.items() if hasattr(owner, name)}
+
+    def set(self, settings: Mapping[str, int]) -> None:
+        for name, value in settings.items():
+            if name not in self.settings:
+                raise ValueError(f"{name} means nothing to {self}; it has {', '.join(self.settings) or 'no settings'}")
+            setattr(self.index.hnsw if name == "efSearch" else self.index, name, value)
+
+    @property
+    def can_remove(self) -> bool:
+        return isinstance(self.index, faiss.IndexBinaryFlat | faiss.IndexBinaryIVF)
+
+    @property
+    def storable(self) -> Any:
+        """The index to write to disk: itself, or of a hash table, which is made anew from them, its codes."""
+        hashed = isinstance(self.index, faiss.IndexBinaryHash | faiss.IndexBinaryMultiHash)
+        return self._flat if hashed else self.index
+
+    def train(self, codes: Codes) -> None:
+        if not self.index.is_trained and len(codes) < self.index.nlist:
+            raise ValueError(f"{self} needs at least {self.index.nlist} vectors to train; got {len(codes)}")
+        self.index.train(codes)
+
+    def add(self, codes: Codes) -> None:
+        self.index.add(codes)
+        if isinstance(self.index, faiss.IndexBinaryHash):
+            self._flat.add(codes)
+        self._lists = None
+
+    def keep(self, kept: Mask) -> None:
+        if not self.can_remove:
+            codes = self.codes[kept]
+            self.reset()
+            self.add(codes)
+            return
+        self.index.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(~kept)))
+        if isinstance(self.index, faiss.IndexBinaryIVF):
+            renumbered = np.cumsum(kept) - 1
+            for number in range(self.index.nlist):
+                rows, _ = _inverted_list(self.index, number)
+                rows[:] = renumbered[rows]
+        self._lists = None
+
+    def reset(self) -> None:
+        self.index.reset()
+        if self._flat is not None:
+            self._flat.reset()
+        self._lists = None
+
+    def truncated(self, layout: CodeLayout) -> Base:
+        try:
+            other = FaissBase(str(self), layout)
+        except ValueError:  # too short to hash
+            other = FaissBase("BFlat", layout)
+        if isinstance(self.index, faiss.IndexBinaryIVF):
+            coarse = FaissBase(faiss.downcast_IndexBinary(self.index.quantizer), self.layout, filled=True)
+            other.index.quantizer.add(bit_packing.truncate(coarse.codes, layout))
+            other.index.is_trained = True
+        other.set({name: value for name, value in self.settings.items() if name in other.settings})
+        other.add(bit_packing.truncate(self.codes, layout))
+        return other
+
+    def prefix(self, layout: CodeLayout) -> Base:
+        other = FaissBase("BFlat", layout)
+        other.add(bit_packing.truncate(self.codes, layout))
+        return other
+
+    def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
+        parameters = self._parameters(settings, k)
+        n = len(self)
+        left = n if rows is None else int(np.count_nonzero(rows))
+        allowed = None if rows is None or left == n else np.flatnonzero(rows)
+        if k >= left or 2 * left < n:
+            return self._scan(queries, k, allowed)
+        if rows is None or allowed is None:
+            return self._search(queries, k, parameters)
+        # Most rows may be found, so most of somewhat more than k may.
+        D, I = self._search(queries, min(n, int(1.2 * k * n / left) + 16), parameters)
+        out = (I < 0) | ~rows[I]
+        D, I = np.where(out, WORST, D), np.where(out, -1, I)
+        order = np.argsort(out, axis=1, kind="stable")[:, :k]
+        D, I = np.take_along_axis(D, order, axis=1), np.take_along_axis(I, order, axis=1)
+        short = np.flatnonzero(I[:, -1] < 0)
+        if len(short):
+            D[short], I[short] = self._scan(queries[short], k, allowed)
+        return D, I
+
+    def _search(self, queries: Codes, k: int, parameters: Any) -> tuple[Distances, Ids]:
+        """Let FAISS search; missing hits are marked as IndexBinaryFlat marks them, whatever the index."""
+        D, I = self.index.search(queries, k, params=parameters)
+        return np.where(I < 0, WORST, D), I
+
+    def _scan(self, queries: Codes, k: int, rows: Ids | None) -> tuple[Distances, Ids]:
+        """Search all of the codes, or those of ``rows``, exhaustively."""
+        codes = self.codes if rows is None else self.codes[rows]
+        found = min(k, len(codes))
+        if found == 0:
+            return np.full((len(queries), k), WORST, np.int32), np.full((len(queries), k), -1)
+        D, I = faiss.knn_hamming(queries, codes, found)
+        return topk.padded(D, I if rows is None else rows[I], k, np.int32(WORST))
+
+    def _parameters(self, settings: Mapping[str, int], k: int) -> Any:
+        """Return FAISS's search parameters for ``settings``. Raises ValueError for one that this index lacks."""
+        kind, name = None, None
+        if isinstance(self.index, faiss.IndexBinaryIVF):
+            kind, name = faiss.SearchParametersIVF, "nprobe"
+        elif isinstance(self.index, faiss.IndexBinaryHNSW):
+            kind, name = faiss.SearchParametersHNSW, "efSearch"
+            settings = {"efSearch": max(EF_WIDTH * k, self.settings["efSearch"]), **settings}
+        for setting, value in settings.items():
+            if setting != name:
+                raise ValueError(f"{setting} means nothing to {self}; it takes {name or 'no search parameters'}")
+            if value < 1:
+                raise ValueError(f"{setting} must be at least 1; got {value}")
+        return kind(**settings) if kind and settings else None
+
+    def check_recall(self, settings: Mapping[str, int]) -> None:
+        if isinstance(self.index, faiss.IndexBinaryIVF) and settings.get("nprobe", self.settings["nprobe"]) == 1:
+            raise ValueError(f"recall= was measured with exhaustive scans, and {self} probes 1 list: set nprobe too")
+        if isinstance(self.index, faiss.IndexBinaryHash | faiss.IndexBinaryMultiHash):
+            raise ValueError(f"{self} finds only what shares a bucket, so recall= cannot be kept; pass oversample=")
+
+
+def _made(text: str, code_size: int) -> Any:
+    try:
+        return faiss.index_binary_factory(8 * code_size, text)
+    except (RuntimeError, ValueError):
+        raise ValueError(f"base {text!r} is not one of {KNOWN}") from None
+
+
+def _links(hnsw: Any) -> int:
+    """Return M, the links of a vector at the upper levels of ``hnsw``."""
+    return int(hnsw.hnsw.nb_neighbors(1))
+
+
+def _inverted_list(ivf: Any, number: int) -> tuple[Ids, Codes]:
+    """Return views of the rows and the codes of one inverted list."""
+    lists, size = ivf.invlists, ivf.code_size
+    n = lists.list_size(number)
+    if n == 0:
+        return np.empty(0, np.int64), np.empty((0, size), np.uint8)
+    rows = faiss.rev_swig_ptr(lists.get_ids(number), n)
+    return rows, faiss.rev_swig_ptr(lists.get_codes(number), n * size).reshape(n, size)

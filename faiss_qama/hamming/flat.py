@@ -1,0 +1,211 @@
+"""Our own exhaustive scan: two bits for a component of four levels instead of three, read in long SIMD registers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama import topk
+from faiss_qama.growing import Rows
+from faiss_qama.hamming import bit_planes
+from faiss_qama.hamming.bit_planes import LANES, Words
+from faiss_qama.hamming.code_index import WORST, Base, Distances
+from faiss_qama.index.id_map import Ids, Mask
+from faiss_qama.quantizer.bit_packing import Codes, Floats
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.threads import each, loops, shares
+
+QUERIES = 32  # that look at a block together
+WORK = 1 << 22  # codes times queries that are worth a thread of their own
+CHUNK = 1 << 16  # codes that those are compared with at a time where there is no numba
+UNPACKED = 1 << 12  # codes that are expanded at a time
+
+
+class Scan(Base):
+    """Codes as words of bit planes, scanned in parallel; without numba, expanded piece by piece for FAISS's kernels.
+
+    Of equal distances the first rows are found.
+
+    Parameters
+    ----------
+    layout : of the codes
+    groups, n : codes that there are, as :attr:`groups` has them, and how many; they may be a read-only memory map
+    """
+
+    def __init__(self, layout: CodeLayout, groups: NDArray[np.uint32] | None = None, n: int = 0) -> None:
+        super().__init__(layout)
+        self._words = bit_planes.n_words(layout)
+        self._segments = bit_planes.segments(layout)
+        self._groups = Rows(np.empty((0, self._words, LANES), np.uint32) if groups is None else groups)
+        self._n = n
+        # The weights that all queries shared last, and their tables: they seldom change.
+        self._shared: tuple[Floats | None, Floats] = None, np.empty((0, 256), np.float32)
+
+    @property
+    def groups(self) -> NDArray[np.uint32]:
+        """The words of ``LANES`` codes side by side, (ceil(n / LANES), words, LANES)."""
+        return self._groups.array
+
+    @property
+    def index(self) -> Any:
+        raise ValueError(f"base {self} is no faiss.IndexBinary; to_faiss('binary') makes one of its codes")
+
+    def __len__(self) -> int:
+        return self._n
+
+    def __str__(self) -> str:
+        return "Scan"
+
+    @property
+    def bytes_per_vector(self) -> int:
+        return 4 * self._words
+
+    def take(self, rows: Ids) -> Codes:
+        code = np.empty((len(rows), self.layout.code_size), np.uint8)
+        for start in range(0, len(rows), UNPACKED):
+            part = slice(start, start + UNPACKED)
+            code[part] = bit_planes.unpack(self._gather(rows[part]), self.layout)
+        return code
+
+    def add(self, codes: Codes) -> None:
+        self._append(self._pack(codes))
+
+    def keep(self, kept: Mask) -> None:
+        words = self._gather(np.flatnonzero(kept))
+        groups = np.zeros((-(-len(words) // LANES), self._words, LANES), np.uint32)
+        rows = np.arange(len(words))
+        groups[rows // LANES, :, rows % LANES] = words
+        self._groups, self._n = Rows(groups), len(words)  # at once, so that a lack of memory changes nothing
+
+    def reset(self) -> None:
+        self._groups.clear()
+        self._n = 0
+
+    def truncated(self, layout: CodeLayout) -> Scan:
+        return Scan(layout, bit_planes.truncate(self.groups, self.layout, layout), self._n)
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that it is made of, by name."""
+        return {"codes": self.groups}
+
+    def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
+        for name in settings:
+            raise ValueError(f"{name} means nothing to {self}; it takes no search parameters")
+        groups, n, found = self.groups, self._n, min(k, self._n)
+        allowed = np.empty(0, bool) if rows is None else rows
+        compiled, starts = loops("kernels.scanning"), range(0, len(queries) or 1, QUERIES)
+        if compiled is None:
+            done = [self._without_numba(queries[start : start + QUERIES], found, allowed) for start in starts]
+            return topk.padded(*topk.joined(done, axis=0), k, np.int32(WORST))
+        scan_rows = compiled.scans(*bit_planes.widths(self.layout)).rows
+        # Threads take parts of the groups; Contents has given each its queries where there are many.
+        parts = min(faiss.omp_get_max_threads(), 1 + n * min(len(queries), QUERIES) // WORK)
+        ends = [part * len(groups) // parts * LANES for part in range(parts)] + [n]
+
+        def scanned(task: tuple[Words, int]) -> tuple[Distances, Ids]:
+            block, part = task
+            shape = len(block), min(found, ends[part + 1] - ends[part])
+            D, I = np.empty(shape, np.int32), np.empty(shape, np.int64)
+            scan_rows(groups, ends[part], ends[part + 1], block, allowed, D, I)
+            return D, I
+
+        words = self._pack(queries)
+        tasks = [(words[start : start + QUERIES], part) for start in starts for part in range(parts)]
+        done = each(scanned, tasks)
+        if parts > 1:
+            joined = [topk.joined(done[start : start + parts], axis=1) for start in range(0, len(done), parts)]
+            done = [topk.best(D, I, found, larger=False) for D, I in joined]
+        return topk.padded(*topk.joined(done, axis=0), k, np.int32(WORST))
+
+    def distances(self, queries: Codes, rows: Ids) -> Distances:
+        topk.check_rows(rows, self._n)
+        compiled = loops("kernels.scanning")
+        if compiled is None:
+            return super().distances(queries, rows)
+        D = np.empty(rows.shape, np.int32)
+        compiled.scans(*bit_planes.widths(self.layout)).distances(
+            self.groups, self._place(rows), self._pack(queries), D
+        )
+        return D
+
+    def weighted_sums(self, rows: Ids, weights: Floats, shared: Floats | None) -> tuple[Floats, Floats]:
+        topk.check_rows(rows, self._n)
+        compiled = loops("kernels.scanning")
+        if compiled is None:
+            return super().weighted_sums(rows, weights, shared)
+        groups, places, (pairs, others) = self.groups, self._place(rows), bit_planes.widths(self.layout)
+        cached = self._shared
+        if shared is None:
+            cached = None, np.zeros((8 * pairs + 4 * others, 256), np.float32)
+        elif cached[0] is not shared:
+            table: Floats = np.empty((8 * pairs + 4 * others, 256), np.float32)
+            compiled.lookup_tables(pairs, others, bit_planes.level_weights(shared[None], self.layout)[0], table)
+            cached = self._shared = shared, table
+        weights = bit_planes.level_weights(weights, self.layout)
+        own, common = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.float32)
+
+        def summed(part: slice) -> None:
+            compiled.weighted_sums(
+                pairs, others, groups, places[part], weights[part], cached[1], own[part], common[part]
+            )
+
+        each(summed, shares(len(rows)))
+        return own, common
+
+    def _pack(self, code: Codes) -> Words:
+        compiled = loops("kernels.scanning")
+        if compiled is None:
+            return bit_planes.pack(code, self.layout)
+        words = np.empty((len(code), self._words), np.uint32)
+        compiled.pack(np.ascontiguousarray(code), self._segments, words)
+        return words
+
+    def _gather(self, rows: Ids) -> Words:
+        """Return the words (n, words) of ``rows`` (n,)."""
+        places = self._place(rows)
+        words: Words = self.groups[places // LANES, :, places % LANES]
+        return words
+
+    def _place(self, rows: Ids) -> Ids:
+        """Return where ``rows`` lie: ``LANES`` times their group, plus their lane."""
+        return rows
+
+    def _append(self, words: Words) -> None:
+        rows = np.arange(self._n, self._n + len(words))
+        before, missing = len(self._groups), -(-(self._n + len(words)) // LANES) - len(self._groups)
+        try:
+            self._groups.append(np.zeros((missing, self._words, LANES), np.uint32))
+            self.groups[rows // LANES, :, rows % LANES] = words
+        except BaseException:  # what was written beyond the last row is read by nobody
+            self._groups.cut(before)
+            raise
+        self._n += len(words)
+
+    def _without_numba(self, queries: Codes, k: int, allowed: Mask) -> tuple[Distances, Ids]:
+        rows = np.flatnonzero(allowed) if len(allowed) else np.arange(self._n)
+        return nearest_of(self, queries, rows, k)
+
+
+def nearest_of(base: Base, queries: Codes, rows: Ids, k: int) -> tuple[Distances, Ids]:
+    """Return the ``k`` nearest codes of ``rows`` of ``base``, of equal distances the first, by FAISS's kernels."""
+    D, I = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
+    for start in range(0, len(rows), CHUNK):
+        some = rows[start : start + CHUNK]
+        distances = np.empty((len(queries), len(some)), np.int32)
+        code = base.take(some)
+        faiss.hammings(
+            faiss.swig_ptr(queries),
+            faiss.swig_ptr(code),
+            len(queries),
+            len(some),
+            code.shape[1],
+            faiss.swig_ptr(distances),
+        )
+        D = np.concatenate([D, distances], axis=1)
+        I = np.concatenate([I, np.broadcast_to(some, distances.shape)], axis=1)
+        D, I = topk.best(D, I, k, larger=False)
+    return topk.padded(D, I, k, np.int32(WORST))

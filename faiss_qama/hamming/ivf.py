@@ -1,0 +1,294 @@
+"""Inverted lists of our own: of the words that :mod:`faiss_qama.hamming.flat` reads, those of the nearest lists."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import copy
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama import topk
+from faiss_qama.growing import Rows
+from faiss_qama.hamming import bit_planes
+from faiss_qama.hamming.bit_planes import LANES, Words
+from faiss_qama.hamming.code_index import WORST, Distances
+from faiss_qama.hamming.flat import CHUNK, Scan, nearest_of
+from faiss_qama.index.id_map import Ids, Mask
+from faiss_qama.quantizer.bit_packing import Codes, levels, of_levels, truncate, twice
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.threads import each, loops, shares
+
+QUERIES, HITS = 1024, 1 << 19  # that look at a list together, and what they may find
+BULK = 1 / 4  # share of what is there from which on what is added puts all lists in order
+ITERATIONS = 10  # of k-means
+STEPS = 64  # of a centroid, from one level to the next
+NEAR = 8  # lists that a code's own is sought among
+Centroids = NDArray[np.uint8]
+
+
+class ScanIVF(Scan):
+    """Lists of codes that lie near each other, of which a search probes the nearest.
+
+    A list is a chain of groups of ``LANES`` codes, of which the last may have room left. Centroids are means of levels,
+    found by k-means, and lie between levels. A code belongs to the list with the nearest centroid. Which lists are
+    probed is told by a scan: each centroid is rounded to levels twice, down from a quarter and from three quarters of
+    the way to the next, and the sum of both Hamming distances is twice the L1 distance to within half a level.
+
+    Parameters
+    ----------
+    layout : of the codes
+    nlist : lists
+    """
+
+    def __init__(self, layout: CodeLayout, nlist: int) -> None:
+        if nlist < 1:
+            raise ValueError(f"base: lists must be 1 or more; got {nlist}")
+        super().__init__(layout)
+        self.nlist, self.nprobe = nlist, 1
+        self._set_centroids(np.empty((0, layout.units), np.uint8))
+        self._clear()
+
+    def _set_centroids(self, centroids: Centroids) -> None:
+        """Take centroids (nlist, units), in ``STEPS`` from level to level."""
+        self._centroids = centroids
+        self._coarse = Scan(CodeLayout(2 * self.layout.segments))
+        rounded = [(centroids + np.uint8(quarter * STEPS // 4)) // STEPS for quarter in (1, 3)]
+        self._coarse.add(of_levels(np.concatenate(rounded, axis=1), self._coarse.layout))
+
+    def _clear(self) -> None:
+        self._groups, self._n = Rows(np.empty((0, self._words, LANES), np.uint32)), 0
+        self._rows = Rows(np.empty((0, LANES), np.int32))  # of the codes of a group, -1 where there is none
+        self._places = Rows(np.empty(0, np.int32))  # of rows: LANES * group + lane
+        self._following = Rows(np.empty(0, np.int32))  # the next group of the list, or -1
+        self._lists = Rows(np.empty(0, np.int32))  # of groups
+        self._heads, self._tails = np.full((2, self.nlist), -1, np.int32)  # groups
+        self._sizes = np.zeros(self.nlist, np.int64)
+
+    def __str__(self) -> str:
+        return f"ScanIVF{self.nlist}"
+
+    @property
+    def bytes_per_vector(self) -> int:
+        held = [rows.array.nbytes for rows in (self._groups, self._rows, self._places, self._following, self._lists)]
+        held += [self._heads.nbytes, self._tails.nbytes, self._sizes.nbytes, self._centroids.nbytes]
+        return round((sum(held) + self._coarse.groups.nbytes) / max(self._n, 1))
+
+    @property
+    def is_trained(self) -> bool:
+        return len(self._coarse) > 0
+
+    @property
+    def settings(self) -> dict[str, int]:
+        return {"nprobe": self.nprobe}
+
+    def set(self, settings: Mapping[str, int]) -> None:
+        self.nprobe = self._nprobe(settings)
+
+    def _nprobe(self, settings: Mapping[str, int]) -> int:
+        for name, value in settings.items():
+            if name != "nprobe":
+                raise ValueError(f"{name} means nothing to {self}; it takes nprobe")
+            if value < 1:
+                raise ValueError(f"nprobe must be at least 1; got {value}")
+        return min(settings.get("nprobe", self.nprobe), self.nlist)
+
+    def check_recall(self, settings: Mapping[str, int]) -> None:
+        if self.nlist > 1 and self._nprobe(settings) == 1:
+            raise ValueError(f"recall= was measured with exhaustive scans, and {self} probes 1 list: set nprobe too")
+
+    def train(self, codes: Codes) -> None:
+        if len(codes) < self.nlist:
+            raise ValueError(f"{self} needs at least {self.nlist} vectors to train; got {len(codes)}")
+        points = levels(codes, self.layout).astype(np.float32)
+        kmeans = faiss.Kmeans(points.shape[1], self.nlist, niter=ITERATIONS, seed=1, min_points_per_centroid=1)
+        kmeans.train(points)
+        self._set_centroids(np.rint(STEPS * kmeans.centroids).astype(np.uint8))
+
+    def add(self, codes: Codes) -> None:
+        words, lists = self._pack(codes), self._nearest_lists(codes)
+        if len(codes) >= BULK * self._n:
+            there = np.arange(self._n)
+            words = np.concatenate([self._gather(there), words])
+            self._fill(words, np.concatenate([self._lists_of(there), lists]))
+        else:
+            self._insert(words, lists)
+
+    def keep(self, kept: Mask) -> None:
+        rows = np.flatnonzero(kept)
+        self._fill(self._gather(rows), self._lists_of(rows))
+
+    def reset(self) -> None:
+        self._clear()
+
+    def truncated(self, layout: CodeLayout) -> ScanIVF:
+        other = ScanIVF(layout, self.nlist)
+        other.nprobe = self.nprobe
+        other._set_centroids(self._centroids[:, : other._centroids.shape[1]])
+        other._groups = Rows(bit_planes.truncate(self.groups, self.layout, layout))
+        other._n, other._rows, other._places = self._n, self._rows, self._places
+        other._following, other._lists = self._following, self._lists
+        other._heads, other._tails, other._sizes = self._heads, self._tails, self._sizes
+        return other
+
+    def prefix(self, layout: CodeLayout) -> Scan:
+        other = Scan(layout)
+        other.add(truncate(self.codes, layout))
+        return other
+
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that it is made of, by name, groups in the order of their lists; for :meth:`of_parts`."""
+        order = np.argsort(self._lists.array, kind="stable")
+        rows = self._rows.array[order]
+        places = np.empty(self._n, np.int32)
+        flat = np.flatnonzero(rows.ravel() >= 0)
+        places[rows.ravel()[flat]] = flat
+        return {
+            "codes": self.groups[order],
+            "rows": rows,
+            "places": places,
+            "sizes": self._sizes,
+            "centroids": self._centroids,
+        }
+
+    @classmethod
+    def of_parts(cls, layout: CodeLayout, nlist: int, parts: Mapping[str, NDArray[Any]]) -> ScanIVF:
+        """Return the base of :meth:`parts`; its codes, rows and places may be read-only memory maps."""
+        base = cls(layout, nlist)
+        base._set_centroids(np.asarray(parts["centroids"]))
+        base._sizes = np.array(parts["sizes"])
+        groups = -(-base._sizes // LANES)
+        ends = np.cumsum(groups).astype(np.int32)
+        base._heads = np.where(groups, ends - groups.astype(np.int32), np.int32(-1))
+        base._tails = np.where(groups, ends - np.int32(1), np.int32(-1))
+        following = np.arange(1, groups.sum() + 1, dtype=np.int32)
+        following[base._tails[groups > 0]] = -1
+        base._following = Rows(following)
+        base._lists = Rows(np.repeat(np.arange(nlist, dtype=np.int32), groups))
+        base._groups, base._rows, base._places = Rows(parts["codes"]), Rows(parts["rows"]), Rows(parts["places"])
+        base._n = len(parts["places"])
+        return base
+
+    def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
+        nprobe, left = self._nprobe(settings), self._n if rows is None else int(np.count_nonzero(rows))
+        if k >= left or 2 * left < self._n:
+            nprobe = self.nlist
+        D, I = self._probe(queries, min(k, self._n), rows, nprobe)
+        if rows is not None and nprobe < self.nlist:  # a filter finds k, if there are so many
+            short = np.flatnonzero(I[:, -1] < 0)
+            if len(short):
+                D[short], I[short] = self._probe(queries[short], k, rows, self.nlist)
+        return topk.padded(D, I, k, np.int32(WORST))
+
+    def _probe(self, queries: Codes, k: int, rows: Mask | None, nprobe: int) -> tuple[Distances, Ids]:
+        """Search the ``nprobe`` nearest lists."""
+        D, I = np.full((len(queries), k), WORST, np.int32), np.full((len(queries), k), -1)
+        compiled, words = loops("kernels.scanning"), self._pack(queries)
+        allowed = np.empty(0, bool) if rows is None else rows
+
+        def scanned(part: slice) -> None:
+            step = max(1, min(QUERIES, HITS // k))
+            for start in range(part.start, min(part.stop, len(queries)), step):
+                block = slice(start, min(start + step, part.stop))
+                probes = self._coarse.search(twice(queries[block], self.layout), nprobe, None, {})[1]
+                if compiled is None:
+                    self._without_lists(queries[block], probes, allowed, D[block], I[block])
+                    continue
+                scan_lists = compiled.scans(*bit_planes.widths(self.layout)).lists
+                chains = self.groups, self._rows.array, self._heads, self._following.array
+                scan_lists(*chains, probes, words[block], allowed, D[block], I[block])
+
+        if k:
+            each(scanned, shares(len(queries)))
+        return D, I
+
+    def _without_lists(self, queries: Codes, probes: Ids, allowed: Mask, D: Distances, I: Ids) -> None:
+        """Search ``probes`` as the compiled loop does, but that of equal distances others may be found."""
+        order = np.argsort(self._lists.array, kind="stable")
+        ends = np.searchsorted(self._lists.array[order], np.arange(self.nlist + 1))
+        for q, lists in enumerate(probes):
+            groups = np.concatenate([order[ends[probed] : ends[probed + 1]] for probed in lists])
+            rows = self._rows.array[groups].ravel()
+            rows = rows[rows >= 0].astype(np.int64)
+            if len(allowed):
+                rows = rows[allowed[rows]]
+            D[q : q + 1], I[q : q + 1] = nearest_of(self, queries[q : q + 1], rows, D.shape[1])
+
+    def _nearest_lists(self, code: Codes) -> NDArray[np.int32]:
+        """Return the list (n,) that each code belongs to: of the ``NEAR`` first that it would probe, by L2 distance."""
+        lists, near = np.empty(len(code), np.int32), min(NEAR, self.nlist)
+        centroids = self._centroids.astype(np.float32)
+        for start in range(0, len(code), CHUNK):
+            some = code[start : start + CHUNK]
+            probes = self._coarse.search(twice(some, self.layout), near, None, {})[1]
+            points = np.float32(STEPS) * levels(some, self.layout)
+            distances = np.empty(probes.shape, np.float32)
+            pointers = [faiss.swig_ptr(array) for array in (distances, points, centroids, probes)]
+            faiss.fvec_L2sqr_by_idx(*pointers, points.shape[1], len(some), near)
+            lists[start : start + CHUNK] = probes[np.arange(len(some)), distances.argmin(axis=1)]
+        return lists
+
+    def _fill(self, words: Words, lists: NDArray[np.int32]) -> None:
+        """Hold these rows and no others, once they are in their lists."""
+        filled = copy(self)
+        filled._clear()
+        filled._insert(words, lists)
+        vars(self).update(vars(filled))
+
+    def _insert(self, words: Words, lists: NDArray[np.int32]) -> None:
+        """Append rows to their lists: to the room in the last group of each, then to new groups.
+
+        An error or Ctrl-C leaves them as they were.
+        """
+        order = np.argsort(lists, kind="stable")
+        lists, more = lists[order], np.bincount(lists, minlength=self.nlist)
+        had, have = -(-self._sizes // LANES), -(-(self._sizes + more) // LANES)  # groups
+        first_new = len(self.groups) + np.cumsum(have - had) - (have - had)
+        place = self._sizes[lists] + np.arange(len(lists)) - (np.cumsum(more) - more)[lists]  # within the list
+        into = place // LANES - had[lists]  # 0 and on: a new group
+        group, lane = np.where(into < 0, self._tails[lists], first_new[lists] + into), place % LANES
+
+        longer, new = np.flatnonzero(have > had), int((have - had).sum())
+        following = len(self.groups) + np.arange(1, new + 1, dtype=np.int32)
+        following[np.cumsum((have - had)[longer]) - 1] = -1
+        places = np.empty(len(order), np.int32)
+        places[order] = LANES * group + lane
+        grown = {
+            self._groups: np.zeros((new, self._words, LANES), np.uint32),
+            self._rows: np.full((new, LANES), -1, np.int32),
+            self._following: following,
+            self._lists: np.repeat(np.arange(self.nlist, dtype=np.int32), have - had),
+            self._places: places,
+        }
+        lengths, n = {rows: len(rows) for rows in grown}, self._n
+        heads, tails, sizes = self._heads.copy(), self._tails.copy(), self._sizes.copy()
+        begun, ended = longer[had[longer] == 0], longer[had[longer] > 0]
+        try:
+            for rows, more_rows in grown.items():
+                rows.append(more_rows)
+            self.groups[group, :, lane] = words[order]
+            self._rows.array[group, lane] = self._n + order
+            self._heads[begun] = first_new[begun]
+            self._following.array[self._tails[ended]] = first_new[ended]
+            self._tails[longer] = (first_new + have - had - 1)[longer]
+            self._sizes += more
+            self._n += len(order)
+        except BaseException:
+            for rows, length in lengths.items():
+                rows.cut(length)
+            there = group < len(self.groups)
+            self._rows.array[group[there], lane[there]] = -1
+            self._following.array[tails[ended]] = -1
+            self._heads, self._tails, self._sizes, self._n = heads, tails, sizes, n
+            raise
+
+    def _place(self, rows: Ids) -> Ids:
+        places = self._places.array[rows].astype(np.int64)
+        topk.check_rows(places, LANES * len(self._groups))  # a mapped file may hold anything
+        return places
+
+    def _lists_of(self, rows: Ids) -> NDArray[np.int32]:
+        lists: NDArray[np.int32] = self._lists.array[self._place(rows) // LANES]
+        return lists

@@ -1,0 +1,1 @@
+"""QamaIndex and its parts."""

@@ -1,0 +1,206 @@
+"""Stock FAISS indexes of the same codes: ``faiss.write_index`` and ``read_index`` them with no faiss_qama installed.
+
+Kinds:
+
+- ``hamming``: ``IndexPreTransform(LinearTransform, IndexLSH)``, which is the Hamming stage, within an ``IndexRefine``
+  where vectors are kept. IndexLSH cuts each bit's own column at 0, so the transform has a row and a threshold a bit.
+- ``fastscan``: an ``IndexPQFastScan`` whose centroids are the levels: asymmetric distances at FastScan speed (André et
+  al., "Quicker ADC", 2019), refined where vectors are kept.
+- ``binary``: the bare binary index; encode queries with ``Quantizer.encode_queries``.
+
+The first two take float queries and transform them as queries; what is added to them later is encoded as queries are
+too, which is what this package does only where both sides are cut alike (no real queries, no query side trained).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.hamming.code_index import Base
+from faiss_qama.hamming.faiss_binary import FaissBase
+from faiss_qama.hamming.flat import Scan
+from faiss_qama.index.id_map import Ids
+from faiss_qama.index.two_stage import Contents
+from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.bit_packing import Codes, Floats
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.quantizer.transform import Linear
+from faiss_qama.rescore.rescorer import BorrowedStore, FloatStore
+
+KINDS = ("hamming", "fastscan", "binary")
+K_FACTOR = 20  # candidates of IndexRefine a neighbour, at most; it cannot be told a recall, so set your own
+# Under the inner product IndexRefine ranks missing candidates first, so it must not ask for more than there are.
+SAFE_K = 100
+
+
+def to_faiss(held: Contents, kind: str, rescore: str) -> Any:
+    """Return what ``held`` holds, rescored from ``rescore``, as a stock index of one of ``KINDS``."""
+    if kind not in KINDS:
+        raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+    live = held.labels.live
+    code = np.ascontiguousarray(held.base.take(live))
+    ids = None if held.labels.ids is None else held.labels.of(live)
+    if kind == "binary":
+        return _binary(held.base, code, ids)
+    quantizer = held.quantizer
+    index = _hamming(quantizer, code) if kind == "hamming" else _fastscan(quantizer, code)
+    if isinstance(held.store, FloatStore | BorrowedStore):
+        index = _refined(index, rescore, held, live)
+    if ids is None:
+        return index
+    return _with_ids(index, ids, faiss.IndexIDMap2(faiss.IndexFlat(quantizer.d, quantizer.metric)))
+
+
+def _binary(base: Base, code: Codes, ids: Ids | None) -> Any:
+    kind = "BFlat" if isinstance(base, Scan) else str(base)
+    if kind == str(base) and len(code) == len(base) and not kind.startswith("BHash"):
+        index = faiss.clone_binary_index(base.index)
+    else:  # without what was removed from a graph; and hash tables cannot be cloned
+        made = FaissBase(kind, base.layout)
+        made.set(base.settings if kind == str(base) else {})
+        made.add(code)
+        index = made.index
+    return index if ids is None else _with_ids(index, ids, faiss.IndexBinaryIDMap2(faiss.IndexBinaryFlat(index.d)))
+
+
+def _with_ids(index: Any, ids: Ids, mapped: Any) -> Any:
+    """Return ``mapped``, an empty map of ids, around ``index``; its constructor takes no index that is filled."""
+    mapped.index = index
+    faiss.copy_array_to_vector(ids, mapped.id_map)
+    mapped.construct_rev_map()
+    mapped.ntotal = index.ntotal
+    return _owning(mapped, index)
+
+
+def _hamming(quantizer: Quantizer, code: Codes) -> Any:
+    layout, d = quantizer.layout, quantizer.d
+    # Bit by bit: the column it cuts, and where. A pair of the rule "or" is no cut of a linear map.
+    columns, cuts = [], []
+    for segment, where, _ in layout.slices():
+        if segment.bits == "0.5or":
+            raise ValueError("a layout with 0.5or is no linear map; kinds 'fastscan' and 'binary' are possible")
+        for column in range(where.start, where.stop):
+            columns += [column] * (segment.levels - 1)
+            cuts += quantizer.thresholds[column, : segment.levels - 1].tolist()
+    if not isinstance(quantizer.query_transform, Linear):
+        raise ValueError(
+            "kind 'hamming' needs a linear transform of queries, and this one is a network; "
+            "kinds 'fastscan' and 'binary' are possible"
+        )
+    matrix = quantizer.query_transform.matrix[columns]
+    bias = quantizer.query_transform.bias[columns] - np.array(cuts, np.float32)
+    padded = 8 * layout.code_size  # IndexLSH rounds up to whole bytes anyway; padding bits are 0: -1 is under the cut
+    matrix = np.concatenate([matrix, np.zeros((padded - len(matrix), d), np.float32)])
+    bias = np.concatenate([bias, np.full(padded - len(bias), -1, np.float32)])
+    lsh = faiss.IndexLSH(padded, padded, False, False)
+    faiss.copy_array_to_vector(code.ravel(), lsh.codes)
+    lsh.ntotal = len(code)
+    return _behind(_query_transforms(quantizer, matrix, bias), lsh)
+
+
+def _fastscan(quantizer: Quantizer, code: Codes) -> Any:
+    """Return a product quantizer over groups of columns, its 16 centroids the products of their levels."""
+    layout, decoder = quantizer.layout, quantizer.decoder
+    group = 4 if layout.max_levels == 2 else 2
+    columns, values, levels = _padded_columns(layout, decoder.values, bit_packing.levels(code, layout), group)
+    matrix = np.where(columns[:, None] >= 0, decoder.matrix[columns], 0)
+    m = len(columns) // group
+    # A column of L levels counts as a digit of base 16 ** (1 / group).
+    base = 4 if group == 2 else 2
+    digits = np.stack(np.meshgrid(*[np.arange(base)] * group, indexing="ij"), axis=-1).reshape(16, group)
+    padded = np.zeros((len(columns), base), dtype=np.float32)
+    padded[:, : values.shape[1]] = values
+    padded[:, values.shape[1] :] = values[:, -1:]
+    centroids = padded.reshape(m, group, base)[:, np.arange(group), digits]  # (m, 16, group)
+    numbers = levels.reshape(len(code), m, group) @ base ** np.arange(group)[::-1]
+    pq = faiss.IndexPQ(len(columns), m, 4, quantizer.metric)
+    faiss.copy_array_to_vector(np.ascontiguousarray(centroids, np.float32).ravel(), pq.pq.centroids)
+    pq.is_trained = True
+    numbers = np.pad(numbers.astype(np.uint8), ((0, 0), (0, m % 2)))
+    faiss.copy_array_to_vector((numbers[:, 0::2] | numbers[:, 1::2] << 4).ravel(), pq.codes)
+    pq.ntotal = len(code)
+    fast = faiss.IndexPQFastScan(pq)
+    # Distances are those from the offset, which the inner product with a query ranks alike.
+    bias = np.zeros(len(columns), np.float32)
+    if quantizer.metric == faiss.METRIC_L2:
+        bias = -matrix @ decoder.offset
+    if quantizer.query_adapter is not None:
+        bias += matrix @ quantizer.query_adapter.bias
+        matrix = matrix @ quantizer.query_adapter.matrix
+    return _behind([_linear(matrix.astype(np.float32), bias)], fast)
+
+
+def _padded_columns(
+    layout: CodeLayout, values: Floats, levels: NDArray[np.uint8], group: int
+) -> tuple[Ids, Floats, NDArray[np.uint8]]:
+    """Return columns, values and levels, each segment filled up to whole groups by columns -1 of value 0."""
+    parts: list[tuple[Ids, NDArray[np.uint8]]] = []
+    unit = 0
+    for segment, where, _ in layout.slices():
+        per_unit = segment.columns // segment.units
+        own = np.repeat(levels[:, unit : unit + segment.units], per_unit, axis=1)
+        spare = -segment.columns % group
+        parts.append(
+            (
+                np.pad(np.arange(where.start, where.stop), (0, spare), constant_values=-1),
+                np.pad(own, ((0, 0), (0, spare))),
+            )
+        )
+        unit += segment.units
+    columns = np.concatenate([c for c, _ in parts])
+    return columns, np.where(columns[:, None] >= 0, values[columns], 0), np.concatenate([p for _, p in parts], axis=1)
+
+
+def _refined(index: Any, rescore: str, held: Contents, live: Ids) -> Any:
+    """Return ``index`` within an IndexRefine over the vectors of ``held``."""
+    quantizer = held.quantizer
+    kinds = {"fp16": faiss.ScalarQuantizer.QT_fp16, "sq8": faiss.ScalarQuantizer.QT_8bit}
+    x = held.take(live)
+    if len(x) and rescore in kinds and (rescore != "fp16" or np.abs(x).max(initial=0) < 65504):
+        store = faiss.IndexScalarQuantizer(quantizer.d, kinds[rescore], quantizer.metric)
+        store.train(x)
+    else:
+        store = faiss.IndexFlat(quantizer.d, quantizer.metric)
+    store.add(x)
+    index.metric_type = quantizer.metric  # IndexRefine wants both stages alike; Hamming distances stay what they are
+    refined = faiss.IndexRefine(index, store)
+    refined.k_factor = max(1, min(K_FACTOR, len(live) // SAFE_K))
+    return _owning(_owning(refined, store, "own_refine_index"), index)
+
+
+def _query_transforms(quantizer: Quantizer, matrix: Floats, bias: Floats) -> list[Any]:
+    """Return what is done to a query: brought to the corpus' length under the inner product, then the linear map."""
+    if quantizer.metric == faiss.METRIC_L2:
+        return [_linear(matrix, bias)]
+    return [faiss.NormalizationTransform(quantizer.d, 2.0), _linear(matrix * np.float32(quantizer.scale), bias)]
+
+
+def _linear(matrix: Floats, bias: Floats) -> Any:
+    transform = faiss.LinearTransform(matrix.shape[1], len(matrix), True)
+    faiss.copy_array_to_vector(np.ascontiguousarray(matrix, np.float32).ravel(), transform.A)
+    faiss.copy_array_to_vector(bias.astype(np.float32), transform.b)
+    transform.is_trained = True
+    return transform
+
+
+def _behind(transforms: list[Any], index: Any) -> Any:
+    """Return ``index`` behind ``transforms``, which are applied in their order."""
+    for transform in reversed(transforms):
+        if isinstance(index, faiss.IndexPreTransform):
+            index.prepend_transform(transform)
+        else:
+            index = _owning(faiss.IndexPreTransform(transform, index), index)
+        transform.this.disown()
+    return index
+
+
+def _owning(outer: Any, inner: Any, name: str = "own_fields") -> Any:
+    """Return ``outer``, which from now on frees ``inner``."""
+    setattr(outer, name, True)
+    inner.this.disown()
+    return outer

@@ -1,0 +1,156 @@
+"""Which id each row of an index answers to, and which rows are removed."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import faiss
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from faiss_qama.growing import Rows
+
+Ids: TypeAlias = NDArray[np.int64]
+Mask: TypeAlias = NDArray[np.bool_]
+
+
+class Labels:
+    """Ids of the rows 0, 1, ... of a base index, some of which may be removed but still there.
+
+    Without ids of the user's own, ids are 0, 1, ... over the rows that are left: removing shifts them, as in IndexFlat.
+
+    Parameters
+    ----------
+    n : rows
+    ids : (n,) int64, the user's own, or None
+    alive : (n,) bool, false where a row is removed, or None if all are there
+    """
+
+    def __init__(self, n: int = 0, ids: Ids | None = None, alive: Mask | None = None) -> None:
+        self.n = n
+        self._ids = None if ids is None else Rows(ids)
+        self.alive = alive
+        self._all: Ids | None = None  # the id of each row, where it is not in _ids
+        self._sorted: tuple[Ids, Ids] | None = None  # places among the rows that are left by id, and the ids
+
+    def __len__(self) -> int:
+        """Rows that are not removed."""
+        return self.n if self.alive is None else int(np.count_nonzero(self.alive))
+
+    @property
+    def ids(self) -> Ids | None:
+        """The user's own ids, a row each."""
+        return None if self._ids is None else self._ids.array
+
+    @property
+    def live(self) -> Ids:
+        """Rows that are not removed."""
+        return np.arange(self.n) if self.alive is None else np.flatnonzero(self.alive)
+
+    def of(self, rows: Ids) -> Ids:
+        """Return the ids of ``rows``; -1 stays -1."""
+        if self._ids is not None:
+            return np.where(rows >= 0, self._ids.array[rows], -1)
+        if self.alive is None:
+            return rows
+        if self._all is None:
+            self._all = np.cumsum(self.alive) - 1
+        return np.where(rows >= 0, self._all[rows], -1)
+
+    def rows(self, ids: ArrayLike) -> Ids:
+        """Return the row of each of ``ids``: of several rows with one id, the last. Raises IndexError for others."""
+        wanted, live = _integers(ids), self.live
+        if self._ids is None:
+            places, found = wanted, (wanted >= 0) & (wanted < len(live))
+        else:
+            if self._sorted is None:
+                order = np.argsort(self._ids.array[live], kind="stable")
+                self._sorted = order, self._ids.array[live][order]
+            order, ordered = self._sorted
+            at = np.searchsorted(ordered, wanted, side="right") - 1
+            found = (at >= 0) & (ordered[at] == wanted) if len(ordered) else np.zeros(wanted.shape, bool)
+            places = order[at] if len(ordered) else at
+        if not found.all():
+            raise IndexError(f"there is no vector with id {wanted[~found].flat[0]} among {len(live)}")
+        rows: Ids = live[places]
+        return rows
+
+    def members(self, selector: Any) -> Mask:
+        """Return which rows are there and have an id that ``selector``, a faiss.IDSelector or ids, takes: (n,) bool."""
+        if not isinstance(selector, faiss.IDSelector):
+            selector = faiss.IDSelectorBatch(_integers(selector).ravel())
+        live = self.live
+        ids = faiss.Int64Vector()
+        faiss.copy_array_to_vector(np.ascontiguousarray(self.of(live)), ids)
+        # faiss tests one id at a time in Python; taking members out of an index of row numbers does so in C++.
+        numbers = faiss.IndexBinaryFlat(64)
+        numbers.add(live.view(np.uint8).reshape(len(live), 8))
+        numbers.remove_ids(faiss.IDSelectorTranslated(ids, selector))
+        mask = np.ones(self.n, dtype=bool) if self.alive is None else self.alive.copy()
+        mask[faiss.vector_to_array(numbers.xb).view(np.int64)] = False
+        return mask
+
+    def append(self, n: int, ids: Ids | None = None) -> None:
+        """Add ``n`` rows; with ``ids``, rows that had none of their own keep those that they have."""
+        if ids is not None:
+            if self._ids is None:
+                self._ids = Rows(self.of(np.arange(self.n)))
+            self._ids.append(ids)
+        if self.alive is not None:
+            self.alive = np.append(self.alive, np.ones(n, dtype=bool))
+        self.n += n
+        self._changed()
+
+    def cut(self, n: int) -> None:
+        """Drop the rows from ``n`` on."""
+        if self._ids is not None:
+            self._ids.cut(n)
+        if self.alive is not None:
+            self.alive = self.alive[:n]
+        self.n = min(n, self.n)
+        self._changed()
+
+    def remove(self, gone: Mask) -> None:
+        """Mark the rows where ``gone`` (n,) is true as removed; they stay in the base index."""
+        self.alive = ~gone if self.alive is None else self.alive & ~gone
+        self._changed()
+
+    def keep(self, kept: Mask) -> None:
+        """Drop the rows where ``kept`` (n,) is false, as the base index did."""
+        if self._ids is not None:
+            self._ids.keep(kept)
+        if self.alive is not None:
+            self.alive = self.alive[kept]
+            if self.alive.all():
+                self.alive = None
+        self.n = int(np.count_nonzero(kept))
+        self._changed()
+
+    def clear(self) -> None:
+        """Drop every row, and the user's own ids with them."""
+        self.n, self._ids, self.alive = 0, None, None
+        self._changed()
+
+    def _changed(self) -> None:
+        self._all = self._sorted = None
+
+
+def as_ids(ids: ArrayLike, n: int) -> Ids:
+    """Return ``ids`` as (n,) int64. Raises TypeError or ValueError for others, and for negative ones: -1 means none."""
+    array = _integers(ids)
+    if array.shape != (n,):
+        raise ValueError(f"ids: one a vector is needed, shape ({n},); got shape {array.shape}")
+    if n and array.min() < 0:
+        raise ValueError(f"ids are 0 or more, as -1 marks a missing hit; got {array.min()}")
+    return np.ascontiguousarray(array)
+
+
+def _integers(ids: ArrayLike) -> Ids:
+    """Return ``ids`` as int64. Raises TypeError for other types, ValueError beyond int64."""
+    array = np.asarray(ids)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        hint = "; of a mask pass np.flatnonzero(mask)" if array.dtype == bool else ""
+        raise TypeError(f"ids are int64; got {array.dtype}{hint}")
+    if array.size and int(array.max()) > np.iinfo(np.int64).max:
+        raise ValueError(f"ids are int64; got {array.max()}")
+    return array.astype(np.int64)

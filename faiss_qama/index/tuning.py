@@ -1,0 +1,183 @@
+"""Which base is the fastest for a recall, and how far it has to look: by measuring."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from faiss_qama.hamming.code_index import Base
+from faiss_qama.hamming.faiss_binary import EF_WIDTH, FaissBase
+from faiss_qama.hamming.flat import Scan
+from faiss_qama.hamming.ivf import ScanIVF
+from faiss_qama.index.id_map import Ids, Labels
+from faiss_qama.index.two_stage import Contents
+from faiss_qama.progress import progress
+from faiss_qama.quantizer.bit_packing import Codes, Floats
+from faiss_qama.quantizer.calibration import MISSES
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.rescore.rescorer import CodesStore
+
+RECALL, K = 0.95, 10
+ASKED = 1000  # queries, at most, that a base is chosen with
+LISTS = (2, 4)  # times the root of the number of vectors
+FEWEST = 10_000  # vectors; fewer are scanned before lists are chosen
+GRAPH, MOST = "BHNSW16", 100_000  # vectors that a graph is tried for; of more it takes minutes to build
+TRAINING = 50  # codes a list to train on, at most
+STEP = 2**0.5  # from one setting to the next
+FAISS_EF, WIDEST = 16, 4096  # efSearch: FAISS's own, and what a scan is faster than
+ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Tried:
+    """What was measured of a base.
+
+    Parameters
+    ----------
+    base, settings : what was tried, at the smallest setting that keeps enough
+    kept : share of what an exhaustive scan finds
+    per_second : queries that it scans, without what scores candidates again
+    bytes_per_vector : of codes, lists and links
+    """
+
+    base: str
+    settings: dict[str, int]
+    kept: float
+    per_second: float
+    bytes_per_vector: int
+
+    def __str__(self) -> str:
+        settings = "".join(f" {name} {value}" for name, value in self.settings.items())
+        return (
+            f"{self.base}{settings}: {self.per_second:,.0f} scans/s, {self.kept:.1%} of the hits of a full scan, "
+            f"{self.bytes_per_vector} bytes/vector"
+        )
+
+
+def tune(contents: Contents, xq: Floats, k: int, recall: float) -> Tried | None:
+    """Set ``nprobe`` or ``efSearch`` to the smallest value with which ``recall`` is kept; None if none does.
+
+    Half of what may be missed is left to the scan of codes, as a search with ``recall=`` does, and half to the base.
+
+    Parameters
+    ----------
+    contents : what is searched
+    xq : (nq, d) queries like those to come
+    """
+    full = contents.over(contents.base.prefix(contents.quantizer.layout))
+    oversample = _oversample(contents, k, recall)
+    wanted = full.nearest(xq, k, oversample=oversample, settings={})[1]
+    return _smallest(contents, xq, k, recall, oversample, wanted)
+
+
+def fastest(
+    quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float | None = None
+) -> tuple[Base, list[Tried]]:
+    """Return the fastest base of ``code`` (n, code_size) that keeps ``recall``, filled; and what was tried, it first.
+
+    Candidates are scored again from their codes, whatever the second stage will be. Raises ValueError where no base is
+    within ``memory``, bytes a vector of codes, lists and links.
+    """
+    check_memory(quantizer.layout, memory)
+    bases: list[tuple[Base, Tried]] = []
+    oversample, wanted = None, None
+    for make in progress(list(_bases(quantizer, code)), "choosing a base"):
+        base = make()
+        contents = Contents(quantizer, base, Labels(len(base)), CodesStore(quantizer, base))
+        if wanted is None:  # the full scan, which the others are compared with
+            oversample = _oversample(contents, K, recall)
+            wanted = contents.nearest(xq, K, oversample=oversample, settings={})[1]
+        tried = _smallest(contents, xq, K, recall, oversample, wanted)
+        if tried is not None and (memory is None or tried.bytes_per_vector <= memory):
+            bases.append((base, tried))
+    bases.sort(key=lambda pair: -pair[1].per_second)
+    return bases[0][0], [tried for _, tried in bases]
+
+
+def check_memory(layout: CodeLayout, memory: float | None) -> None:
+    """Raise ValueError unless codes of ``layout`` fit into ``memory``, bytes a vector; None is no bound."""
+    least = Scan(layout).bytes_per_vector
+    if memory is not None and not least <= memory:
+        raise ValueError(
+            f"memory: {memory:g} bytes a vector, and codes of {layout} alone take {least}: fit a shorter layout"
+        )
+
+
+def _bases(quantizer: Quantizer, code: Codes) -> Iterator[Callable[[], Base]]:
+    def scan() -> Base:
+        base = Scan(quantizer.layout)
+        base.add(code)
+        return base
+
+    def lists(number: int) -> Base:
+        base = ScanIVF(quantizer.layout, number)
+        base.train(code[:: max(1, len(code) // (TRAINING * number))])
+        base.add(code)
+        return base
+
+    def graph() -> Base:
+        base = FaissBase(GRAPH, quantizer.layout)
+        base.add(code)
+        return base
+
+    yield scan
+    if len(code) >= FEWEST:
+        for times in LISTS:
+            yield partial(lists, 2 ** round(math.log2(times * math.sqrt(len(code)))))
+        if len(code) <= MOST:
+            yield graph
+
+
+def _settings(base: Base, candidates: int) -> Iterator[dict[str, int]]:
+    """Yield settings from small to large; one that is empty where a base has none."""
+    if "nprobe" in base.settings:
+        least, most = 2.0, float(base.nlist)  # type: ignore[attr-defined]
+    elif "efSearch" in base.settings:
+        yield {"efSearch": FAISS_EF}  # a search looks at EF_WIDTH times its candidates anyway
+        least, most = EF_WIDTH * candidates * STEP, float(WIDEST)
+    else:
+        yield {}
+        return
+    value = min(least, most)
+    while value < most * STEP:
+        yield {next(iter(base.settings)): min(round(value), round(most))}
+        value *= STEP
+
+
+def _oversample(contents: Contents, k: int, recall: float) -> float | None:
+    """Return how many times k candidates a search for ``recall`` scores again; None where nothing is."""
+    if contents.store is None:
+        return None
+    calibration = contents.quantizer.calibration
+    return None if calibration is None else calibration.oversample(k, len(contents.labels), "floats", recall)
+
+
+def _smallest(
+    contents: Contents, xq: Floats, k: int, recall: float, oversample: float | None, wanted: Ids
+) -> Tried | None:
+    """Set the smallest setting that keeps enough of the hits ``wanted`` (nq, k), and time it; if none does, none."""
+    before, candidates = contents.base.settings, math.ceil(k * (oversample or 1))
+    for settings in _settings(contents.base, candidates):
+        contents.base.set(settings)
+        found = contents.nearest(xq, k, oversample=oversample, settings={})[1]
+        kept = float((wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean())
+        lists = getattr(contents.base, "nlist", math.inf)
+        everything = settings.get("nprobe", 0) == lists  # is scanned, but that of ties others may be found
+        if kept >= 1 - MISSES * (1 - recall) or everything:
+            return _timed(contents, xq, candidates, kept)
+    contents.base.set(before)
+    return None
+
+
+def _timed(contents: Contents, xq: Floats, candidates: int, kept: float) -> Tried:
+    base, code, seconds = contents.base, contents.quantizer.encode_queries(xq), []
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        base.search(code, min(candidates, len(base)), None, {})
+        seconds.append(time.perf_counter() - start)
+    return Tried(str(base), base.settings, kept, len(xq) / statistics.median(seconds), base.bytes_per_vector)

@@ -1,0 +1,1 @@
+"""What numba compiles; importing this package compiles nothing."""

@@ -1,0 +1,455 @@
+"""The hot loops over codes, compiled by numba when they are first used and kept in its cache.
+
+A scan reads words (see :mod:`faiss_qama.hamming.bit_planes`) in groups of ``LANES`` codes,
+(groups, words, LANES) uint32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+from llvmlite import ir
+from numba import config, njit, types
+from numba.core import cgutils, event
+from numba.extending import intrinsic
+
+from faiss_qama.hamming.bit_planes import LANES
+from faiss_qama.hamming.code_index import WORST
+from faiss_qama.progress import announced
+from faiss_qama.threads import uninterrupted
+
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
+# Of 12 bits, four thermometer codes: their h in the lower four bits, their g in the upper.
+_UNITS = np.arange(4096)[:, None] >> 3 * np.arange(4)
+_FOURS = (((_UNITS >> 1 & 1) + 16 * ((_UNITS ^ _UNITS >> 2) & 1)) << np.arange(4)).sum(axis=1).astype(np.uint8)
+
+ROOM = 3  # times as many hits as are wanted are held before those too far are dropped; up to twice as many may stay
+AHEAD, LINE = 3, 64  # rows that are asked for before they are needed; bytes of a line of the cache
+BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB of 48 bytes each
+
+
+class _Announced(event.Listener):
+    """Says that our loops are compiled, which takes some seconds the first time that a layout is searched."""
+
+    def __init__(self) -> None:
+        self._shown: list[Any] = []
+
+    def on_start(self, event: Any) -> None:
+        ours = str(event.data["dispatcher"].py_func.__module__).startswith("faiss_qama.")  # made by exec it has none
+        self._shown.append(announced("compiling what searches, once") if ours and not self._shown else None)
+
+    def on_end(self, event: Any) -> None:  # noqa: ARG002
+        shown = self._shown.pop()
+        if shown is not None:
+            shown.close()
+
+
+event.register("numba:compile", _Announced())
+
+
+def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return what makes of a function what numba compiles of it, from its cache where there is a folder for one."""
+
+    def make(function: Callable[..., Any]) -> Any:
+        try:
+            compiled = njit(cache=True, nogil=True, **options)(function)
+        except RuntimeError:  # no such folder can be written
+            compiled = njit(nogil=True, **options)(function)
+        compiled.compile = uninterrupted()(compiled.compile)  # which loads from the cache, too
+        return compiled
+
+    return make
+
+
+_NUMBERS = ir.VectorType(ir.IntType(32), LANES)
+
+
+def _vector(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    """Return a pointer to ``LANES`` numbers, ``at`` times as many from the beginning of ``array``."""
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.gep(builder.bitcast(data, _NUMBERS.as_pointer()), [at])
+
+
+def _called(builder: Any, name: str, result: Any, argument: Any) -> Any:
+    """Return what LLVM's function ``name`` makes of ``LANES`` numbers."""
+    kind = ir.FunctionType(result, [_NUMBERS])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}i32"), [argument])
+
+
+@intrinsic(prefer_literal=True)
+def _tuple(typing: Any, x: Any, row: Any, width: Any) -> Any:
+    """Return a row of ``x`` (n, width) as a tuple; unlike a view it counts no reference, which threads contend for."""
+    row_of = types.UniTuple(x.dtype, width.literal_value)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        data = context.make_array(x)(context, builder, arguments[0]).data
+        first = builder.gep(data, [builder.mul(arguments[1], arguments[2])])
+        places = [builder.gep(first, [ir.Constant(arguments[1].type, i)]) for i in range(width.literal_value)]
+        return context.make_tuple(builder, row_of, [builder.load(place) for place in places])
+
+    return row_of(x, types.intp, width), generate
+
+
+@intrinsic(prefer_literal=True)
+def _measure(typing: Any, pairs: Any, groups: Any, group: Any, query: Any, bound: Any, out: Any, at: Any) -> Any:
+    """Write the distances of the codes of a group to ``out[at]`` (LANES,); return, a bit each, whether below ``bound``.
+
+    ``query`` is a tuple of words, of which the first 2 * ``pairs`` are pairs (h, g); it stays in registers.
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        _, groups_, group_, query_, bound_, out_, at_ = arguments
+        zero = ir.Constant(group_.type, 0)
+        words = _vector(context, builder, groups, groups_, builder.mul(group_, ir.Constant(group_.type, query.count)))
+
+        def everywhere(number: Any) -> Any:
+            first = builder.insert_element(ir.Constant(_NUMBERS, ir.Undefined), number, zero)
+            return builder.shuffle_vector(first, first, ir.Constant(_NUMBERS, [0] * LANES))
+
+        def word(w: int) -> tuple[Any, Any]:
+            place = builder.gep(words, [ir.Constant(group_.type, w)])
+            return builder.load(place, align=4), everywhere(builder.extract_value(query_, w))
+
+        def counted(bits: Any) -> Any:
+            return _called(builder, "ctpop", _NUMBERS, bits)
+
+        ones = twos = ir.Constant(_NUMBERS, [0] * LANES)
+        for w in range(pairs.literal_value):
+            (h, qh), (g, qg) = word(2 * w), word(2 * w + 1)
+            x = builder.xor(h, qh)
+            ones = builder.add(ones, counted(builder.xor(x, builder.xor(g, qg))))
+            twos = builder.add(twos, counted(builder.and_(x, builder.not_(builder.and_(g, qg)))))
+        for w in range(2 * pairs.literal_value, query.count):
+            bits, own = word(w)
+            ones = builder.add(ones, counted(builder.xor(bits, own)))
+        distances = builder.add(ones, builder.add(twos, twos))
+        builder.store(distances, _vector(context, builder, out, out_, at_), align=4)
+        below = builder.icmp_signed("<", distances, everywhere(bound_))
+        return builder.zext(builder.bitcast(below, ir.IntType(LANES)), ir.IntType(32))
+
+    return types.int32(pairs, groups, types.intp, query, types.int32, out, types.intp), generate
+
+
+@intrinsic
+def _first(typing: Any, bits: Any) -> Any:
+    """Return the place of the lowest bit that is set."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.int32(types.int32), generate
+
+
+@intrinsic
+def prefetch(typing: Any, x: Any, row: Any) -> Any:
+    """Ask for row ``row`` of ``x`` (n, d)."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        array = context.make_array(x)(context, builder, arguments[0])
+        stride = builder.extract_value(array.strides, 0)
+        start = builder.gep(builder.bitcast(array.data, byte), [builder.mul(arguments[1], stride)])
+        with cgutils.for_range(builder, builder.udiv(stride, ir.Constant(stride.type, LINE))) as loop:
+            place = builder.gep(start, [builder.mul(loop.index, ir.Constant(stride.type, LINE))])
+            builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), generate
+
+
+@jitted()
+def _lowered(counts: Any, below: int, limit: int, k: int) -> tuple[int, int]:
+    """Return how many hits there are up to the least limit that leaves ``k``, and that limit.
+
+    Parameters
+    ----------
+    counts : hits at each distance
+    below : hits up to ``limit``
+    """
+    while below - counts[limit] >= k:
+        below, limit = below - counts[limit], limit - 1
+    return below, limit
+
+
+@jitted()
+def _kept(distances: Any, rows: Any, n: int, limit: int) -> int:
+    """Drop those of the first ``n`` hits that are farther than ``limit``; return how many stay, in their order."""
+    kept = 0
+    for i in range(n):
+        if distances[i] <= limit:
+            distances[kept], rows[kept] = distances[i], rows[i]
+            kept += 1
+    return kept
+
+
+@jitted()
+def _answer(distances: Any, rows: Any, n: int, counts: Any, limit: int, D: Any, I: Any) -> None:
+    """Fill D and I (k,) with the nearest of ``n`` hits, of equals the first, and the rest with WORST and -1.
+
+    Parameters
+    ----------
+    counts : how many hits there are at each distance up to ``limit``; overwritten with where the next one goes
+    """
+    total = 0
+    for distance in range(limit + 1):
+        counts[distance], total = total, total + counts[distance]
+    for i in range(n):
+        if distances[i] <= limit:
+            place = counts[distances[i]]
+            counts[distances[i]] += 1
+            if place < len(D):
+                D[place], I[place] = distances[i], rows[i]
+    D[total:], I[total:] = WORST, -1
+
+
+class Scans(NamedTuple):
+    """What looks at codes of so many words."""
+
+    rows: Callable[..., None]
+    lists: Callable[..., None]
+    distances: Callable[..., None]
+
+
+@cache
+def scans(pairs: int, others: int) -> Scans:
+    """Return the scans of codes of so many words: of rows from one to another, and of lists; and plain distances.
+
+    The scans find the nearest codes of each of ``queries`` (nq, words), among rows where ``allowed`` (n,) is true,
+    unless that is empty. They fill D (nq, k) int32 with distances, ascending, and I (nq, k) int64 with rows; where
+    there are fewer than k, D is the worst distance and I is -1.
+
+    ``rows(groups, first, last, queries, allowed, D, I)`` looks at the rows ``first`` (a multiple of ``LANES``) to
+    ``last``; of equal distances the first rows are taken.
+
+    ``lists(groups, rows, heads, following, probes, queries, allowed, D, I)`` looks at the lists ``probes``
+    (nq, nprobe) int64; of equal distances those looked at first are taken. A list begins with the group ``heads`` and
+    goes on with what is ``following`` each group, until that is -1; ``rows`` (groups, LANES) int32 are those of the
+    codes, -1 where there is none.
+
+    ``distances(groups, places, queries, D)`` fills D (nq, k) int32 with those of the codes at ``places`` (nq, k) int64,
+    ``LANES`` times their group, plus their lane.
+    """
+    # Numba knows what it has compiled by these, and by this file alone: not by constants of other files.
+    total, lanes = 2 * pairs + others, LANES
+    most = 32 * (3 * pairs + others)
+
+    @jitted()
+    def scan(groups: Any, first: int, last: int, queries: Any, allowed: Any, D: Any, I: Any) -> None:
+        nq, k = D.shape
+        room = min(ROOM * k, last - first) + BLOCK
+        distances, rows = np.empty((nq, room), np.int32), np.empty((nq, room), np.int64)
+        counts, found, below = np.zeros((nq, most + 2), np.int32), np.zeros(nq, np.int64), np.zeros(nq, np.int64)
+        limits = np.full(nq, most + 1 if k else 0, np.int64)
+        of_block, near = np.empty((BLOCK // lanes, lanes), np.int32), np.empty(BLOCK // lanes, np.int32)
+        for start in range(first, last, BLOCK):
+            n_groups = (min(BLOCK, last - start) + lanes - 1) // lanes
+            for q in range(nq):
+                query, limit = _tuple(queries, q, total), limits[q]
+                for b in range(n_groups):
+                    near[b] = _measure(pairs, groups, start // lanes + b, query, limit, of_block, b)
+                n, n_below = found[q], below[q]
+                for b in range(n_groups):
+                    hits = near[b]
+                    while hits:
+                        i = _first(hits)
+                        hits &= hits - 1
+                        distance, row = of_block[b, i], start + b * lanes + i
+                        if distance < limit and row < last and (len(allowed) == 0 or allowed[row]):
+                            distances[q, n], rows[q, n] = distance, row
+                            counts[q, distance] += 1
+                            n, n_below = n + 1, n_below + 1
+                            if n_below >= k:
+                                n_below, limit = _lowered(counts[q], n_below, limit, k)
+                if n > room - BLOCK:
+                    n = _kept(distances[q], rows[q], n, limit)
+                found[q], below[q], limits[q] = n, n_below, limit
+        for q in range(nq):
+            _answer(distances[q], rows[q], found[q], counts[q], limits[q], D[q], I[q])
+
+    @jitted()
+    def scan_lists(
+        groups: Any, rows: Any, heads: Any, following: Any, probes: Any, queries: Any, allowed: Any, D: Any, I: Any
+    ) -> None:
+        nq, k = D.shape
+        room = ROOM * k + lanes
+        distances, found = np.empty((nq, room), np.int32), np.empty((nq, room), np.int64)
+        counts, n, below = np.zeros((nq, most + 2), np.int32), np.zeros(nq, np.int64), np.zeros(nq, np.int64)
+        limits, of_group = np.full(nq, most + 1 if k else 0, np.int64), np.empty(lanes, np.int32)
+        nearest = max(1, probes.shape[1] // 8)
+        # All queries look at a list together, while it is in the cache; but first at their nearest lists, so that what
+        # comes later is seldom near enough.
+        for some in (probes[:, :nearest], probes[:, nearest:]):
+            ends, members = _by_list(some, len(heads))
+            for number in range(len(heads)):
+                first = heads[number] if ends[number + 1] > ends[number] else -1
+                while first >= 0:
+                    after = first
+                    for q in members[ends[number] : ends[number + 1]]:
+                        query = _tuple(queries, q, total)
+                        after, left, here, n_below, limit = first, BLOCK // lanes, n[q], below[q], limits[q]
+                        while after >= 0 and left > 0:
+                            hits = _measure(pairs, groups, after, query, limit, of_group, 0)
+                            while hits:
+                                i = _first(hits)
+                                hits &= hits - 1
+                                distance, row = of_group[i], rows[after, i]
+                                if distance >= limit or row < 0:
+                                    continue
+                                if len(allowed) == 0 or (row < len(allowed) and allowed[row]):
+                                    distances[q, here], found[q, here] = distance, row
+                                    counts[q, distance] += 1
+                                    here, n_below = here + 1, n_below + 1
+                                    if n_below >= k:
+                                        n_below, limit = _lowered(counts[q], n_below, limit, k)
+                            if here > room - lanes:
+                                here = _kept(distances[q], found[q], here, limit)
+                            after, left = following[after], left - 1
+                        n[q], below[q], limits[q] = here, n_below, limit
+                    first = after
+        for q in range(nq):
+            _answer(distances[q], found[q], n[q], counts[q], limits[q], D[q], I[q])
+
+    @jitted()
+    def distances_at(groups: Any, places: Any, queries: Any, D: Any) -> None:
+        k, of_group = D.shape[1], np.empty(lanes, np.int32)
+        for q in range(len(D)):
+            query = _tuple(queries, q, total)
+            for i in range(min(AHEAD, k)):
+                prefetch(groups, places[q, i] // lanes)
+            for i in range(k):
+                if i + AHEAD < k:
+                    prefetch(groups, places[q, i + AHEAD] // lanes)
+                _measure(pairs, groups, places[q, i] // lanes, query, 0, of_group, 0)
+                D[q, i] = of_group[places[q, i] % lanes]
+
+    return Scans(scan, scan_lists, distances_at)
+
+
+@jitted()
+def _by_list(probes: Any, nlist: int) -> tuple[Any, Any]:
+    """Return which queries (nq,) probe each list, list after list, and where each list's end and the next one's begin.
+
+    Parameters
+    ----------
+    probes : (nq, nprobe)
+    """
+    ends, members = np.zeros(nlist + 1, np.int64), np.empty(probes.size, np.int64)
+    for q in range(len(probes)):
+        for p in range(probes.shape[1]):
+            ends[probes[q, p]] += 1
+    total = 0
+    for number in range(nlist + 1):
+        total, ends[number] = total + ends[number], total
+    for q in range(len(probes)):
+        for p in range(probes.shape[1]):
+            members[ends[probes[q, p]]] = q
+            ends[probes[q, p]] += 1
+    ends[1:] = ends[:-1].copy()
+    ends[0] = 0
+    return ends, members
+
+
+@jitted()
+def pack(code: Any, segments: Any, out: Any) -> None:
+    """Fill ``out`` (n, words) with the words of ``code`` (n, code_size), as :mod:`faiss_qama.hamming.bit_planes` does.
+
+    Parameters
+    ----------
+    segments : (s, 4) int64, :func:`faiss_qama.hamming.bit_planes.segments`
+    """
+    out[:] = 0
+    size = code.shape[1]
+    for row in range(len(code)):
+        for first, count, fours, place in segments:
+            width = 3 if fours else 1
+            for unit in range(0, count, 4):
+                bit = first + width * unit
+                here = min(4, count - unit)
+                value = np.uint32(0)
+                for byte in range(3):  # which holds 12 bits, wherever they begin
+                    if (bit >> 3) + byte < size:
+                        value |= np.uint32(code[row, (bit >> 3) + byte]) << np.uint32(8 * byte)
+                value = value >> np.uint32(bit & 7) & np.uint32((1 << width * here) - 1)
+                word, shift = (place + unit) >> 5, (place + unit) & 31
+                if fours:
+                    both = _FOURS[value]
+                    _put(out[row], 2 * word, 2, shift, np.uint32(both & 15))
+                    _put(out[row], 2 * word + 1, 2, shift, np.uint32(both >> 4))
+                else:
+                    _put(out[row], word, 1, shift, value)
+
+
+@jitted()
+def _put(words: Any, word: int, step: int, shift: int, bits: Any) -> None:
+    """Set four bits at ``shift`` of a word; those that go over its end in the next one, ``step`` words on."""
+    words[word] |= np.uint32(bits << np.uint32(shift))
+    if shift > 28 and bits >> np.uint32(32 - shift):
+        words[word + step] |= np.uint32(bits >> np.uint32(32 - shift))
+
+
+@jitted()
+def lookup_tables(pairs: int, others: int, weights: Any, out: Any) -> None:
+    """Fill ``out`` (8 * pairs + 4 * others, 256) with what each byte of a code adds to its sum of weights.
+
+    Parameters
+    ----------
+    weights : (32 * pairs * 4 + 32 * others,) float32: what each h + 2 g adds, unit by unit; then each other bit
+    """
+    low, high = np.empty(16, np.float32), np.empty(16, np.float32)
+    for t in range(8 * pairs):  # four units: bits 0 to 3 are their h, 4 to 7 their g
+        first = weights[16 * t : 16 * t + 16]
+        for i in range(16):
+            a, b = (i & 1) + 2 * (i >> 2 & 1), (i >> 1 & 1) + 2 * (i >> 3)
+            low[i], high[i] = first[a] + first[4 + b], first[8 + a] + first[12 + b]
+        for i in range(256):
+            out[t, i] = low[(i & 3) | (i >> 2 & 12)] + high[(i >> 2 & 3) | (i >> 4 & 12)]
+    for t in range(4 * others):  # eight bits
+        first = weights[128 * pairs + 8 * t : 128 * pairs + 8 * t + 8]
+        for i in range(16):
+            low[i] = high[i] = np.float32(0)
+            for bit in range(4):
+                if i >> bit & 1:
+                    low[i] += first[bit]
+                    high[i] += first[4 + bit]
+        for i in range(256):
+            out[8 * pairs + t, i] = low[i & 15] + high[i >> 4]
+
+
+@jitted()
+def weighted_sums(
+    pairs: int, others: int, groups: Any, rows: Any, weights: Any, shared: Any, own: Any, common: Any
+) -> None:
+    """Fill ``own`` and ``common`` (nq, k) with sums over the bytes of the codes of ``rows`` (nq, k).
+
+    Parameters
+    ----------
+    weights : (nq, ...) float32, as :func:`lookup_tables` takes them
+    shared : (8 * pairs + 4 * others, 256) float32, tables that all queries share
+    """
+    table, lanes = np.empty_like(shared), groups.shape[2]
+    for q in range(len(rows)):
+        lookup_tables(pairs, others, weights[q], table)
+        for i in range(rows.shape[1]):
+            words, lane = groups[rows[q, i] // lanes], rows[q, i] % lanes
+            a, b = np.float32(0), np.float32(0)
+            for w in range(pairs):
+                h, g = words[2 * w, lane], words[2 * w + 1, lane]
+                for t in range(8):
+                    shift = np.uint32(4 * t)
+                    byte = (h >> shift & np.uint32(15)) | (g >> shift & np.uint32(15)) << np.uint32(4)
+                    a += table[8 * w + t, byte]
+                    b += shared[8 * w + t, byte]
+            for w in range(others):
+                word = words[2 * pairs + w, lane]
+                for t in range(4):
+                    byte = word >> np.uint32(8 * t) & np.uint32(255)
+                    a += table[8 * pairs + 4 * w + t, byte]
+                    b += shared[8 * pairs + 4 * w + t, byte]
+            own[q, i], common[q, i] = a, b

@@ -1,0 +1,82 @@
+"""Scores of candidates from vectors as they are stored, and the best of them, compiled by numba.
+
+Nothing is gathered or cast beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from faiss_qama.kernels.scanning import AHEAD, jitted, prefetch
+
+
+@intrinsic
+def _value(typing: Any, stored: Any) -> Any:
+    """Return float32 as it is, and of uint16 the half-precision number of these bits."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        if stored == types.float32:
+            return arguments[0]
+        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+
+    return types.float32(stored), generate
+
+
+@cache
+def scores(inner_product: bool) -> Callable[..., None]:
+    """Return what scores candidates, by inner product or by squared L2 distance.
+
+    ``score(x, rows, queries, out)`` fills ``out`` (nq, k) float32 with the scores of ``rows`` (nq, k) int64 of ``x``
+    (n, d), float32, or float16 viewed as uint16, for ``queries`` (nq, d) float32.
+    """
+
+    @jitted(fastmath={"reassoc", "contract", "nsz"})
+    def score(x: Any, rows: Any, queries: Any, out: Any) -> None:
+        k = rows.shape[1]
+        for q in range(len(rows)):
+            for i in range(min(AHEAD, k)):
+                prefetch(x, rows[q, i])
+            for i in range(k):
+                if i + AHEAD < k:
+                    prefetch(x, rows[q, i + AHEAD])
+                total, row = np.float32(0), rows[q, i]
+                for j in range(x.shape[1]):
+                    value, own = _value(x[row, j]), queries[q, j]
+                    total += value * own if inner_product else (value - own) * (value - own)
+                out[q, i] = total
+
+    compiled: Callable[..., None] = score
+    return compiled
+
+
+@jitted()
+def best(scores: Any, rows: Any, larger: bool, D: Any, I: Any) -> None:
+    """Fill D and I (nq, k) with the best scores and their rows, best first; ties in the order that they have.
+
+    Parameters
+    ----------
+    scores, rows : (nq, n), n >= k; a score that is no number is the worst
+    """
+    k = D.shape[1]
+    for q in range(len(scores)):
+        n = 0
+        for i in range(scores.shape[1]):
+            score, place = scores[q, i], n
+            while place > 0:
+                other = D[q, place - 1]
+                behind = other < score if larger else other > score
+                if not behind and (other == other or score != score):
+                    break
+                if place < k:
+                    D[q, place], I[q, place] = other, I[q, place - 1]
+                place -= 1
+            if place < k:
+                D[q, place], I[q, place] = score, rows[q, i]
+                n = min(n + 1, k)

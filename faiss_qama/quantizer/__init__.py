@@ -1,0 +1,1 @@
+"""A vector to a code and back; knows no index."""

@@ -1,0 +1,106 @@
+"""Levels to packed bits and back: bit order, the sense of a cut, and padding.
+
+A unit's level is the number of its thresholds t with z - t >= 0, as FAISS cuts in IndexLSH. Level l of L becomes
+L - 1 bits, the lowest l of them set, so that the Hamming distance of two codes is the L1 distance of their levels.
+Units follow each other without gaps; bits are packed lowest first (``bitorder="little"``, as FAISS packs), and the
+last byte is padded with zeros.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.threads import loops
+
+Floats = NDArray[np.float32]
+Codes = NDArray[np.uint8]
+
+
+def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
+    """Cut the columns ``z`` into levels and pack them.
+
+    Parameters
+    ----------
+    z : (n, layout.columns) float32
+    thresholds : (layout.columns, layout.max_levels - 1) float32, ascending; unused cuts are +inf
+    layout : the layout of the code
+
+    Returns
+    -------
+    (n, layout.code_size) uint8
+    """
+    compiled = loops("kernels.encoding")
+    if compiled is not None:
+        z, cuts = (np.ascontiguousarray(array, np.float32) for array in (z, thresholds.T))
+        code = np.empty((len(z), layout.code_size), np.uint8)
+        compiled.encode(z, cuts, _cut_columns(layout), code)
+        return code
+    bits = np.empty((len(z), layout.n_bits), dtype=bool)
+    for segment, columns, where in layout.slices():
+        out = bits[:, where].reshape(len(z), segment.units, -1)  # a view: the last axis is split in place
+        for cut in range(segment.levels - 1):
+            above = z[:, columns] >= thresholds[columns, cut]
+            if segment.bits == "0.5or":
+                above = above[:, 0::2] | above[:, 1::2]
+            out[:, :, cut] = above
+    return np.packbits(bits, axis=1, bitorder="little")
+
+
+@cache
+def _cut_columns(layout: CodeLayout) -> NDArray[np.int64]:
+    """Return first column, columns, cuts, and whether two columns share a bit, of each segment, (s, 4)."""
+    rows = [(of.start, s.columns, s.levels - 1, s.bits == "0.5or") for s, of, _ in layout.slices()]
+    return np.array(rows, np.int64)
+
+
+def unpack(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
+    """Return the bits of ``codes`` as (n, layout.n_bits) uint8 of 0 and 1, padding dropped."""
+    return np.unpackbits(codes, axis=1, count=layout.n_bits, bitorder="little")
+
+
+def levels(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
+    """Return the level of every unit as (n, units) uint8."""
+    bits = unpack(codes, layout)
+    out, unit = np.empty((len(bits), layout.units), np.uint8), 0
+    for segment, _, where in layout.slices():
+        of_segment = out[:, unit : unit + segment.units]
+        cuts = segment.levels - 1
+        of_segment[:] = bits[:, where.start : where.stop : cuts]
+        for cut in range(1, cuts):
+            of_segment += bits[:, where.start + cut : where.stop : cuts]
+        unit += segment.units
+    return out
+
+
+def of_levels(levels: NDArray[np.uint8], layout: CodeLayout) -> Codes:
+    """Return the codes (n, layout.code_size) whose units have these ``levels`` (n, units)."""
+    bits, unit = np.empty((len(levels), layout.n_bits), bool), 0
+    for segment, _, where in layout.slices():
+        cuts = segment.levels - 1
+        for cut in range(cuts):
+            bits[:, where.start + cut : where.stop : cuts] = levels[:, unit : unit + segment.units] > cut
+        unit += segment.units
+    return np.packbits(bits, axis=1, bitorder="little")
+
+
+def truncate(codes: Codes, layout: CodeLayout) -> Codes:
+    """Return the codes of the prefix ``layout`` of the layout that ``codes`` have: their first bits."""
+    out = codes[:, : layout.code_size].copy()
+    if layout.n_bits % 8:
+        out[:, -1] &= (1 << layout.n_bits % 8) - 1
+    return out
+
+
+def twice(codes: Codes, layout: CodeLayout) -> Codes:
+    """Return each code followed by itself, bit by bit: codes of the layout that has its segments twice."""
+    return np.packbits(np.tile(unpack(codes, layout), 2), axis=1, bitorder="little")
+
+
+def hamming(a: Codes, b: Codes) -> NDArray[np.int32]:
+    """Return the Hamming distances of codes along the last axis; the others broadcast."""
+    distances: NDArray[np.int32] = np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int32)
+    return distances

@@ -1,0 +1,97 @@
+"""The vectors inside a FAISS float index, by place: 0, 1, ... in the order in which they were added."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.index.id_map import Ids
+from faiss_qama.quantizer.bit_packing import Floats
+
+
+class FaissVectors:
+    """Reads the vectors of a filled faiss.Index without copying it; a flat index is read in place.
+
+    Inverted lists get a direct map, which FAISS needs to find a vector by its id (8 bytes a vector or more).
+
+    Parameters
+    ----------
+    index : any float index that can reconstruct: Flat, IVF, HNSW, SQ, PQ, and IDMap, PreTransform and Refine around
+        them
+
+    Attributes
+    ----------
+    index : the same
+    ids : (n,) int64 ids of the user's own, or None
+    """
+
+    def __init__(self, index: Any) -> None:
+        if not isinstance(index, faiss.Index) or isinstance(index, faiss.IndexBinary):
+            raise TypeError(f"a faiss.Index of float vectors is needed; got {type(index).__name__}")
+        self.index = index
+        self.ids: Ids | None = None
+        inner = faiss.downcast_index(index)
+        if isinstance(inner, faiss.IndexIDMap):
+            self.ids = faiss.vector_to_array(inner.id_map)
+            inner = faiss.downcast_index(inner.index)
+        while isinstance(inner, faiss.IndexRefine | faiss.IndexHNSW):
+            inner = faiss.downcast_index(inner.refine_index if isinstance(inner, faiss.IndexRefine) else inner.storage)
+        self._inner = inner
+        lists = inner
+        while isinstance(lists, faiss.IndexPreTransform):
+            lists = faiss.downcast_index(lists.index)
+        self._keys: Ids | None = None
+        if isinstance(lists, faiss.IndexIVF):
+            self._keys = self._map_directly(lists)
+        if len(self):
+            try:
+                self.take(np.zeros(1, np.int64))
+            except RuntimeError as error:
+                reason = str(error).splitlines()[-1].strip()
+                raise ValueError(f"{type(index).__name__} gives no vectors back ({reason})") from None
+
+    def __len__(self) -> int:
+        return int(self._inner.ntotal)
+
+    @property
+    def d(self) -> int:
+        """Dimension of the vectors."""
+        return int(self._inner.d)
+
+    def take(self, places: Ids) -> Floats:
+        """Return the vectors at ``places`` (any shape) as float32, with one more axis of d."""
+        if isinstance(self._inner, faiss.IndexFlat):
+            view = faiss.rev_swig_ptr(self._inner.get_xb(), len(self) * self.d).reshape(-1, self.d)
+            flat: Floats = view[places]
+            return flat
+        keys = places if self._keys is None else self._keys[places]
+        x: Floats = self._inner.reconstruct_batch(np.ascontiguousarray(keys.ravel()))
+        return x.reshape(*places.shape, self.d)
+
+    def add(self, x: Floats) -> None:
+        """Append vectors. Raises ValueError where the index has ids of its own, as those of ``x`` are not known."""
+        if self.ids is not None or self._keys is not None:
+            raise ValueError(f"{type(self.index).__name__} has ids of its own; add to it first, then here")
+        self.index.add(x)
+
+    def _map_directly(self, lists: Any) -> Ids | None:
+        """Make every vector of ``lists`` findable; return the key of each place, or None if they are the same."""
+        parts = [
+            faiss.rev_swig_ptr(lists.invlists.get_ids(i), lists.invlists.list_size(i)).copy()
+            for i in range(lists.nlist)
+            if lists.invlists.list_size(i)
+        ]
+        keys: NDArray[np.int64] = np.sort(np.concatenate(parts)) if parts else np.empty(0, np.int64)
+        twice = keys[1:][keys[1:] == keys[:-1]]
+        if len(twice):
+            raise ValueError(f"id {twice[0]} stands for several vectors, which inverted lists cannot tell apart")
+        if (keys == np.arange(len(keys))).all():
+            lists.set_direct_map_type(faiss.DirectMap.Array)
+            return None
+        lists.set_direct_map_type(faiss.DirectMap.Hashtable)
+        if self.ids is None:
+            self.ids = keys
+        return keys

@@ -1,0 +1,238 @@
+"""A BEIR folder, texts with graded answers, embedded into a data set folder.
+
+The format and what becomes of it here are those of Thakur et al., "BEIR: A heterogeneous benchmark for zero-shot
+evaluation of information retrieval models", 2021: a document is its title, a blank and its text, and a document
+with the id of the query is no answer.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from faiss_qama.progress import progress
+from faiss_qama.storage import atomic_files
+from faiss_qama.texts.embedding import json_lines, load_model, read_lines, vectors_by
+from faiss_qama.vectors import Corpus, open_npy
+
+BLOCK = 4096  # texts embedded at a time, which is what an interruption loses at most
+SPLITS = {"": "test", "train_": "train", "dev_": "dev"}  # by what the names of their files begin with
+
+Record: TypeAlias = dict[str, Any]
+Qrels: TypeAlias = list[tuple[str, str, int]]  # query id, corpus id, grade
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """What becomes one .npy.
+
+    Parameters
+    ----------
+    name : of the file
+    sources : the files that decide which texts these are
+    rows : the row of each id
+    texts : yields the texts, in the order of ``rows``
+    encode : the method of a sentence-transformer that embeds them
+    qrels : of these queries
+    """
+
+    name: str
+    sources: tuple[Path, ...]
+    rows: dict[str, int]
+    texts: Callable[[], Iterable[str]]
+    encode: str
+    qrels: Qrels = field(default_factory=list)
+
+    def record(self, model: str) -> Record:
+        """Return what tells whether embeddings are those of these texts by ``model``."""
+        return {"model": model, "sha256": {path.name: atomic_files.sha256(path) for path in self.sources}}
+
+
+def embed_folder(source: Path, output: Path, model: str) -> list[tuple[str, str]]:
+    """Embed the BEIR folder ``source`` into the data set folder ``output``; return what was done, by name, in words.
+
+    What is there already, from the same files by the same model, is kept; an interrupted run is gone on with.
+    Raises FileNotFoundError, or ValueError naming the file and the line, before anything is written.
+    """
+    model = str(Path(model).resolve()) if Path(model).exists() else model
+    corpus, *queries = sides = _sides(source)
+    records = {side.name: side.record(model) for side in sides}
+    missing = [side for side in sides if not _is_there(output, side, records[side.name])]
+    encoder = load_model(model) if missing else None
+    work, done = output / "embedding.part", {}
+    work.mkdir(parents=True, exist_ok=True)
+    seconds = {}
+    for side in missing:
+        start = time.perf_counter()
+        encode = getattr(encoder, side.encode)
+        done[side.name] = _embed(side, records[side.name], work / side.name, encode)
+        seconds[side.name] = f"embedded in {time.perf_counter() - start:.1f} s"
+    # Only now what was there is replaced; records last, so that they never speak of other vectors.
+    for name, x in done.items():
+        (output / f"{name}.json").unlink(missing_ok=True)
+        atomic_files.write_chunks(
+            output / f"{name}.npy", atomic_files.Stream(x.shape, np.dtype(np.float32), x.chunks())
+        )
+    _write_labels(output, corpus, queries)
+    for side in sides:
+        atomic_files.write_text(output / f"{side.name}.json", json.dumps(records[side.name], indent=2) + "\n")
+    shutil.rmtree(work)
+    return [_fact(output, side, seconds.get(side.name, "kept, as model and files are the same")) for side in sides]
+
+
+def documents(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield id and text to embed of each document of a corpus.jsonl. Raises ValueError naming the line."""
+    for number, record in enumerate(json_lines(path, "_id", "text"), start=1):
+        title = record.get("title") or ""
+        if not isinstance(title, str):
+            raise ValueError(f"{path}: line {number}: 'title' is no text")
+        yield record["_id"], f"{title} {record['text']}".strip()
+
+
+def read_qrels(path: Path, queries: Mapping[str, int], corpus: Mapping[str, int]) -> Qrels:
+    """Return the rows of a tab-separated file of query id, corpus id and grade; of a pair's rows the last counts.
+
+    A first line whose grade has no digit is a header. Raises ValueError naming the line, also for ids that
+    ``queries`` or ``corpus`` lack.
+    """
+    grades: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(read_lines(path), start=1):
+        cells = line.split("\t")
+        if len(cells) != 3:
+            raise ValueError(
+                f"{path}: line {number}: query-id, corpus-id and score, tab-separated, are needed; got {line!r}"
+            )
+        query, document, score = cells
+        if not re.fullmatch(r"\s*[+-]?\d{1,9}\s*", score):
+            if number == 1 and not any(letter.isdigit() for letter in score):
+                continue
+            raise ValueError(f"{path}: line {number}: a score is a whole number of up to 9 digits; got {score!r}")
+        grade = int(score)
+        for identifier, known, name in ((query, queries, "queries.jsonl"), (document, corpus, "corpus.jsonl")):
+            if identifier not in known:
+                raise ValueError(f"{path}: line {number}: {name} has no {identifier!r}; add it there or drop this line")
+        grades[query, document] = grade
+    if not grades:
+        raise ValueError(f"{path}: no rows below the header; without grades embed corpus.jsonl and queries.jsonl alone")
+    return [(query, document, grade) for (query, document), grade in grades.items()]
+
+
+def _sides(source: Path) -> list[Side]:
+    """Return the corpus, and the queries of each split that there is, all checked."""
+    corpus_path, queries_path = source / "corpus.jsonl", source / "queries.jsonl"
+    qrels_paths = {prefix: source / "qrels" / f"{split}.tsv" for prefix, split in SPLITS.items()}
+    for path in (corpus_path, queries_path, qrels_paths[""]):
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{path}: no such file; a BEIR folder holds corpus.jsonl, queries.jsonl and qrels/test.tsv"
+            )
+    corpus = _rows(corpus_path, (identifier for identifier, _ in documents(corpus_path)))
+    asked = [(record["_id"], record["text"]) for record in json_lines(queries_path, "_id", "text")]
+    queries = _rows(queries_path, (identifier for identifier, _ in asked))
+    sides = [
+        Side("corpus", (corpus_path,), corpus, lambda: (text for _, text in documents(corpus_path)), "encode_document")
+    ]
+    for prefix, path in qrels_paths.items():
+        if path.exists():
+            qrels = read_qrels(path, queries, corpus)
+            judged = {query for query, _, _ in qrels}
+            texts = {identifier: text for identifier, text in asked if identifier in judged}
+            rows = {identifier: row for row, identifier in enumerate(texts)}
+            sides.append(Side(f"{prefix}queries", (queries_path, path), rows, texts.values, "encode_query", qrels))
+    return sides
+
+
+def _rows(path: Path, ids: Iterable[str]) -> dict[str, int]:
+    """Return the row of each id. Raises ValueError for one that is there twice, or no single line."""
+    rows: dict[str, int] = {}
+    for row, identifier in enumerate(ids):
+        if identifier in rows:
+            raise ValueError(
+                f"{path}: line {row + 1}: the _id {identifier!r} is line {rows[identifier] + 1}'s too; rename one"
+            )
+        if len(identifier.splitlines()) != 1 or "\t" in identifier or not _is_utf8(identifier):
+            raise ValueError(f"{path}: line {row + 1}: an _id is one line of text without tabs; got {identifier!r}")
+        rows[identifier] = row
+    return rows
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether ``text`` can be written: JSON may hold half of a pair of surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _is_there(output: Path, side: Side, record: Record) -> bool:
+    """Return whether the embeddings of ``side`` lie in ``output``, whole."""
+    try:
+        noted = _noted(output / f"{side.name}.json")
+        return bool(noted == record and len(open_npy(output / f"{side.name}.npy")) == len(side.rows))
+    except (OSError, ValueError):
+        return False
+
+
+def _noted(path: Path) -> Any:
+    """Return what a note says of vectors; None of one that is not there, or broken."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def _embed(side: Side, record: Record, work: Path, encode: Callable[..., Any]) -> Corpus:
+    """Embed the texts of ``side``, block by block into the folder ``work``, but for blocks that are there."""
+    note = work / "source.json"
+    if _noted(note) != record:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir()
+        atomic_files.write_text(note, json.dumps(record))
+    texts, blocks = iter(side.texts()), []
+    for start in progress(range(0, len(side.rows), BLOCK), f"embedding {side.name}"):
+        block = list(islice(texts, BLOCK))
+        path = work / f"{start}-{start + len(block)}.npy"
+        if not path.exists():
+            atomic_files.write_npy(path, vectors_by(encode, block))
+        blocks.append(path)
+    return Corpus(blocks)
+
+
+def _write_labels(output: Path, corpus: Side, queries: list[Side]) -> None:
+    """Write the ids, a line each, and the graded and the excluded pairs, as rows; drop splits that are no more."""
+    for part in (corpus, *queries):
+        atomic_files.write_text(output / f"{part.name}_ids.txt", "".join(f"{identifier}\n" for identifier in part.rows))
+    named = {side.name: side for side in queries}
+    for prefix in SPLITS:
+        if (side := named.get(f"{prefix}queries")) is not None:
+            rows = [(side.rows[query], corpus.rows[document], grade) for query, document, grade in side.qrels]
+            _write_tsv(output / f"{prefix}qrels.tsv", ("query", "document", "grade"), rows)
+        elif (output / f"{prefix}queries.json").exists():
+            for name in ("queries.json", "queries.npy", "queries_ids.txt", "qrels.tsv"):
+                (output / f"{prefix}{name}").unlink(missing_ok=True)
+    asked = named["queries"].rows
+    itself = [(row, corpus.rows[identifier]) for identifier, row in asked.items() if identifier in corpus.rows]
+    if itself:
+        _write_tsv(output / "exclude.tsv", ("query", "document"), itself)
+    else:
+        (output / "exclude.tsv").unlink(missing_ok=True)
+
+
+def _write_tsv(path: Path, header: tuple[str, ...], rows: Iterable[tuple[int, ...]]) -> None:
+    atomic_files.write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in (header, *rows)))
+
+
+def _fact(output: Path, side: Side, how: str) -> tuple[str, str]:
+    n, d = open_npy(output / f"{side.name}.npy").shape
+    judged = f"{len(side.qrels):,} grades, " if side.qrels else ""
+    return side.name.removesuffix("_queries"), f"{n:,} x {d} float32, {judged}{how}"

@@ -1,0 +1,78 @@
+"""Texts to vectors with a sentence-transformer (extra ``embed``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.vectors import PathLike, as_vectors
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+def read_texts(path: Path, field: str = "text") -> list[str]:
+    """Return the texts of ``path``: a line each, or a field of each JSON line if the name ends in ``.jsonl``.
+
+    Raises ValueError naming the line.
+    """
+    if path.suffix == ".jsonl":
+        return [record[field] for record in json_lines(path, field)]
+    return list(read_lines(path))
+
+
+def json_lines(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of JSON lines, whose fields ``needed`` are texts.
+
+    Raises ValueError naming the line.
+    """
+    for number, line in enumerate(read_lines(path), start=1):
+        try:
+            record = json.loads(line)
+            values = {field: record[field] for field in needed}
+        except (ValueError, KeyError, TypeError, RecursionError):
+            fields = " and ".join(map(repr, needed))
+            raise ValueError(f"{path}: line {number}: not a JSON object with the field {fields}") from None
+        for field, value in values.items():
+            if not isinstance(value, str):
+                raise ValueError(f"{path}: line {number}: {field!r} is no text")
+        yield record
+
+
+def read_lines(path: Path) -> Iterator[str]:
+    """Yield the lines of a text file, one at least. Raises ValueError for none, and for what is no UTF-8."""
+    empty = True
+    try:
+        with path.open(encoding="utf-8") as file:
+            for line in file:  # str.splitlines would also split at form feeds
+                empty = False
+                yield line.rstrip("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    if empty:
+        raise ValueError(f"{path}: no lines")
+
+
+def load_model(model: PathLike) -> SentenceTransformer:
+    """Return the sentence-transformer of that name or path. Raises ImportError with the command that installs it."""
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise ImportError("embedding needs sentence-transformers: pip install 'faiss-qama[embed]'") from None
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # loading takes no two seconds
+    return SentenceTransformer(str(model))
+
+
+def embed_texts(texts: Sequence[str], model: PathLike) -> Floats:
+    """Return the embeddings (n, d) float32 of ``texts``, in order."""
+    return vectors_by(load_model(model).encode, texts)
+
+
+def vectors_by(encode: Callable[..., Any], texts: Sequence[str]) -> Floats:
+    """Return the embeddings (n, d) float32 of ``texts`` by one of the ``encode`` methods of a sentence-transformer."""
+    return as_vectors(encode(list(texts), batch_size=64, convert_to_numpy=True, show_progress_bar=None))

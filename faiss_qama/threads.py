@@ -1,0 +1,91 @@
+"""The compiled loops, where numba is there to compile them, and the threads that they run in."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar
+
+import faiss
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+@cache
+def loops(name: str) -> Any:
+    """Return the loops ``kernels``, ``dots`` or ``cuts``; without numba None, and for ``kernels`` a warning."""
+    try:
+        with uninterrupted():
+            return importlib.import_module(f"faiss_qama.{name}")  # here, because importing numba takes half a second
+    except ImportError as error:  # there is none, or it is older than numpy needs
+        if name == "kernels.scanning":
+            warnings.warn(f"Scan is slower without numba ({error}): pip install numba", stacklevel=2)
+        return None
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back until the end: where LLVM calls Python back, its exception is lost or ends the process."""
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield  # here Python raises nothing
+        return
+    held: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: held.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
+
+
+def each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+    """Return what ``do`` returns of each task, as many at a time as FAISS may use threads, this one among them."""
+    threads = faiss.omp_get_max_threads()
+    if len(tasks) <= 1 or threads == 1:
+        return [do(task) for task in tasks]
+    done: list[Any] = [None] * len(tasks)
+    left = iter(range(len(tasks)))
+
+    def work() -> None:
+        for number in left:
+            done[number] = do(tasks[number])
+
+    helpers = [_threads(threads - 1).submit(work) for _ in range(min(threads, len(tasks)) - 1)]
+    try:
+        faiss.omp_set_num_threads(1)  # as in the helpers
+        work()
+    finally:
+        faiss.omp_set_num_threads(threads)
+        deque(left, maxlen=0)  # of an error or Ctrl-C here, nothing new is begun
+        wait([helper for helper in helpers if not helper.cancel()])  # some may still wait for another search's
+    for helper in helpers:
+        if not helper.cancelled():
+            helper.result()
+    return done
+
+
+def shares(n: int) -> list[slice]:
+    """Return ``n`` things in as many slices as FAISS may use threads."""
+    step = -(-n // faiss.omp_get_max_threads()) or 1
+    return [slice(start, start + step) for start in range(0, n, step)]
+
+
+@cache
+def _threads(number: int) -> ThreadPoolExecutor:
+    # Such a thread is one of those that FAISS may use, so what it asks of FAISS stays within it.
+    return ThreadPoolExecutor(number, "faiss-qama", initializer=faiss.omp_set_num_threads, initargs=(1,))
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
+    os.register_at_fork(after_in_child=_threads.cache_clear)

@@ -1,0 +1,70 @@
+"""Candidates to answers: the best k, padded as FAISS pads."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.index.id_map import Ids
+from faiss_qama.threads import loops
+
+MOST = 2**31 - 1  # hits a query
+BLOCK = 1 << 19  # values gathered at a time: 2 MB of floats, so that a block stays in cache until it is summed
+FEW = 1000  # hits that are put in their places one by one; more are sorted
+
+
+def as_k(k: Any) -> int:
+    """Return ``k`` as an int. Raises TypeError or ValueError unless it is an integer of at least 1."""
+    k = operator.index(k)
+    if k < 1:
+        raise ValueError(f"k must be at least 1; got {k}")
+    if k > MOST:
+        raise ValueError(f"k must be at most {MOST}; got {k}")
+    return int(k)
+
+
+def check_rows(rows: Ids, n: int) -> None:
+    """Raise IndexError unless all ``rows`` are from 0 to ``n`` - 1."""
+    if rows.size and not 0 <= rows.min() <= rows.max() < n:
+        raise IndexError(f"rows must be from 0 to {n - 1}; got {rows.min()} to {rows.max()}")
+
+
+def blocks(rows: Ids, width: int) -> Iterator[slice]:
+    """Yield slices of queries whose candidates ``rows`` (nq, k'), ``width`` values each, make a block."""
+    step = max(1, BLOCK // max(1, rows.shape[1] * width))
+    for start in range(0, len(rows), step):
+        yield slice(start, start + step)
+
+
+def best(scores: NDArray[Any], rows: Ids, k: int, larger: bool) -> tuple[NDArray[Any], Ids]:
+    """Return the best ``k`` of each row of ``scores`` and ``rows``, best first; ties in the order that they have."""
+    k, compiled = min(k, scores.shape[1]), loops("kernels.scoring")
+    if compiled is not None and k <= FEW:
+        D, I = np.empty((len(scores), k), scores.dtype), np.empty((len(scores), k), np.int64)
+        compiled.best(scores, rows, larger, D, I)
+        return D, I
+    order = np.argsort(-scores if larger else scores, axis=1, kind="stable")[:, :k]
+    order += np.arange(len(scores))[:, None] * scores.shape[1]  # faster than take_along_axis, for one query above all
+    return scores.ravel()[order], rows.ravel()[order]
+
+
+def joined(done: Sequence[tuple[NDArray[Any], Ids]], axis: int) -> tuple[NDArray[Any], Ids]:
+    """Return all scores and all rows side by side."""
+    if len(done) == 1:
+        return done[0]
+    return np.concatenate([D for D, _ in done], axis=axis), np.concatenate([I for _, I in done], axis=axis)
+
+
+def padded(D: NDArray[Any], I: Ids, k: int, worst: np.generic) -> tuple[NDArray[Any], Ids]:
+    """Return D, cast to the type of ``worst``, and I with ``k`` columns: ``worst`` and -1 where there is no hit."""
+    if D.shape[1] == k:
+        return D.astype(worst.dtype, copy=False), I
+    missing = ((0, 0), (0, k - D.shape[1]))
+    return (
+        np.pad(D.astype(worst.dtype), missing, constant_values=worst),
+        np.pad(I, missing, constant_values=-1),
+    )

@@ -1,0 +1,53 @@
+"""Documents that are the query itself: collections of questions hold the questions that are asked of them.
+
+Unlabelled, they are no answers: they are neither trained on nor counted.
+"""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.quantizer import lengths, rescaled
+
+SAME = 1e-3  # squared distance, as a share of the corpus' variance, of what one text was embedded to twice
+
+
+def but_one(own: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return a mask of k - 1 of each row's k hits: all but the first that is the query's ``own``, or else the last."""
+    k = own.shape[1]
+    dropped = np.where(own.any(axis=1), own.argmax(axis=1), k - 1)
+    kept: NDArray[np.bool_] = np.arange(k) != dropped[:, None]
+    return kept
+
+
+class Twins:
+    """Tells which documents are the query, by their distance beside how far documents of ``x`` (n, d) spread.
+
+    Under the inner product a query's length says nothing, so it is brought to the documents'.
+    """
+
+    def __init__(self, x: Floats, metric: int) -> None:
+        self._center = x.mean(axis=0)
+        sample = x[:: -(-len(x) // 10_000)]
+        self._most = SAME * float(np.mean(np.square(sample - self._center).sum(axis=1)))
+        inner_product = metric == faiss.METRIC_INNER_PRODUCT
+        self._length = float(np.sqrt(np.mean(lengths(sample) ** 2))) if inner_product else None
+
+    def among(self, queries: Floats, documents: Floats) -> NDArray[np.bool_]:
+        """Return (nq, k), true where one of a query's own ``documents`` (nq, k, d) is it."""
+        distances = np.square(documents - self._of(queries)[:, None]).sum(axis=2)
+        found: NDArray[np.bool_] = distances <= self._most
+        return found
+
+    def between(self, queries: Floats, documents: Floats) -> NDArray[np.bool_]:
+        """Return (nq, n), true where one of all ``documents`` (n, d) is the query."""
+        # Centred, because distances are found from products, which round by the lengths.
+        distances = faiss.pairwise_distances(self._of(queries) - self._center, documents - self._center)
+        found: NDArray[np.bool_] = distances <= self._most
+        return found
+
+    def _of(self, queries: Floats) -> Floats:
+        return queries if self._length is None else rescaled(queries, self._length)

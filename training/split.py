@@ -1,0 +1,162 @@
+"""Drawing from a corpus: what is fitted on, what calibrates, and what is left to report on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.quantizer.quantizer import lengths
+from faiss_qama.training.near_duplicates import Twins
+from faiss_qama.training.pairs import Pairs
+from faiss_qama.vectors import Corpus
+
+HELD_OUT = 300  # queries to calibrate on, or to report on: recall@10 to about .01
+HELD_OUT_PAIRS = 1000  # labelled ones, which also tell which quantizer ranks better: a smaller difference
+MIN_QUERIES = 20
+# Queries lie farther from their neighbours than documents do. Where documents stand in for queries, noise of this many
+# times their own distance from the centre moves them away; recall= then holds on the test queries of docs/results.
+NOISE = 1.25
+NO_QRELS = np.empty((0, 3), dtype=np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Draw:
+    """What a fit works with: random parts of the corpus and of the queries, none of which share a vector.
+
+    Where there are no real queries, documents stand in for them, and those that calibrate (made harder by noise) also
+    report (as they are).
+
+    Parameters
+    ----------
+    train : (n, d) float32 documents to fit on
+    train_queries : (nq, d) float32 real queries to fit the query side on, or None
+    calibration : (nc, d) float32 queries to calibrate on; none if there are fewer than ``MIN_QUERIES``
+    report : (nr, d) float32 queries to report on
+    report_rows : (nr,) the row of the corpus that each of those is, so no hit of its own; -1 for real queries
+    train_qrels, calibration_qrels : (m, 3) int64, rows among the queries of that name, rows of ``train``, grades;
+        none without pairs
+    report_qrels : the same with rows of the corpus
+    """
+
+    train: Floats
+    train_queries: Floats | None
+    calibration: Floats
+    report: Floats
+    report_rows: NDArray[np.int64]
+    train_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
+    calibration_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
+    report_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """Return all of it but what is reported on."""
+        queries = self.calibration[:0] if self.train_queries is None else self.train_queries
+        return [self.train, queries, self.calibration, self.train_qrels, self.calibration_qrels]
+
+
+def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int, pairs: Pairs | None = None) -> Draw:
+    """Draw at most ``sample`` vectors to fit on, and what is held out of that.
+
+    With ``pairs`` their queries are what is held out, and ``queries`` are for training alone; the documents of the
+    pairs are drawn besides the sample.
+
+    Raises ValueError for a corpus of one vector, and for fewer than ``MIN_QUERIES`` queries.
+    """
+    if len(corpus) < 2:
+        raise ValueError("fitting needs at least 2 vectors; got 1")
+    rng = np.random.default_rng(seed)
+    if pairs is not None:
+        return _draw_pairs(corpus, queries, sample, rng, pairs)
+    if queries is None:
+        held = min(HELD_OUT, len(corpus) // 10)
+        rows = rng.choice(len(corpus), min(len(corpus), sample + held), replace=False)
+        report = corpus.take(rows[:held])
+        train = corpus.take(np.sort(rows[held:]))
+        calibration = harder(report, train.mean(axis=0), NOISE, rng) if held >= MIN_QUERIES else report[:0]
+        return Draw(train, None, calibration, report, rows[:held])
+    if len(queries) < MIN_QUERIES:
+        raise ValueError(f"queries: at least {MIN_QUERIES} are needed; got {len(queries)}")
+    rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
+    order = rng.choice(len(queries), min(len(queries), sample), replace=False)
+    held, parts = _split(order, HELD_OUT)
+    calibration, report, train = (queries.take(part) for part in parts)
+    if held < MIN_QUERIES:
+        calibration = calibration[:0]
+    return Draw(corpus.take(np.sort(rows)), train, calibration, report, np.full(held, -1))
+
+
+def _draw_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.random.Generator, pairs: Pairs) -> Draw:
+    asked = np.unique(pairs.qrels[:, 0])
+    if len(asked) < MIN_QUERIES:
+        raise ValueError(f"pairs: at least {MIN_QUERIES} queries with a relevant document are needed; got {len(asked)}")
+    asked = rng.permutation(asked)[:sample]
+    # Queries that share a relevant document, directly or through others, are held out together, so that what is learned
+    # by heart does not look like what is learned. Where nearly all of them hang together that cannot be.
+    most = min(HELD_OUT_PAIRS, max(len(asked) // 6, MIN_QUERIES))
+    cluster = _clusters(asked, _of(pairs.qrels, asked))
+    small = np.bincount(cluster)[cluster] <= most
+    whole = small.sum() >= 2 * most
+    if whole:
+        order = np.lexsort([rng.permutation(cluster.max() + 1)[cluster], ~small])
+        asked, cluster = asked[order], cluster[order]
+    held, parts = _split(asked, most)
+    if whole:
+        parts[2] = parts[2][cluster[2 * held :] != cluster[2 * held - 1]]
+    calibration, report, train = (pairs.queries.take(part) for part in parts)
+    qrels = [_of(pairs.qrels, part) for part in parts]
+    rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
+    rows = np.unique(np.concatenate([rows, qrels[0][:, 1], qrels[2][:, 1]]))
+    for i in (0, 2):  # rows of the corpus become rows of what is drawn
+        qrels[i][:, 1] = np.searchsorted(rows, qrels[i][:, 1])
+    if queries is not None:
+        more = queries.take(rng.permutation(len(queries))[:sample])
+        held_out = np.concatenate([calibration, report])
+        _, near = faiss.knn(more, held_out, 1, metric=faiss.METRIC_L2)
+        known = Twins(more, faiss.METRIC_L2).among(more, held_out[near])[:, 0]
+        train = np.concatenate([train, more[~known]])  # what is held out is not trained on under another name
+    if held < MIN_QUERIES:
+        calibration, qrels[0] = calibration[:0], NO_QRELS
+    return Draw(corpus.take(rows), train, calibration, report, np.full(held, -1), qrels[2], qrels[0], qrels[1])
+
+
+def _clusters(queries: NDArray[np.int64], qrels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return a number a query, the same for those that ``qrels`` connect through shared documents."""
+    own = np.arange(len(queries))
+    _, documents = np.unique(qrels[:, 1], return_inverse=True)
+    while True:  # the least number spreads along the pairs
+        least = np.full(documents.max() + 1, len(queries))
+        np.minimum.at(least, documents, own[qrels[:, 0]])
+        spread = own.copy()
+        np.minimum.at(spread, qrels[:, 0], least[documents])
+        if (spread == own).all():
+            return np.unique(own, return_inverse=True)[1]
+        own = spread[spread]  # and along what is known already
+
+
+def _split(order: NDArray[np.int64], most: int) -> tuple[int, list[NDArray[np.int64]]]:
+    """Return how many queries are held out to calibrate, and to report, at most ``most``; those two, and the rest."""
+    held = min(most, len(order) // 3)
+    return held, np.split(order, [held, 2 * held])
+
+
+def _of(qrels: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the rows of ``qrels`` about ``queries``, which are numbered by their places."""
+    order = np.argsort(queries)
+    place = np.minimum(np.searchsorted(queries, qrels[:, 0], sorter=order), len(queries) - 1)
+    there = queries[order[place]] == qrels[:, 0]
+    out: NDArray[np.int64] = qrels[there].copy()
+    out[:, 0] = order[place[there]]
+    return out
+
+
+def harder(x: Floats, center: Floats, noise: float, rng: np.random.Generator) -> Floats:
+    """Return documents ``x`` (n, d) turned into queries: ``noise`` moves them away, but no farther from the centre."""
+    x = x - center
+    moved = rng.standard_normal(x.shape).astype(np.float32)
+    moved *= noise * lengths(x)[:, None].astype(np.float32) / np.sqrt(np.float32(x.shape[1]))
+    out: Floats = center + (x + moved) / np.sqrt(np.float32(1 + noise**2))
+    return out

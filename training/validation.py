@@ -1,0 +1,103 @@
+"""How good a quantizer is on what its training does not see."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.evaluation.ranking_metrics import ndcg
+from faiss_qama.evaluation.recall import TIE
+from faiss_qama.index.id_map import Ids
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.training.near_duplicates import Twins, but_one
+from faiss_qama.training.split import Draw
+
+SAMPLE = 100_000  # fewer documents would forgive a quantizer that confuses them
+K = 10
+LITTLE = 0.001  # added to what is compared, so that a stage which finds next to nothing does not decide alone
+NOISE = 0.005  # a difference that some hundred queries cannot tell from none
+
+
+Quality: TypeAlias = dict[str, dict[str, float]]  # by stage, then by measure
+
+
+class HeldOut:
+    """The held-out queries, against a sample of the documents.
+
+    What counts is nDCG@10 where there are pairs, else recall@10 of the exact neighbours; by ``adc``, the float query
+    against decoded codes, and by ``hamming``; of the whole code and of its prefixes of ``ends`` components.
+    """
+
+    def __init__(self, drawn: Draw, metric: int, ends: Sequence[int] = ()) -> None:
+        self.queries, self.metric, self._ends = drawn.calibration, metric, ends
+        rng = np.random.default_rng(0)
+        rows = rng.choice(len(drawn.train), min(SAMPLE, len(drawn.train)), replace=False)
+        rows = np.unique(np.concatenate([rows, drawn.calibration_qrels[:, 1]]))
+        self.x = drawn.train[rows]
+        self._twins = Twins(self.x, metric)
+        self.qrels = None
+        self._rows, self._relevant = np.arange(len(self.queries))[:, None], np.empty(0, np.int64)
+        if len(drawn.calibration_qrels):
+            self.qrels = drawn.calibration_qrels.copy()
+            self.qrels[:, 1] = np.searchsorted(rows, self.qrels[:, 1])
+            self._relevant = self.qrels[:, 0] * len(self.x) + self.qrels[:, 1]
+        D, I = faiss.knn(self.queries, self.x, min(K + 1, len(self.x)), metric=metric)
+        D, _ = self._without_itself(D, I)
+        self._bound = D[:, -1:]
+
+    @property
+    def measure(self) -> str:
+        """What counts."""
+        return f"recall@{K}" if self.qrels is None else f"nDCG@{K}"
+
+    def quality(self, quantizer: Quantizer) -> Quality:
+        """Return nDCG@10, if there are pairs, and recall@10 by stage: ``adc``, ``hamming``, ``adc of 96``, ..."""
+        measured = self._stages(quantizer, "")
+        for end in self._ends:
+            if end < quantizer.layout.components:
+                measured |= self._stages(quantizer.truncate(end), f" of {end}")
+        return measured
+
+    def _stages(self, quantizer: Quantizer, of: str) -> Quality:
+        code, k = quantizer.encode(self.x), min(K + 1, len(self.x))
+        by_adc = faiss.knn(quantizer.adapt_queries(self.queries), quantizer.decode(code), k, metric=self.metric)
+        binary = faiss.IndexBinaryFlat(8 * quantizer.code_size)
+        binary.add(code)
+        by_hamming = binary.search(quantizer.encode_queries(self.queries), k)
+        found = {"adc": by_adc, "hamming": by_hamming}
+        return {stage + of: self._quality(self._without_itself(D, I)[1]) for stage, (D, I) in found.items()}
+
+    def gain(self, quality: Quality, reference: Quality) -> float:
+        """Return how much better ``quality`` is than ``reference`` in what counts: the mean of the stages' shares."""
+        return float(np.mean(self._ratios(quality, reference))) - 1
+
+    def never_worse(self, quality: Quality, reference: Quality) -> bool:
+        """Return whether ``quality`` is in no stage worse than ``reference``, but for what queries cannot tell."""
+        return bool(min(self._ratios(quality, reference)) >= 1 - NOISE)
+
+    def _ratios(self, quality: Quality, reference: Quality) -> list[float]:
+        return [
+            (quality[stage][self.measure] + LITTLE) / (reference[stage][self.measure] + LITTLE) for stage in reference
+        ]
+
+    def _without_itself(self, D: NDArray[Any], I: Ids) -> tuple[NDArray[Any], Ids]:
+        """Return the first K of K + 1 hits, but for one that is the query itself and not known to be relevant."""
+        own = self._twins.among(self.queries, self.x[I]) & ~np.isin(I + self._rows * len(self.x), self._relevant)
+        kept = but_one(own)
+        return D[kept].reshape(len(D), -1), I[kept].reshape(len(I), -1)
+
+    def _quality(self, found: Ids) -> dict[str, float]:
+        x = self.x[found]
+        if self.metric == faiss.METRIC_INNER_PRODUCT:
+            scores, bound, size = np.einsum("qkd,qd->qk", x, self.queries), self._bound, 0.0
+        else:
+            scores, bound = -np.square(x - self.queries[:, None]).sum(axis=2), -self._bound
+            size = np.square(self.queries).sum(axis=1, keepdims=True)  # what distances were rounded at
+        measured = {f"recall@{K}": float(np.mean(scores >= bound - TIE * (np.abs(bound) + size)))}
+        if self.qrels is not None:
+            measured[f"nDCG@{K}"] = ndcg(found, self.qrels, K) or 0.0
+        return measured
