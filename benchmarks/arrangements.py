@@ -11,8 +11,7 @@ import faiss
 import numpy as np
 
 from faiss_qama import QamaIndex
-from faiss_qama.index.id_map import Ids
-from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.arrays import Floats, Ids
 from faiss_qama.training import FitConfig, fit
 
 K = 10

@@ -26,10 +26,10 @@ from tables import remake
 from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
+from faiss_qama.arrays import Floats
 from faiss_qama.evaluation.bootstrap import interval
 from faiss_qama.evaluation.ranking_metrics import Values
 from faiss_qama.evaluation.recall import Dataset, exact, mean_interval, ranking_values
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.training import FitConfig, fit
 
 BUDGETS = (24, 48, 96)  # bytes a vector

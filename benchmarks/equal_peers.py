@@ -17,8 +17,7 @@ import faiss
 import numpy as np
 from others import imported, signs
 
-from faiss_qama.index.id_map import Ids
-from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.arrays import Floats, Ids
 
 K = 10
 SAMPLE = 30_000  # vectors that OPQ's rotation is trained on

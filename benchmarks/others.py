@@ -15,8 +15,7 @@ import faiss
 import numpy as np
 from arrangements import CANDIDATES, NPROBE, Arrangement, K, grid, sample
 
-from faiss_qama.index.id_map import Ids
-from faiss_qama.quantizer.bit_packing import Codes, Floats
+from faiss_qama.arrays import Codes, Floats, Ids
 
 T = TypeVar("T")
 WINDOWS = (10, 16, 24, 32, 48, 64, 96, 128, 192)

@@ -23,9 +23,8 @@ from speed import in_turns
 from tables import remake
 from threadpoolctl import threadpool_limits
 
+from faiss_qama.arrays import Floats, Ids
 from faiss_qama.evaluation.recall import Dataset
-from faiss_qama.index.id_map import Ids
-from faiss_qama.quantizer.bit_packing import Floats
 
 TARGETS = (0.95, 0.99)
 QUERIES, ROUNDS = 1000, 9

@@ -29,10 +29,10 @@ from threadpoolctl import threadpool_limits
 
 import faiss_qama
 from faiss_qama import QamaIndex
+from faiss_qama.arrays import Floats
 from faiss_qama.comparison import methods
 from faiss_qama.evaluation.recall import Dataset, Measured, evaluate, exact
 from faiss_qama.index.export import K_FACTOR
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
 

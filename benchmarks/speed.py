@@ -26,13 +26,13 @@ from tables import remake
 from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
+from faiss_qama.arrays import Codes, Floats
 from faiss_qama.evaluation.recall import Dataset
 from faiss_qama.hamming.factory import make_base
 from faiss_qama.hamming.flat import Scan
 from faiss_qama.index.id_map import Labels
 from faiss_qama.index.tuning import tune
 from faiss_qama.index.two_stage import Contents
-from faiss_qama.quantizer.bit_packing import Codes, Floats
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import CodesStore

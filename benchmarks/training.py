@@ -20,11 +20,10 @@ from qama import SETS as QAMA_SETS
 from results import METRIC, write
 from tables import remake
 
+from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.evaluation.ranking_metrics import ndcg
 from faiss_qama.evaluation.recall import Dataset, Truth, exact, recall
-from faiss_qama.index.id_map import Ids
-from faiss_qama.quantizer.bit_packing import Floats
-from faiss_qama.quantizer.quantizer import Quantizer, rescaled
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.pairs import read_pairs
@@ -109,7 +108,7 @@ class Bench:
 
     def floats(self, quantizer: Quantizer) -> dict[str, float]:
         """Return the same of a closed form's columns as floats: what codes would reach if nothing were rounded."""
-        x = rescaled(quantizer.transform(self.x) @ quantizer.decoder.matrix + quantizer.decoder.offset, 1.0)
+        x = scale_to_norm(quantizer.transform(self.x) @ quantizer.decoder.matrix + quantizer.decoder.offset, 1.0)
         return self._quality(faiss.knn(self.dataset.queries, x, 10, metric=METRIC)[1])
 
     def _quality(self, found: Ids) -> dict[str, float]:

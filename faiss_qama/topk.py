@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.index.id_map import Ids
+from faiss_qama.arrays import Ids
 from faiss_qama.threads import loops
 
 MOST = 2**31 - 1  # hits a query

@@ -10,8 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.bit_packing import Floats
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Source: TypeAlias = ArrayLike | PathLike | Sequence[PathLike]

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 
 import faiss_qama
 from faiss_qama import QamaIndex, topk
+from faiss_qama.arrays import WORST
 from faiss_qama.hamming import bit_planes, flat
-from faiss_qama.hamming.code_index import WORST
 from faiss_qama.hamming.flat import Scan
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout

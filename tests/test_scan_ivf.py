@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from test_scan import random_codes
 
 from faiss_qama import topk
+from faiss_qama.arrays import WORST
 from faiss_qama.growing import Rows
 from faiss_qama.hamming import flat, ivf
-from faiss_qama.hamming.code_index import WORST
 from faiss_qama.hamming.flat import Scan
 from faiss_qama.hamming.ivf import ScanIVF
 from faiss_qama.quantizer import bit_packing

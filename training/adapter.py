@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu, linear
 
-from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.arrays import Floats
 from faiss_qama.quantizer.transform import FeedForward, Linear, Transform
 
 

@@ -8,8 +8,8 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.training.near_duplicates import Twins, but_one
 from faiss_qama.training.split import Draw, harder
 from faiss_qama.training.train_config import TrainConfig

@@ -9,9 +9,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Floats
 from faiss_qama.evaluation.recall import TIE
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.split import Draw

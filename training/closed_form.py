@@ -9,11 +9,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Floats, row_norms, scale_to_norm
 from faiss_qama.quantizer import bit_packing
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.quantizer.decoder import Decoder
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.quantizer.quantizer import METRICS, Quantizer, lengths, rescaled
+from faiss_qama.quantizer.quantizer import METRICS, Quantizer
 from faiss_qama.quantizer.transform import Linear
 from faiss_qama.training import rotation, thresholds
 from faiss_qama.training.calibrate import best
@@ -38,7 +38,7 @@ def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
             f"fitted on {len(x)} vectors; {layout.components} components want {4 * layout.components} or more",
             stacklevel=4,
         )
-    norms = lengths(x)
+    norms = row_norms(x)
     if norms.max() > 1e18 or 0 < norms.max() < 1e-18:
         raise ValueError(f"the longest vector has length {norms.max():.3g}; 1e-18 to 1e18 is possible: rescale them")
     rng = np.random.default_rng(config.seed)
@@ -66,7 +66,7 @@ def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
     # Queries spread around a centre of their own, which is moved to the documents' mean.
     middle = own = x.mean(axis=0)
     if drawn.train_queries is not None:
-        q = rescaled(drawn.train_queries, scale) if metric == faiss.METRIC_INNER_PRODUCT else drawn.train_queries
+        q = scale_to_norm(drawn.train_queries, scale) if metric == faiss.METRIC_INNER_PRODUCT else drawn.train_queries
         own = middle + config.query_center * (q.mean(axis=0) - middle)
 
     quantizer = Quantizer(

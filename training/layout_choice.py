@@ -9,12 +9,13 @@ from functools import cache, partial
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from faiss_qama.arrays import row_norms
 from faiss_qama.hamming.factory import DEFAULT, code_bytes
 from faiss_qama.index.tuning import RECALL
 from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import KS, Calibration
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.quantizer.quantizer import Quantizer, lengths
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.residual import residual_bytes
 from faiss_qama.threads import each
 from faiss_qama.training.calibrate import calibrate
@@ -137,7 +138,7 @@ def choose(
     free, goal = config.bytes is not None or recall is not None, _Goal(rescore, recall)
     own = [] if free else [str(config.layout_in(d))]
     sizes = [max(size, code_bytes(base, CodeLayout.parse("1x1"))) for size in _sizes(config, d, recall, compare)]
-    unit = are_units(lengths(small.train))
+    unit = are_units(row_norms(small.train))
 
     def of_size(size: int) -> list[str]:
         single = config.thresholds in SINGLE
@@ -171,7 +172,7 @@ def _tried(
     names: list[tuple[str, str]], *, small: Draw, config: FitConfig, metric: int, base: str, n: int
 ) -> list[Trial]:
     """Return a trial of each layout and rotation, as many at a time as FAISS may use threads."""
-    config, unit = replace(config, bytes=None, slices=(), train=None), are_units(lengths(small.train))
+    config, unit = replace(config, bytes=None, slices=(), train=None), are_units(row_norms(small.train))
 
     @cache  # alone and before different second codes
     def first(layout: CodeLayout, rotation: str) -> Quantizer:

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.arrays import Floats, row_norms
 from faiss_qama.quantizer.decoder import Decoder
-from faiss_qama.quantizer.quantizer import Quantizer, lengths
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.quantizer.transform import Linear
 from faiss_qama.training.adapter import Adapter, to_numpy
 from faiss_qama.training.gradient_estimators import RELAXATIONS
@@ -57,7 +57,7 @@ class Model(nn.Module):
         super().__init__()
         assert isinstance(start.transform, Linear)
         assert isinstance(start.query_transform, Linear)
-        self.deviation = float(np.sqrt(np.mean(lengths(x - x.mean(axis=0)) ** 2))) or 1.0
+        self.deviation = float(np.sqrt(np.mean(row_norms(x - x.mean(axis=0)) ** 2))) or 1.0
         self.start, self.config, layout = start, config, start.layout
         of_document, of_query = (t.rescaled(1 / self.deviation) for t in (start.transform, start.query_transform))
         prefixes = [layout.truncate(end) for end in ends]

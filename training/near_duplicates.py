@@ -9,8 +9,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.quantizer.bit_packing import Floats
-from faiss_qama.quantizer.quantizer import lengths, rescaled
+from faiss_qama.arrays import Floats, row_norms, scale_to_norm
 
 SAME = 1e-3  # squared distance, as a share of the corpus' variance, of what one text was embedded to twice
 
@@ -34,7 +33,7 @@ class Twins:
         sample = x[:: -(-len(x) // 10_000)]
         self._most = SAME * float(np.mean(np.square(sample - self._center).sum(axis=1)))
         inner_product = metric == faiss.METRIC_INNER_PRODUCT
-        self._length = float(np.sqrt(np.mean(lengths(sample) ** 2))) if inner_product else None
+        self._length = float(np.sqrt(np.mean(row_norms(sample) ** 2))) if inner_product else None
 
     def among(self, queries: Floats, documents: Floats) -> NDArray[np.bool_]:
         """Return (nq, k), true where one of a query's own ``documents`` (nq, k, d) is it."""
@@ -50,4 +49,4 @@ class Twins:
         return found
 
     def _of(self, queries: Floats) -> Floats:
-        return queries if self._length is None else rescaled(queries, self._length)
+        return queries if self._length is None else scale_to_norm(queries, self._length)

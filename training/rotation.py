@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.bit_packing import Floats
 
 ITQ_VECTORS = 10_000  # enough to find a rotation; where to cut is decided on the whole sample
 ITQ_ITERATIONS = 25

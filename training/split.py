@@ -9,8 +9,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.quantizer.bit_packing import Floats
-from faiss_qama.quantizer.quantizer import lengths
+from faiss_qama.arrays import Floats, row_norms
 from faiss_qama.training.near_duplicates import Twins
 from faiss_qama.training.pairs import Pairs
 from faiss_qama.vectors import Corpus
@@ -157,6 +156,6 @@ def harder(x: Floats, center: Floats, noise: float, rng: np.random.Generator) ->
     """Return documents ``x`` (n, d) turned into queries: ``noise`` moves them away, but no farther from the centre."""
     x = x - center
     moved = rng.standard_normal(x.shape).astype(np.float32)
-    moved *= noise * lengths(x)[:, None].astype(np.float32) / np.sqrt(np.float32(x.shape[1]))
+    moved *= noise * row_norms(x)[:, None].astype(np.float32) / np.sqrt(np.float32(x.shape[1]))
     out: Floats = center + (x + moved) / np.sqrt(np.float32(1 + noise**2))
     return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.arrays import Floats
 
 # Max, "Quantizing for Minimum Distortion", 1960, table I: optimal for a normal distribution of standard deviation 1.
 NORMAL_CUTS = {2: (0.0,), 3: (-0.6120, 0.6120), 4: (-0.9816, 0.0, 0.9816)}

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
+from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import losses
 from faiss_qama.training.batches import Batch, Batches

@@ -9,9 +9,9 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Ids
 from faiss_qama.evaluation.ranking_metrics import ndcg
 from faiss_qama.evaluation.recall import TIE
-from faiss_qama.index.id_map import Ids
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.near_duplicates import Twins, but_one
 from faiss_qama.training.split import Draw

@@ -14,13 +14,12 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 from faiss_qama._version import __version__
+from faiss_qama.arrays import Floats, Ids
 from faiss_qama.comparison import tasks
 from faiss_qama.comparison.methods import measure
 from faiss_qama.comparison.tasks import Task, TaskMeasured, load_task
 from faiss_qama.evaluation.recall import Dataset, Measured, evaluate, exact, read_rows
-from faiss_qama.index.id_map import Ids
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.quantizer.quantizer import METRICS
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files, bundle

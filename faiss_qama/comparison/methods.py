@@ -15,11 +15,11 @@ from typing import Any
 import faiss
 import numpy as np
 
+from faiss_qama.arrays import Floats
 from faiss_qama.evaluation.recall import TIMED_RUNS, Dataset, Measured, Searchable, Truth, evaluate
 from faiss_qama.hamming.factory import DEFAULT, code_bytes
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.quantizer import bit_packing
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import STORES

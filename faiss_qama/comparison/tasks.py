@@ -15,11 +15,10 @@ from typing import Any, ClassVar, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Floats, scale_to_norm
 from faiss_qama.comparison.methods import codec
 from faiss_qama.evaluation.bootstrap import Picks, interval, percent
 from faiss_qama.evaluation.ranking_metrics import Values
-from faiss_qama.quantizer.bit_packing import Floats
-from faiss_qama.quantizer.quantizer import rescaled
 from faiss_qama.vectors import Corpus, PathLike, load_vectors, open_npy
 
 Features: TypeAlias = Callable[[Floats], Floats]
@@ -57,7 +56,7 @@ class Similarity:
 
     def items(self, features: Features) -> Values:
         """Return the cosine of each test pair."""
-        a, b = (rescaled(features(side), 1.0) for side in (self.a, self.b))
+        a, b = (scale_to_norm(features(side), 1.0) for side in (self.a, self.b))
         cosines: Values = np.einsum("nd,nd->n", a, b, dtype=np.float64)
         return cosines
 

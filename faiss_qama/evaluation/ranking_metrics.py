@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.index.id_map import Ids
+from faiss_qama.arrays import Ids
 
 Values: TypeAlias = NDArray[np.float64]
 

@@ -13,11 +13,10 @@ import numpy as np
 from faiss.contrib.exhaustive_search import knn_ground_truth
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Floats, Ids
 from faiss_qama.evaluation.bootstrap import interval
 from faiss_qama.evaluation.ranking_metrics import Values, judged
-from faiss_qama.index.id_map import Ids
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.vectors import Corpus, PathLike, load_vectors
 
 TIMED_RUNS = 3

@@ -14,13 +14,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Codes, Floats, Words
 from faiss_qama.quantizer import bit_packing
-from faiss_qama.quantizer.bit_packing import Codes, Floats
 from faiss_qama.quantizer.layout import CodeLayout
 
-Words = NDArray[np.uint32]
 WORD = 32  # bits
-LANES = 16  # codes whose words lie side by side: one word of each fills a register of 512 bits
 
 
 def widths(layout: CodeLayout) -> tuple[int, int]:

@@ -7,16 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from faiss_qama import topk
-from faiss_qama.index.id_map import Ids, Mask
+from faiss_qama.arrays import Codes, Distances, Floats, Ids, Mask
 from faiss_qama.quantizer import bit_packing
-from faiss_qama.quantizer.bit_packing import Codes, Floats
 from faiss_qama.quantizer.layout import CodeLayout
-
-Distances = NDArray[np.int32]
-WORST = np.iinfo(np.int32).max
 
 
 class Base(ABC):

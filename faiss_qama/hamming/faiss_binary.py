@@ -13,10 +13,9 @@ import faiss
 import numpy as np
 
 from faiss_qama import topk
-from faiss_qama.hamming.code_index import WORST, Base, Distances
-from faiss_qama.index.id_map import Ids, Mask
+from faiss_qama.arrays import WORST, Codes, Distances, Ids, Mask
+from faiss_qama.hamming.code_index import Base
 from faiss_qama.quantizer import bit_packing
-from faiss_qama.quantizer.bit_packing import Codes
 from faiss_qama.quantizer.layout import CodeLayout
 
 EF_WIDTH = 2  # nodes of a graph looked at, at least, a candidate asked for: with as many only, a tenth is missed

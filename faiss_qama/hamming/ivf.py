@@ -11,13 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import topk
+from faiss_qama.arrays import LANES, WORST, Codes, Distances, Ids, Mask, Words
 from faiss_qama.growing import Rows
 from faiss_qama.hamming import bit_planes
-from faiss_qama.hamming.bit_planes import LANES, Words
-from faiss_qama.hamming.code_index import WORST, Distances
 from faiss_qama.hamming.flat import CHUNK, Scan, nearest_of
-from faiss_qama.index.id_map import Ids, Mask
-from faiss_qama.quantizer.bit_packing import Codes, levels, of_levels, truncate, twice
+from faiss_qama.quantizer.bit_packing import levels, of_levels, truncate, twice
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.threads import each, loops, shares
 

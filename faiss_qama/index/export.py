@@ -20,13 +20,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Codes, Floats, Ids
 from faiss_qama.hamming.code_index import Base
 from faiss_qama.hamming.faiss_binary import FaissBase
 from faiss_qama.hamming.flat import Scan
-from faiss_qama.index.id_map import Ids
 from faiss_qama.index.two_stage import Contents
 from faiss_qama.quantizer import bit_packing
-from faiss_qama.quantizer.bit_packing import Codes, Floats
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.quantizer.transform import Linear

@@ -12,15 +12,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama import topk
+from faiss_qama.arrays import Codes, Floats, Ids
 from faiss_qama.hamming.code_index import Base
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index import export
-from faiss_qama.index.id_map import Ids, Labels, as_ids
+from faiss_qama.index.id_map import Labels, as_ids
 from faiss_qama.index.lock import ReadWriteLock
 from faiss_qama.index.tuning import ASKED, RECALL, Tried, fastest, tune
 from faiss_qama.index.two_stage import Contents
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.bit_packing import Codes, Floats
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.faiss_vectors import FaissVectors
 from faiss_qama.rescore.rescorer import DTYPES, STORES, BorrowedStore, CodesStore, FloatStore, Store

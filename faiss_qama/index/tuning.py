@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from faiss_qama.arrays import Codes, Floats, Ids
 from faiss_qama.hamming.code_index import Base
 from faiss_qama.hamming.faiss_binary import EF_WIDTH, FaissBase
 from faiss_qama.hamming.flat import Scan
 from faiss_qama.hamming.ivf import ScanIVF
-from faiss_qama.index.id_map import Ids, Labels
+from faiss_qama.index.id_map import Labels
 from faiss_qama.index.two_stage import Contents
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.bit_packing import Codes, Floats
 from faiss_qama.quantizer.calibration import MISSES
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import topk
-from faiss_qama.hamming.code_index import WORST, Base
-from faiss_qama.index.id_map import Ids, Labels, Mask
+from faiss_qama.arrays import WORST, Codes, Floats, Ids, Mask
+from faiss_qama.hamming.code_index import Base
+from faiss_qama.index.id_map import Labels
 from faiss_qama.quantizer import bit_packing
-from faiss_qama.quantizer.bit_packing import Codes, Floats
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import CodesStore, Store
 from faiss_qama.threads import each, shares, uninterrupted

@@ -15,8 +15,8 @@ from langchain_community.vectorstores.utils import DistanceStrategy, maximal_mar
 from langchain_core.documents import Document
 from langchain_core.embeddings import Embeddings
 
+from faiss_qama.arrays import Floats
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.storage import atomic_files, bundle
 
 

@@ -10,7 +10,7 @@ from mteb.models import SentenceTransformerEncoderWrapper
 from mteb.types import PromptType
 
 from faiss_qama._version import __version__
-from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.arrays import Floats
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.vectors import as_vectors
 

@@ -16,8 +16,7 @@ from numba import config, njit, types
 from numba.core import cgutils, event
 from numba.extending import intrinsic
 
-from faiss_qama.hamming.bit_planes import LANES
-from faiss_qama.hamming.code_index import WORST
+from faiss_qama.arrays import LANES, WORST
 from faiss_qama.progress import announced
 from faiss_qama.threads import uninterrupted
 

@@ -13,11 +13,9 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Codes, Floats
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.threads import loops
-
-Floats = NDArray[np.float32]
-Codes = NDArray[np.uint8]
 
 
 def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
-from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.arrays import Floats
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Linear
 

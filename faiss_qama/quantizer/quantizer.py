@@ -11,8 +11,8 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from faiss_qama.arrays import Codes, Floats, scale_to_norm
 from faiss_qama.quantizer import bit_packing
-from faiss_qama.quantizer.bit_packing import Codes, Floats
 from faiss_qama.quantizer.calibration import Calibration
 from faiss_qama.quantizer.decoder import BitDecoder, Decoder
 from faiss_qama.quantizer.layout import CodeLayout
@@ -112,7 +112,7 @@ class Quantizer:
     def query_codes(self, x: Floats) -> Codes:
         """Return :meth:`encode_queries` of what :func:`~faiss_qama.vectors.as_vectors` returned."""
         if self.metric == faiss.METRIC_INNER_PRODUCT:
-            x = rescaled(x, self.scale)
+            x = scale_to_norm(x, self.scale)
         return self._encode(x, self.query_transform)
 
     def adapt_queries(self, xq: Floats) -> Floats:
@@ -129,7 +129,7 @@ class Quantizer:
         x = self.sum_of_levels(code)
         if residual is not None and self.residual is not None:
             x += self.residual.sum_of_levels(residual)
-        return rescaled(x, 1.0) if self.unit else x
+        return scale_to_norm(x, 1.0) if self.unit else x
 
     def approximate(self, x: ArrayLike) -> Floats:
         """Return documents ``x`` (n, d) encoded and decoded, by all codes that there are."""
@@ -137,7 +137,7 @@ class Quantizer:
         sums = self.sum_of_levels(self.encode(x))
         if self.residual is not None:
             sums += self.residual.sum_of_levels(self.residual.encode(x - sums))
-        return rescaled(sums, 1.0) if self.unit else sums
+        return scale_to_norm(sums, 1.0) if self.unit else sums
 
     def sum_of_levels(self, code: Codes) -> Floats:
         """Return :meth:`decode` of ``code`` before it is normalised."""
@@ -262,17 +262,3 @@ class Quantizer:
 
         each(encode, [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)])
         return out
-
-
-def rescaled(x: Floats, length: float) -> Floats:
-    """Return the rows of ``x`` brought to ``length``; zero rows stay zero."""
-    norms = lengths(x)[:, None]
-    out = np.empty(x.shape, dtype=np.float32)
-    np.multiply(x, length / np.where(norms > 0, norms, 1), out=out, casting="same_kind")  # no copy in float64
-    return out
-
-
-def lengths(x: Floats) -> NDArray[np.float64]:
-    """Return the lengths of the rows of ``x``, in float64: squares leave float32's range long before values do."""
-    norms: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", x, x, dtype=np.float64))
-    return norms

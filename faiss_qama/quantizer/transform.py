@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.arrays import Floats
 
 BLOCK = 256  # vectors whose hidden layer stays in cache
 

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.arrays import Floats
 
 WIDTH = 4.5  # inches, 324 units of the SVG: a phone shows it unscaled
 # Stand-ins that no chart uses otherwise; the style sheet gives each variable a value for light and one for dark.

@@ -13,11 +13,11 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Floats
 from faiss_qama.comparison.methods import measure
 from faiss_qama.evaluation.recall import Dataset, Measured, exact
 from faiss_qama.index.tuning import RECALL
 from faiss_qama.pipeline import K, Outcome
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES
 from faiss_qama.quantizer.layout import CodeLayout, Segment
 from faiss_qama.quantizer.quantizer import Quantizer

@@ -8,8 +8,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.index.id_map import Ids
-from faiss_qama.quantizer.bit_packing import Floats
+from faiss_qama.arrays import Floats, Ids
 
 
 class FaissVectors:

@@ -15,11 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import topk
+from faiss_qama.arrays import Floats, Ids, Mask
 from faiss_qama.growing import Rows
 from faiss_qama.hamming.code_index import Base
-from faiss_qama.index.id_map import Ids, Mask
 from faiss_qama.quantizer import bit_packing
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.faiss_vectors import FaissVectors
 from faiss_qama.threads import each, loops, shares

@@ -9,13 +9,12 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Floats, Ids, Mask, row_norms
 from faiss_qama.growing import Rows
 from faiss_qama.hamming.code_index import Base
 from faiss_qama.hamming.flat import Scan
-from faiss_qama.index.id_map import Ids, Mask
-from faiss_qama.quantizer.bit_packing import Floats
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.quantizer.quantizer import Quantizer, lengths
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import CodesStore
 
 
@@ -85,7 +84,7 @@ class ResidualStore(CodesStore):
         finer = self._finer.encode(x - coarse)
         if self._type is None:
             return finer
-        kept = lengths(coarse + self._finer.sum_of_levels(finer) - self._about).astype(self._type)
+        kept = row_norms(coarse + self._finer.sum_of_levels(finer) - self._about).astype(self._type)
         return np.concatenate([finer, kept[:, None].view(np.uint8)], axis=1)
 
     def append(self, stored: NDArray[Any]) -> None:

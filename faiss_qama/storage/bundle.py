@@ -40,7 +40,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 
 from faiss_qama._version import __version__
-from faiss_qama.hamming.bit_planes import LANES, n_words
+from faiss_qama.arrays import LANES
+from faiss_qama.hamming.bit_planes import n_words
 from faiss_qama.hamming.code_index import Base
 from faiss_qama.hamming.faiss_binary import FaissBase
 from faiss_qama.hamming.flat import Scan

@@ -1,0 +1,32 @@
+"""Array types, two constants that kernels and indexes share, and norms."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats: TypeAlias = NDArray[np.float32]
+Codes: TypeAlias = NDArray[np.uint8]  # (n, code_size): packed bits
+Words: TypeAlias = NDArray[np.uint32]  # (n, words): bit planes
+Ids: TypeAlias = NDArray[np.int64]
+Mask: TypeAlias = NDArray[np.bool_]
+Distances: TypeAlias = NDArray[np.int32]  # Hamming distances
+
+WORST = np.iinfo(np.int32).max  # the Hamming distance of a missing hit
+LANES = 16  # codes whose words lie side by side: one word of each fills a register of 512 bits
+
+
+def row_norms(x: Floats) -> NDArray[np.float64]:
+    """Return the norms (n,) float64 of the rows of ``x`` (n, d): squares leave float32's range before values do."""
+    squares: NDArray[np.float64] = np.einsum("nd,nd->n", x, x, dtype=np.float64)
+    return np.sqrt(squares)
+
+
+def scale_to_norm(x: Floats, norm: float) -> Floats:
+    """Return the rows of ``x`` (n, d) float32 scaled to ``norm``; zero rows stay zero."""
+    own = row_norms(x)[:, None]
+    out = np.empty(x.shape, dtype=np.float32)
+    np.multiply(x, norm / np.where(own > 0, own, 1), out=out, casting="same_kind")  # no copy in float64
+    return out
