@@ -27,8 +27,8 @@ from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
 from faiss_qama.arrays import Floats
-from faiss_qama.evaluation.bootstrap import interval
-from faiss_qama.evaluation.ranking_metrics import Values
+from faiss_qama.evaluation.bootstrap import bootstrap_interval
+from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.evaluation.recall import Dataset, exact, mean_interval, ranking_values
 from faiss_qama.training import FitConfig, fit
 
@@ -59,7 +59,7 @@ Rows = list[dict[str, Any]]
 def of_ours(x: Floats, size: int) -> Variant:
     """Return what a user gets who asks for this many bytes."""
     quantizer = fit(x, config=FitConfig(bytes=size, residual=True), metric=METRIC)
-    index = QamaIndex(quantizer, "codes", base="Scan")
+    index = QamaIndex(quantizer, "codes", base="Flat")
     index.add(x)
     shared = sum(array.nbytes for array in quantizer.to_state()[0].values()) / len(x)
     name = f"{quantizer.layout} {quantizer.config['rotation']}"
@@ -92,7 +92,7 @@ def measure(dataset: Dataset, size: int, smaller: list[Rows]) -> Iterator[dict[s
     x = dataset.corpus.read()
     truth = exact(dataset, K, METRIC)
     floats = truth.measured.mean.values
-    ours: dict[str, Values] = {}
+    ours: dict[str, PerQuery] = {}
     for variant in tried(x, size, smaller):
         start = time.perf_counter()
         with threadpool_limits(1, "blas"):
@@ -106,10 +106,10 @@ def measure(dataset: Dataset, size: int, smaller: list[Rows]) -> Iterator[dict[s
         yield row
 
 
-def figures(values: dict[str, Values], ours: dict[str, Values], floats: Any) -> dict[str, Any]:
+def figures(values: dict[str, PerQuery], ours: dict[str, PerQuery], floats: Any) -> dict[str, Any]:
     """Return figures with their 95 % intervals, [figure, low, high], and what is paired with ours: theirs less ours."""
 
-    def share(rows: Any, of: dict[str, Values]) -> float:
+    def share(rows: Any, of: dict[str, PerQuery]) -> float:
         return 100 * float(of["ndcg"][rows].mean() / floats["ndcg"][rows].mean())
 
     every, n = slice(None), len(values["ndcg"])
@@ -117,10 +117,10 @@ def figures(values: dict[str, Values], ours: dict[str, Values], floats: Any) -> 
     return {
         "recall": [float(recalls.mean()), *mean_interval(recalls)],
         "recall_less_ours": [float(less.mean()), *mean_interval(less)],
-        "ndcg": [share(every, values), *interval(lambda r: share(r, values), n)],
+        "ndcg": [share(every, values), *bootstrap_interval(lambda r: share(r, values), n)],
         "ndcg_less_ours": [
             share(every, values) - share(every, ours),
-            *interval(lambda r: share(r, values) - share(r, ours), n),
+            *bootstrap_interval(lambda r: share(r, values) - share(r, ours), n),
         ],
     }
 

@@ -67,7 +67,7 @@ def qama_table(data: dict[str, Any]) -> str:
             column = published["columns"].index(row["bits"])
             cells.append(f"{100 * figures[column] / whole:.1f}" if figures else "")
         rows.append(cells)
-    header = ["bits", "components", "bytes: thermometer / `Scan`"]
+    header = ["bits", "components", "bytes: thermometer / `Flat`"]
     ways = ("thresholds alone", "Hamming", "codes", "trained")
     header += [f"{name}: {way}" for name in names for way in ways]
     return markdown([*header, "published: thresholds alone", "published: trained"], rows)

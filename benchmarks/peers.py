@@ -43,8 +43,8 @@ MORE = [
 UNREFINED = ["Flat", "HNSW32", "SQ8", "SQ4", "RaBitQ"]
 OF_MANY = ["PCAR192,IVF{}_HNSW32,PQ96x4fs", "PCAR192,HNSW16,SQ4"]
 LARGE = 500_000  # vectors, from which on what takes long to build or to try is left out
-OURS = [("2x192", "Scan"), ("2x192", "ScanIVF{}")]
-MORE_OF_OURS = [("2x128", "Scan"), ("2x128", "ScanIVF{}"), ("1x384", "ScanIVF{}")]
+OURS = [("2x192", "Flat"), ("2x192", "IVF{}")]
+MORE_OF_OURS = [("2x128", "Flat"), ("2x128", "IVF{}"), ("1x384", "IVF{}")]
 
 
 def vectors(folder: Path, size: str) -> tuple[Floats, Floats]:

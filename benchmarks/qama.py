@@ -58,7 +58,7 @@ def qama_table(data: Path) -> None:
             for bits, kind in LAYOUT.items():
                 layout = CodeLayout.parse(LAYOUTS[kind](components))
                 row = {"bits": bits, "components": components, "layout": str(layout)}
-                row |= {"thermometer": layout.n_bits / 8, "scan": code_bytes("Scan", layout)}
+                row |= {"thermometer": layout.n_bits / 8, "scan": code_bytes("Flat", layout)}
                 rows.setdefault((components, bits), row)[name] = _codes(dataset, truth, str(layout))
             row = {"bits": "floats", "components": components, "thermometer": 4 * components}
             rows.setdefault((components, "floats"), row)[name] = _floats(dataset, truth, components)

@@ -31,7 +31,7 @@ import faiss_qama
 from faiss_qama import QamaIndex
 from faiss_qama.arrays import Floats
 from faiss_qama.comparison import methods
-from faiss_qama.evaluation.recall import Dataset, Measured, evaluate, exact
+from faiss_qama.evaluation.recall import Dataset, MethodResult, evaluate, exact
 from faiss_qama.index.export import K_FACTOR
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
@@ -78,10 +78,10 @@ CHOICES: list[tuple[str, dict[str, Any]]] = [
     ("thresholds: uniform", {"thresholds": "uniform"}),
     ("thresholds: quantile", {"thresholds": "quantile"}),
     ("thresholds: log", {"thresholds": "log"}),
-    ("slices: 48, 96, 192", {"slices": (48, 96, 192)}),
+    ("matryoshka_dims: 48, 96, 192", {"matryoshka_dims": (48, 96, 192)}),
     ("sample: 2500", {"sample": 2500}),
 ]
-# At 24, 48, 72 and 96 bytes, as base Scan holds them, or a little less with a second code.
+# At 24, 48, 72 and 96 bytes, as base Flat holds them, or a little less with a second code.
 BYTES = (
     "1x192 2x32,1x128 2x64,1x64 2x96 1x384 2x128,1x128 2x192 2x64+1x224 2x192,1x192 2x288 2x96+2x160,1x32 "
     "2x384 2x192+1x352 2x128+2x224,1x32"
@@ -89,7 +89,7 @@ BYTES = (
 SPREADS = (0.0, 0.2)  # standard deviations of the logarithm of documents' lengths
 BASES: list[tuple[str, dict[str, int]]] = [
     ("BFlat", {}),
-    ("Scan", {}),
+    ("Flat", {}),
     ("BHNSW32", {}),
     ("BIVF256", {"nprobe": 16}),
     ("BIVF256", {"nprobe": 64}),
@@ -125,7 +125,9 @@ def main_job(folder: Path) -> None:
             found = [index if rescore == "fp16" else index.with_rescore(rescore) for index in fits]
             results = [evaluate(index, dataset, truth, runs=1, **options) for index in found]
             rows.append(
-                Measured(label + ", queries=" * queries, found[0].bytes_per_vector, results, fits[0].quantizer.config)
+                MethodResult(
+                    label + ", queries=" * queries, found[0].bytes_per_vector, results, fits[0].quantizer.config
+                )
             )
             click.echo(f"{folder.name}: {rows[-1].name}: recall {rows[-1].mean.recall:.3f}")
     rows += [methods.measure(name, dataset, truth, runs=1) for name in NAMES]
@@ -147,7 +149,7 @@ def choices(folder: Path) -> None:
             "none": evaluate(index.with_rescore("none"), dataset, truth, runs=1),
         }
         click.echo(f"{folder.name}: {label}")
-        return {stage: Measured(label, index.bytes_per_vector, [r]).to_dict() for stage, r in found.items()}
+        return {stage: MethodResult(label, index.bytes_per_vector, [r]).to_dict() for stage, r in found.items()}
 
     record = {
         "fit": [measure(label, **settings) for label, settings in CHOICES],
@@ -223,7 +225,7 @@ def stock(folder: Path) -> None:
             ours, theirs = (i.search(queries, 100) for i in (index.with_rescore("none"), index.to_faiss("hamming")))
             record["same"] = [float((mine == stocks).mean()) for mine, stocks in zip(ours, theirs, strict=True)]
         with threadpool_limits(1):
-            seconds = [_timed(lambda i=index: i.second_stage.scores(queries, rows)) for _ in range(5)]
+            seconds = [_timed(lambda i=index: i.rescorer.scores(queries, rows)) for _ in range(5)]
         record["milliseconds"][store] = 1000 * float(np.median(seconds)) / len(queries)
     record["bases"] = []
     for base, settings in BASES:

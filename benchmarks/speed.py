@@ -29,13 +29,13 @@ from faiss_qama import QamaIndex
 from faiss_qama.arrays import Codes, Floats
 from faiss_qama.evaluation.recall import Dataset
 from faiss_qama.hamming.factory import make_base
-from faiss_qama.hamming.flat import Scan
-from faiss_qama.index.id_map import Labels
+from faiss_qama.hamming.flat import FlatCodeIndex
+from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.tuning import tune
-from faiss_qama.index.two_stage import Contents
+from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import CodesStore
+from faiss_qama.rescore.rescorer import CodeRescorer
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
 
@@ -48,7 +48,7 @@ FIRST = """
 import sys, time
 import numpy as np
 from faiss_qama import QamaIndex
-from faiss_qama.threads import loops
+from faiss_qama.kernels import kernel
 kernels, _, _ = map(loops, ("kernels", "dots", "cuts"))
 begin = time.perf_counter()  # numba starts with the first call of what it compiled
 kernels.pack(np.empty((0, 1), np.uint8), np.empty((0, 4), np.int64), np.empty((0, 1), np.uint32))
@@ -69,12 +69,12 @@ def coded(folder: Path, layout: str) -> tuple[CodeLayout, Codes, Codes]:
 
 
 def scans(folder: Path) -> list[dict[str, Any]]:
-    """Time ``Scan`` against ``IndexBinaryFlat``, 32 queries at a time and one."""
+    """Time ``Flat`` against ``IndexBinaryFlat``, 32 queries at a time and one."""
     rows = []
     for text in LAYOUTS:
         layout, code, queries = coded(folder, text)
-        ours, flat = Scan(layout), faiss.IndexBinaryFlat(8 * layout.code_size)
-        ours.add(code)
+        ours, flat = FlatCodeIndex(layout), faiss.IndexBinaryFlat(8 * layout.code_size)
+        ours.append(code)
         flat.add(code)
         for threads in (1, 2):
             faiss.omp_set_num_threads(threads)
@@ -113,9 +113,9 @@ def stages(folder: Path) -> dict[str, Any]:
     dataset = Dataset.load(folder)
     x, xq = dataset.corpus.read(), dataset.queries[:1024]
     quantizer = fit(x, config=FitConfig(layout="2x192"), metric=METRIC)
-    index = QamaIndex(quantizer, "codes", base="Scan")
+    index = QamaIndex(quantizer, "codes", base="Flat")
     index.add(x)
-    store = index.second_stage
+    store = index.rescorer
     assert store is not None
     rows = index.with_rescore("none").search(xq, 400)[1]
     measured: dict[str, Any] = {"n": len(x), "candidates": rows.shape[1], "threads": []} | single(quantizer, x, xq)
@@ -132,9 +132,9 @@ def stages(folder: Path) -> dict[str, Any]:
 
 def single(quantizer: Quantizer, x: Floats, xq: Floats) -> dict[str, Any]:
     """Time one query after the other, with one thread: whole searches of 10 out of 100 candidates, and scans alone."""
-    index, base = QamaIndex(quantizer, "fp16", base="Scan"), Scan(quantizer.layout)
+    index, base = QamaIndex(quantizer, "fp16", base="Flat"), FlatCodeIndex(quantizer.layout)
     index.add(x)
-    base.add(quantizer.encode(x))
+    base.append(quantizer.encode(x))
     code, ones = quantizer.encode_queries(xq), [slice(i, i + 1) for i in range(100)]
 
     def search(_: Any) -> None:
@@ -156,12 +156,12 @@ def stock_fastscan(folder: Path) -> list[dict[str, Any]]:
     x, xq = dataset.corpus.read(), dataset.queries[:1000]
     truth = faiss.knn(xq, x, 10, metric=METRIC)[1]
     quantizer = fit(x, config=FitConfig(layout="2x192"), metric=METRIC)
-    index = QamaIndex(quantizer, "codes", base="Scan")
+    index = QamaIndex(quantizer, "codes", base="Flat")
     index.add(x)
     stock, rows = index.to_faiss("fastscan"), []
     searches: dict[str, Callable[[Any], Any]] = {"fastscan": lambda xq: stock.search(xq, 10)[1]}
     for oversample in (5, 10, 20, 40):
-        searches[f"Scan, {10 * oversample} candidates"] = lambda xq, o=oversample: index.search(xq, 10, oversample=o)[1]
+        searches[f"Flat, {10 * oversample} candidates"] = lambda xq, o=oversample: index.search(xq, 10, oversample=o)[1]
     for threads in (1, 2):
         with threadpool_limits(threads):
             seconds = in_turns([xq] * 7, *searches.values())
@@ -180,19 +180,25 @@ def growth(folder: Path) -> list[dict[str, Any]]:
     code = np.concatenate([quantizer.encode(part) for part in million(x, millions=4)])
     rows = []
     for n in (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000):
-        lists = f"ScanIVF{2 ** round(math.log2(4 * math.sqrt(n)))}"
-        for base in ("Scan", lists, "BHNSW16")[: 3 if n <= GRAPHS else 2]:
+        lists = f"IVF{2 ** round(math.log2(4 * math.sqrt(n)))}"
+        for base in ("Flat", lists, "BHNSW16")[: 3 if n <= GRAPHS else 2]:
             made = make_base(base, quantizer.layout)
             made.train(code[: min(n, 50 * getattr(made, "nlist", 1))])
-            made.add(code[:n])
-            tried = tune(Contents(quantizer, made, Labels(n), CodesStore(quantizer, made)), xq[:200], 10, recall=0.95)
+            made.append(code[:n])
+            tried = tune(
+                TwoStageIndex(quantizer, made, IdMap(n), CodeRescorer(quantizer, made)), xq[:200], 10, recall=0.95
+            )
             assert tried is not None
-            held = Contents(quantizer, made, Labels(n), None)
-            for prefix in (None, PREFIX) if base == "Scan" else (None,):
-                search = partial(held.nearest, xq, K, prefix=prefix, settings={})
+            held = TwoStageIndex(quantizer, made, IdMap(n), None)
+            for prefix in (None, PREFIX) if base == "Flat" else (None,):
+                search = partial(held.search, xq, K, truncate_dim=prefix, settings={})
                 with threadpool_limits(1):
                     seconds = seconds_of(search, rounds=3)
-                row = {"n": n, "base": base + (f", prefix={prefix}" if prefix else ""), "settings": tried.settings}
+                row = {
+                    "n": n,
+                    "base": base + (f", truncate_dim={prefix}" if prefix else ""),
+                    "settings": tried.settings,
+                }
                 row |= {"milliseconds": 1000 * seconds / len(xq), "bytes": made.bytes_per_vector}
                 rows.append(row)
                 click.echo(str(row))
@@ -208,7 +214,7 @@ def loading(folder: Path) -> dict[str, Any]:
         quantizer = fit(x, config=FitConfig(layout="2x192", rotation="random"), metric=METRIC)
         big = Corpus(np.concatenate(list(million(x))))
         np.save(f"{scratch}/q.npy", dataset.queries[:1])
-        for base in ("Scan", "ScanIVF4096"):
+        for base in ("Flat", "IVF4096"):
             QamaIndex.build(f"{scratch}/i.qama", quantizer, big, "fp16", base)
             runs = [subprocess.run([sys.executable, "-c", FIRST, scratch], stdout=subprocess.PIPE) for _ in range(7)]
             seconds = np.median([[float(number) for number in run.stdout.split()] for run in runs], axis=0)

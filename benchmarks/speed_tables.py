@@ -25,7 +25,7 @@ def scans_table(data: dict[str, Any]) -> str:
             ours, flat = cell["milliseconds"]
             row.append(f"{cell['times']:.1f} x ({ours:.2f} and {flat:.2f} ms)")
         rows.append(row)
-    header = ["", "bytes a code, `Scan` and `IndexBinaryFlat`"]
+    header = ["", "bytes a code, `Flat` and `IndexBinaryFlat`"]
     header += [f"{threads} thread{'s' * (threads > 1)}, {batch} at a time" for threads, batch in cells]
     return markdown(header, rows)
 
@@ -65,7 +65,7 @@ def growing_table(data: dict[str, Any]) -> str:
     kinds: dict[str, dict[int, dict[str, Any]]] = {}
     for row in data["speed"]["growth"]:
         kinds.setdefault(re.sub(r"IVF\d+", "IVF", row["base"]), {})[row["n"]] = row
-    sizes = sorted(kinds["Scan"])
+    sizes = sorted(kinds["Flat"])
     rows = []
     for kind, cells in kinds.items():
         times = [1000 * cells[n]["milliseconds"] if n in cells else None for n in sizes]

@@ -27,7 +27,7 @@ from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.pairs import read_pairs
-from faiss_qama.training.split import draw
+from faiss_qama.training.split import split_corpus
 from faiss_qama.training.train import Training, train
 from faiss_qama.vectors import Corpus
 
@@ -87,13 +87,15 @@ class Bench:
         if given == "pairs":
             pairs = read_pairs(queries, self.folder / "train_qrels.tsv", self.dataset.corpus)
         start = time.perf_counter()
-        drawn = draw(self.dataset.corpus, queries if given == "queries" else None, config.sample, config.seed, pairs)
-        closed = closed_form(drawn, config, METRIC)
+        split = split_corpus(
+            self.dataset.corpus, queries if given == "queries" else None, config.sample, config.seed, pairs
+        )
+        closed = closed_form(split, config, METRIC)
         seconds = {"closed": time.perf_counter() - start}
         if config.train is None:
             return closed, None, seconds
-        ends = sorted({*config.slices_in(closed.layout), closed.layout.components})
-        training = train(closed, drawn, config.train, ends, config.seed)
+        ends = sorted({*config.dims_in(closed.layout), closed.layout.components})
+        training = train(closed, split, config.train, ends, config.seed)
         return closed, training, seconds | {"trained": time.perf_counter() - start}
 
     def measure(self, quantizer: Quantizer) -> dict[str, Any]:
@@ -125,8 +127,8 @@ def preset(name: str, layout: str | None, seed: int = 0) -> FitConfig:
     values = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
     if layout is not None:
         values |= {"layout": layout}
-    if layout in PREFIX and "slices" in values:
-        values |= {"slices": [PREFIX[layout]]}
+    if layout in PREFIX and "matryoshka_dims" in values:
+        values |= {"matryoshka_dims": [PREFIX[layout]]}
     return FitConfig(**values, seed=seed)
 
 
@@ -173,7 +175,7 @@ def nested(bench: Bench) -> list[dict[str, Any]]:
     for bits, kind in LAYOUT.items():
         closed, training, seconds = bench.train(preset("qama", kind), "queries")
         assert training is not None
-        trained, ends = training.quantizer, preset("qama", kind).slices_in(closed.layout)
+        trained, ends = training.quantizer, preset("qama", kind).dims_in(closed.layout)
         parts = {end: bench.measure(trained.truncate(end)) for end in [*ends, closed.layout.components]}
         rows.append({"bits": bits, "seconds": seconds, "gain": training.gain, "components": parts})
         click.echo(f"{bench.folder.name}: {rows[-1]}")
@@ -195,7 +197,7 @@ def ablation(bench: Bench) -> list[dict[str, Any]]:
 
 
 def _ablated(bench: Bench, label: str, adapter: str, losses: dict[str, float] | None, quantizer: str) -> dict[str, Any]:
-    config = replace(preset("distill", "2x192"), slices=(48, 96))
+    config = replace(preset("distill", "2x192"), matryoshka_dims=(48, 96))
     assert config.train is not None
     train = None
     if losses is not None:

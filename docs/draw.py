@@ -87,7 +87,7 @@ def main() -> None:
     left.set(xlabel="component", ylabel="spread", yticks=[])
     whole = x - x.mean(axis=0)
     for name, colour in (("2x32", ORANGE), ("2x32+2x64", BLUE)):
-        rest = x - fit(x, config=FitConfig(layout=name)).approximate(x)
+        rest = x - fit(x, config=FitConfig(layout=name)).encode_decode(x)
         right.plot(numbers, _spectrum(rest), color=colour, label=f"left over by {name}", linewidth=2)
     right.plot(numbers, _spectrum(whole), color=GREY, label="the corpus", linewidth=1)
     right.set(xlabel="principal component", yticks=[])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Rows:
+class GrowingArray:
     """An array with room at its end, so that appending row after row costs no more than appending them at once.
 
     Parameters
@@ -37,7 +37,7 @@ class Rows:
         self._buffer[self._n : end] = rows
         self._n = end
 
-    def cut(self, n: int) -> None:
+    def shrink(self, n: int) -> None:
         """Drop the rows from ``n`` on."""
         self._n = min(n, self._n)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from faiss_qama.evaluation.recall import Dataset, Measured, evaluate, exact
+from faiss_qama.evaluation.recall import Dataset, MethodResult, evaluate, exact
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index.tuning import FEWEST, RECALL, check_memory
@@ -23,15 +23,15 @@ from faiss_qama.vectors import Corpus
 
 if TYPE_CHECKING:
     from faiss_qama.training import FitConfig
-    from faiss_qama.training.layout_choice import Choice
+    from faiss_qama.training.layout_choice import LayoutChoice
     from faiss_qama.training.pairs import Pairs
-    from faiss_qama.training.split import Draw
+    from faiss_qama.training.split import Split
 
 K = 10  # the report's recall@k
 
 
 @dataclass(frozen=True, eq=False)
-class Outcome:
+class FitResult:
     """What the main job made.
 
     Parameters
@@ -39,7 +39,7 @@ class Outcome:
     index : memory-mapped
     path : its folder
     corpus : what it was made from
-    drawn : the sample that was fitted on, and the queries held out
+    split : the sample that was fitted on, and the queries held out
     choice : the layouts that were tried, or None where the layout was given
     fit_seconds : reading the sample, choosing, fitting and calibrating
     queries : what it was measured on, in words
@@ -51,11 +51,11 @@ class Outcome:
     index: QamaIndex
     path: Path
     corpus: Corpus
-    drawn: Draw
-    choice: Choice | None
+    split: Split
+    choice: LayoutChoice | None
     fit_seconds: float
     queries: str
-    measured: list[Measured]
+    measured: list[MethodResult]
     next_queries: str = "queries.npy"
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ def fit_index(
     recall: float | None = None,
     memory: float | None = None,
     compare: bool = False,
-) -> Outcome:
+) -> FitResult:
     """Fit a quantizer to ``corpus``, write an index of it to ``path``, and measure it on what the fit has not seen.
 
     Where ``config`` says how many bytes, or ``recall`` is given and no layout, the layout is chosen by measuring;
@@ -109,7 +109,7 @@ def fit_index(
 
     A training keeps its checkpoint, until the index is written, and its log in the folder ``path``.training.
     """
-    from faiss_qama.training.split import draw  # here, because run time does not depend on training
+    from faiss_qama.training.split import split_corpus  # here, because run time does not depend on training
 
     bundle.check_writable(path, corpus.paths)
     if base == AUTO and settings:
@@ -118,21 +118,21 @@ def fit_index(
     make_base(DEFAULT if base == AUTO else base, job.layout).set(settings or {})  # refused before anything is read
     work = path.with_name(path.name + ".training")
     start = time.perf_counter()
-    drawn = draw(corpus, queries, config.sample, config.seed, pairs)
-    quantizer, choice = job.run(drawn, work)
+    split = split_corpus(corpus, queries, config.sample, config.seed, pairs)
+    quantizer, choice = job.run(split, work)
     seconds = time.perf_counter() - start
-    asked = drawn.calibration if len(drawn.calibration) else None
+    asked = split.validation if len(split.validation) else None
     index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, asked, recall or RECALL, memory)
     _discard(config, work)
-    if len(drawn.report) == 0:
-        return Outcome(index, path, corpus, drawn, choice, seconds, "nothing", [])
+    if len(split.test) == 0:
+        return FitResult(index, path, corpus, split, choice, seconds, "nothing", [])
 
-    itself = np.stack([np.arange(len(drawn.report)), drawn.report_rows], axis=1)
+    itself = np.stack([np.arange(len(split.test)), split.test_rows], axis=1)
     dataset = Dataset(
         corpus,
-        drawn.report,
-        qrels=drawn.report_qrels if len(drawn.report_qrels) else None,
-        exclude=itself if drawn.train_queries is None else None,
+        split.test,
+        qrels=split.test_qrels if len(split.test_qrels) else None,
+        exclude=itself if split.train_queries is None else None,
     )
     truth = exact(dataset, K, metric)
     stages = {"codes only": index if rescore == "codes" else index.with_rescore("codes")}
@@ -143,9 +143,9 @@ def fit_index(
     # The last first, as inverted lists keep a second copy of the codes once they were rescored from.
     results = {name: evaluate(stage, dataset, truth) for name, stage in reversed(stages.items())}
     measured = [truth.measured]
-    measured += [Measured(name, stage.bytes_per_vector, [results[name]]) for name, stage in stages.items()]
-    what = f"{len(drawn.report)} held-out {'documents' if drawn.train_queries is None else 'queries'}"
-    return Outcome(index, path, corpus, drawn, choice, seconds, what, measured)
+    measured += [MethodResult(name, stage.bytes_per_vector, [results[name]]) for name, stage in stages.items()]
+    what = f"{len(split.test)} held-out {'documents' if split.train_queries is None else 'queries'}"
+    return FitResult(index, path, corpus, split, choice, seconds, what, measured)
 
 
 class _Fit:
@@ -162,7 +162,9 @@ class _Fit:
         shape: tuple[int, int],
         compare: bool,
     ) -> None:
-        from faiss_qama.training.candidate_layouts import by_rule  # here, because run time does not depend on training
+        from faiss_qama.training.candidate_layouts import (
+            default_layout,  # here, because run time does not depend on training
+        )
 
         self._metric, self._rescore, self._base, self._recall, self._n = metric, rescore, base, recall, shape[0]
         if recall is not None and not 0 < recall < 1:
@@ -175,26 +177,26 @@ class _Fit:
             config = replace(config, residual=rescore == "codes")
         self._config, self._compare, self._chosen = config, compare, chosen
         if config.bytes is not None:
-            self.layout = CodeLayout.parse(by_rule(config.bytes, shape[1], base))
+            self.layout = CodeLayout.parse(default_layout(config.bytes, shape[1], base))
         else:
             self.layout = CodeLayout.parse("1x1") if chosen else config.layout_in(shape[1])
         if self.layout.residual is not None and rescore != "codes":
             raise ValueError(f"layout {self.layout}: its second code is read by rescore codes alone, not {rescore}")
 
-    def run(self, drawn: Draw, work: Path) -> tuple[Quantizer, Choice | None]:
-        """Return a quantizer fitted to what was drawn, and what its layout was chosen from, if it was."""
+    def run(self, split: Split, work: Path) -> tuple[Quantizer, LayoutChoice | None]:
+        """Return a quantizer fitted to what was split, and what its layout was chosen from, if it was."""
         from faiss_qama.training.fit import fit_draw
         from faiss_qama.training.layout_choice import choose
 
         config, recall, choice = self._config, self._recall, None
         # Without held-out queries so many bytes get a layout by rule, but for a recall something has to be measured.
-        if recall is not None or (len(drawn.calibration) and (self._chosen or self._compare)):
+        if recall is not None or (len(split.validation) and (self._chosen or self._compare)):
             options: dict[str, Any] = {"base": self._base, "rescore": self._rescore, "recall": recall}
-            choice = choose(drawn, config, self._metric, self._n, **options, compare=self._compare)
+            choice = choose(split, config, self._metric, self._n, **options, compare=self._compare)
             config = choice.applied_to(config)
         elif config.bytes is not None:
             config = replace(config, layout=str(self.layout), bytes=None)
-        quantizer = fit_draw(drawn, config, self._metric, work)
+        quantizer = fit_draw(split, config, self._metric, work)
         while choice is not None and recall is not None and self._rescore == "codes":
             assert quantizer.calibration is not None
             reached = float(quantizer.calibration.codes[KS.index(K)].max())
@@ -203,7 +205,7 @@ class _Fit:
             choice = choice.larger(recall, reached, self._config.bytes)
             config = choice.applied_to(config)
             _discard(config, work)
-            quantizer = fit_draw(drawn, config, self._metric, work)
+            quantizer = fit_draw(split, config, self._metric, work)
         return quantizer, choice
 
 

@@ -1,12 +1,10 @@
-"""The compiled loops, where numba is there to compile them, and the threads that they run in."""
+"""A pool of threads for FAISS-sized work, and holding Ctrl-C back."""
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -20,20 +18,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-@cache
-def loops(name: str) -> Any:
-    """Return the loops ``kernels``, ``dots`` or ``cuts``; without numba None, and for ``kernels`` a warning."""
-    try:
-        with uninterrupted():
-            return importlib.import_module(f"faiss_qama.{name}")  # here, because importing numba takes half a second
-    except ImportError as error:  # there is none, or it is older than numpy needs
-        if name == "kernels.scanning":
-            warnings.warn(f"Scan is slower without numba ({error}): pip install numba", stacklevel=2)
-        return None
-
-
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def defer_interrupt() -> Iterator[None]:
     """Hold Ctrl-C back until the end: where LLVM calls Python back, its exception is lost or ends the process."""
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):
@@ -49,7 +35,7 @@ def uninterrupted() -> Iterator[None]:
             signal.raise_signal(signal.SIGINT)
 
 
-def each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
+def parallel_map(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
     """Return what ``do`` returns of each task, as many at a time as FAISS may use threads, this one among them."""
     threads = faiss.omp_get_max_threads()
     if len(tasks) <= 1 or threads == 1:
@@ -75,7 +61,7 @@ def each(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
     return done
 
 
-def shares(n: int) -> list[slice]:
+def even_slices(n: int) -> list[slice]:
     """Return ``n`` things in as many slices as FAISS may use threads."""
     step = -(-n // faiss.omp_get_max_threads()) or 1
     return [slice(start, start + step) for start in range(0, n, step)]

@@ -10,14 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Ids
-from faiss_qama.threads import loops
+from faiss_qama.kernels import kernel
 
 MOST = 2**31 - 1  # hits a query
 BLOCK = 1 << 19  # values gathered at a time: 2 MB of floats, so that a block stays in cache until it is summed
 FEW = 1000  # hits that are put in their places one by one; more are sorted
 
 
-def as_k(k: Any) -> int:
+def check_k(k: Any) -> int:
     """Return ``k`` as an int. Raises TypeError or ValueError unless it is an integer of at least 1."""
     k = operator.index(k)
     if k < 1:
@@ -42,7 +42,7 @@ def blocks(rows: Ids, width: int) -> Iterator[slice]:
 
 def best(scores: NDArray[Any], rows: Ids, k: int, larger: bool) -> tuple[NDArray[Any], Ids]:
     """Return the best ``k`` of each row of ``scores`` and ``rows``, best first; ties in the order that they have."""
-    k, compiled = min(k, scores.shape[1]), loops("kernels.scoring")
+    k, compiled = min(k, scores.shape[1]), kernel("scoring")
     if compiled is not None and k <= FEW:
         D, I = np.empty((len(scores), k), scores.dtype), np.empty((len(scores), k), np.int64)
         compiled.best(scores, rows, larger, D, I)

@@ -10,7 +10,7 @@ from conftest import fit_quietly, make_vectors
 from faiss_qama import QamaIndex
 from faiss_qama.quantizer.calibration import GROWTH, KS, OVERSAMPLES, Calibration
 from faiss_qama.training import calibrate as calibrate_module
-from faiss_qama.training.split import draw
+from faiss_qama.training.split import split_corpus
 from faiss_qama.vectors import Corpus
 
 
@@ -55,16 +55,16 @@ def test_curves_are_what_searches_reach(metric):
     """The other route: real searches of the held-out queries with each oversample, against IndexFlat."""
     x, xq = make_vectors(900), make_vectors(300, seed=5)
     quantizer = fit_quietly(x, layout="2x18", queries=xq, metric=metric)
-    drawn = draw(Corpus(x), Corpus(xq), 100_000, 0)
+    split = split_corpus(Corpus(x), Corpus(xq), 100_000, 0)
     flat = faiss.IndexFlat(x.shape[1], metric)
-    flat.add(drawn.train)
+    flat.add(split.train)
     for stage, kind in (("floats", "fp32"), ("codes", "codes")):
         index = QamaIndex(quantizer, kind)
-        index.add(drawn.train)
+        index.add(split.train)
         for i, k in enumerate(KS):
-            truth = flat.search(drawn.calibration, k)[1]
+            truth = flat.search(split.validation, k)[1]
             for j in (0, 7, 13):
-                found = index.search(drawn.calibration, k, oversample=OVERSAMPLES[j])[1]
+                found = index.search(split.validation, k, oversample=OVERSAMPLES[j])[1]
                 recall = np.mean([len(set(a) & set(b)) / k for a, b in zip(found, truth, strict=True)])
                 assert getattr(quantizer.calibration, stage)[i, j] == pytest.approx(recall, abs=0.01)
 
@@ -104,8 +104,8 @@ def test_nothing_held_out_means_no_calibration():
 def test_the_held_out_are_not_hits_of_their_own():
     """Documents that stand in for queries are searched among the others, which do not contain them."""
     x = make_vectors(500)
-    drawn = draw(Corpus(x), None, 100_000, 0)
+    split = split_corpus(Corpus(x), None, 100_000, 0)
     quantizer = dataclasses.replace(fit_quietly(x, layout="1x16"), calibration=None)
-    measured = calibrate_module.calibrate(quantizer, drawn).calibration
+    measured = calibrate_module.calibrate(quantizer, split).calibration
     assert measured.n == 450
     assert measured.floats[0, 0] < 0.9

@@ -16,26 +16,26 @@ from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.training import FitConfig
-from faiss_qama.training.candidate_layouts import by_rule, layouts_within
+from faiss_qama.training.candidate_layouts import default_layout, layouts_of_size
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.layout_choice import MOST_CANDIDATES, WORTH, choose
 from faiss_qama.training.residual import with_residual
-from faiss_qama.training.split import draw
+from faiss_qama.training.split import split_corpus
 from faiss_qama.vectors import Corpus
 
 INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
 
 
 @pytest.fixture(scope="module")
-def drawn():
-    return draw(Corpus(make_vectors(1200)), None, 10_000, 0)
+def split():
+    return split_corpus(Corpus(make_vectors(1200)), None, 10_000, 0)
 
 
-@pytest.mark.parametrize("base", ["Scan", "ScanIVF16", "auto", "BFlat", "BHNSW8"])
+@pytest.mark.parametrize("base", ["Flat", "IVF16", "auto", "BFlat", "BHNSW8"])
 @pytest.mark.parametrize("d", [36, 100, 384])
 @pytest.mark.parametrize("size", [4, 7, 24, 50, 96, 500])
 def test_layouts_fill_the_bytes_and_no_more(base, d, size):
-    layouts = [CodeLayout.parse(text) for text in layouts_within(size, d, base)]
+    layouts = [CodeLayout.parse(text) for text in layouts_of_size(size, d, base)]
     assert layouts
     for layout in layouts:
         assert code_bytes(base, layout) <= size
@@ -45,27 +45,27 @@ def test_layouts_fill_the_bytes_and_no_more(base, d, size):
         assert layout.components > d - 8 or code_bytes(base, more) > size
 
 
-@pytest.mark.parametrize("base", ["Scan", "BFlat"])
+@pytest.mark.parametrize("base", ["Flat", "BFlat"])
 def test_bytes_are_those_that_the_base_holds(corpus, base):
     quantizer = fit_quietly(corpus, layout="2x9,1.5x9,1x9")
     held = make_base(base, quantizer.layout)
-    held.add(quantizer.encode(corpus))
+    held.append(quantizer.encode(corpus))
     assert code_bytes(base, quantizer.layout) == held.bytes_per_vector
 
 
 @pytest.mark.parametrize("metric", [INNER_PRODUCT, faiss.METRIC_L2])
-def test_a_trial_is_what_a_search_of_such_codes_finds(drawn, metric):
-    choice = choose(drawn, FitConfig(bytes=24, residual=True), metric, 1200)
+def test_a_trial_is_what_a_search_of_such_codes_finds(split, metric):
+    choice = choose(split, FitConfig(bytes=24, residual=True), metric, 1200)
     assert {trial.layout.count("+") for trial in choice.trials} == {0, 1}
     for trial in choice.trials:
         config = FitConfig(layout=trial.layout, rotation=trial.rotation)
         with threadpool_limits(1):  # as in a trial; more threads round otherwise, and ITQ ends elsewhere
             quantizer = with_residual(
-                closed_form(drawn, config, metric), CodeLayout.parse(trial.layout).residual, drawn, config
+                closed_form(split, config, metric), CodeLayout.parse(trial.layout).residual, split, config
             )
-        xq, x = drawn.calibration, drawn.train
+        xq, x = split.validation, split.train
         near = faiss.knn(xq, x, 10, metric=metric)[1]
-        found = faiss.knn(xq, quantizer.approximate(x), 10, metric=metric)[1]
+        found = faiss.knn(xq, quantizer.encode_decode(x), 10, metric=metric)[1]
         share = np.mean((near[:, :, None] == found[:, None]).any(axis=1))
         of_all = trial.calibration.codes[KS.index(10), -1]
         assert of_all == pytest.approx(share, abs=2 / near.size)
@@ -73,8 +73,8 @@ def test_a_trial_is_what_a_search_of_such_codes_finds(drawn, metric):
 
 
 @pytest.mark.parametrize("rescore", ["codes", "none", "fp16"])
-def test_of_so_many_bytes_the_best_is_taken(drawn, rescore):
-    choice = choose(drawn, FitConfig(bytes=8), INNER_PRODUCT, 1200, rescore=rescore)
+def test_of_so_many_bytes_the_best_is_taken(split, rescore):
+    choice = choose(split, FitConfig(bytes=8), INNER_PRODUCT, 1200, rescore=rescore)
     assert {trial.rotation for trial in choice.trials} == {"itq", "random"}
     assert len({trial.layout for trial in choice.trials}) > 1
     if rescore == "fp16":
@@ -82,7 +82,7 @@ def test_of_so_many_bytes_the_best_is_taken(drawn, rescore):
     else:
         best = max(trial.recall(rescore) for trial in choice.trials)
         good = {trial.layout for trial in choice.trials if trial.recall(rescore) >= best - WORTH}
-        assert choice.chosen.layout == next(text for text in layouts_within(8, D) if text in good)
+        assert choice.chosen.layout == next(text for text in layouts_of_size(8, D) if text in good)
     config = choice.applied_to(FitConfig(bytes=8, seed=3))
     assert (config.layout, config.rotation, config.bytes, config.seed) == (
         choice.chosen.layout,
@@ -96,7 +96,7 @@ def test_of_so_many_bytes_the_best_is_taken(drawn, rescore):
 @pytest.mark.parametrize("unit", [True, False])
 def test_two_codes_fit_into_the_bytes_and_are_taken_for_so_much_more(metric, unit):
     x = make_vectors(1200, unit=unit)
-    choice = choose(draw(Corpus(x), None, 10_000, 0), FitConfig(bytes=24, residual=True), metric, 1200)
+    choice = choose(split_corpus(Corpus(x), None, 10_000, 0), FitConfig(bytes=24, residual=True), metric, 1200)
     one, two = ([t for t in choice.trials if ("+" in t.layout) == double] for double in (False, True))
     for trial in two[::3]:
         index = QamaIndex(fit_quietly(x, layout=trial.layout, metric=metric), "codes")
@@ -106,15 +106,15 @@ def test_two_codes_fit_into_the_bytes_and_are_taken_for_so_much_more(metric, uni
     assert most[1] > most[0] + WORTH
 
 
-def test_two_codes_that_find_little_more_are_not_taken(drawn, monkeypatch):
+def test_two_codes_that_find_little_more_are_not_taken(split, monkeypatch):
     config = FitConfig(bytes=24, residual=True)
-    assert "+" in choose(drawn, config, INNER_PRODUCT, 1200).chosen.layout
+    assert "+" in choose(split, config, INNER_PRODUCT, 1200).chosen.layout
     monkeypatch.setattr("faiss_qama.training.layout_choice.WORTH", 1.0)
-    assert "+" not in choose(drawn, config, INNER_PRODUCT, 1200).chosen.layout
+    assert "+" not in choose(split, config, INNER_PRODUCT, 1200).chosen.layout
 
 
-def test_the_next_choice_is_larger_and_enough_or_refused(drawn):
-    first = choose(drawn, FitConfig(), INNER_PRODUCT, 1200, recall=0.3)
+def test_the_next_choice_is_larger_and_enough_or_refused(split):
+    first = choose(split, FitConfig(), INNER_PRODUCT, 1200, recall=0.3)
     second = first.larger(0.3, 0.25, None)
     assert second.chosen.bytes > first.chosen.bytes
     assert second.chosen.recall() >= 0.3
@@ -134,19 +134,19 @@ def test_the_next_choice_is_larger_and_enough_or_refused(drawn):
         (FitConfig(bytes=3 + 1, residual=True), "codes"),  # no room for two
     ],
 )
-def test_two_codes_are_tried_where_they_can_be_read(drawn, config, rescore):
-    choice = choose(drawn, config, INNER_PRODUCT, 1200, rescore=rescore)
+def test_two_codes_are_tried_where_they_can_be_read(split, config, rescore):
+    choice = choose(split, config, INNER_PRODUCT, 1200, rescore=rescore)
     assert not any("+" in trial.layout for trial in choice.trials)
 
 
-def test_rules_of_one_cut_get_layouts_of_one_bit(drawn):
-    choice = choose(drawn, FitConfig(bytes=4, thresholds="median"), INNER_PRODUCT, 1200, compare=True)
+def test_rules_of_one_cut_get_layouts_of_one_bit(split):
+    choice = choose(split, FitConfig(bytes=4, thresholds="median"), INNER_PRODUCT, 1200, compare=True)
     assert all(trial.layout.startswith("1x") for trial in choice.trials)
 
 
 @pytest.mark.parametrize(("rescore", "recall"), [("codes", 0.4), ("codes", 0.6), ("none", 0.3), ("fp16", 0.8)])
-def test_of_a_recall_the_fewest_bytes_are_taken(drawn, rescore, recall):
-    choice = choose(drawn, FitConfig(), INNER_PRODUCT, 1200, rescore=rescore, recall=recall)
+def test_of_a_recall_the_fewest_bytes_are_taken(split, rescore, recall):
+    choice = choose(split, FitConfig(), INNER_PRODUCT, 1200, rescore=rescore, recall=recall)
 
     def reaches(trial):
         return trial.candidates(recall) <= MOST_CANDIDATES if rescore == "fp16" else trial.recall(rescore) >= recall
@@ -155,27 +155,27 @@ def test_of_a_recall_the_fewest_bytes_are_taken(drawn, rescore, recall):
     assert not any(reaches(trial) for trial in choice.trials if trial.bytes < choice.chosen.bytes)
 
 
-def test_others_to_compare_with_are_measured_and_not_taken(drawn):
-    alone, beside = (choose(drawn, FitConfig(bytes=4), INNER_PRODUCT, 1200, compare=c) for c in (False, True))
+def test_others_to_compare_with_are_measured_and_not_taken(split):
+    alone, beside = (choose(split, FitConfig(bytes=4), INNER_PRODUCT, 1200, compare=c) for c in (False, True))
     assert max(trial.bytes for trial in beside.trials) > 4 >= beside.chosen.bytes
     assert (beside.chosen.layout, beside.chosen.rotation) == (alone.chosen.layout, alone.chosen.rotation)
 
 
-def test_where_few_candidates_are_not_enough_the_fewest_are_taken(drawn):
-    choice = choose(drawn, FitConfig(bytes=4), INNER_PRODUCT, 10**6, rescore="fp16", recall=0.99)
+def test_where_few_candidates_are_not_enough_the_fewest_are_taken(split):
+    choice = choose(split, FitConfig(bytes=4), INNER_PRODUCT, 10**6, rescore="fp16", recall=0.99)
     fewest = min(trial.candidates(0.99) for trial in choice.trials)
     assert MOST_CANDIDATES < fewest == choice.chosen.candidates(0.99) < np.inf
 
 
-def test_a_layout_that_is_given_stays_and_others_are_measured_beside_it(drawn):
-    choice = choose(drawn, FitConfig(layout="1.5x20", rotation="random"), INNER_PRODUCT, 1200)
+def test_a_layout_that_is_given_stays_and_others_are_measured_beside_it(split):
+    choice = choose(split, FitConfig(layout="1.5x20", rotation="random"), INNER_PRODUCT, 1200)
     assert (choice.chosen.layout, choice.chosen.rotation) == ("1.5x20", "random")
     assert len(choice.trials) > 3
 
 
 def test_fit_takes_what_is_chosen():
     x = make_vectors(1200)
-    wanted = choose(draw(Corpus(x), None, 10_000, 0), FitConfig(bytes=8), INNER_PRODUCT, 1200).chosen
+    wanted = choose(split_corpus(Corpus(x), None, 10_000, 0), FitConfig(bytes=8), INNER_PRODUCT, 1200).chosen
     quantizer = fit_quietly(x, bytes=8, sample=10_000)
     assert (str(quantizer.layout), quantizer.config["rotation"]) == (wanted.layout, wanted.rotation)
     assert str(fit_quietly(x[:150], bytes=8).layout) == "2x32"  # too few to measure with
@@ -184,8 +184,8 @@ def test_fit_takes_what_is_chosen():
 @pytest.mark.parametrize("d", [1, 36, 384])
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 9, 15, 16, 100])
 def test_where_nothing_is_measured_so_many_bytes_are_enough(size, d):
-    base = "BFlat" if size < 4 else "Scan"
-    layout = CodeLayout.parse(by_rule(size, d, base))
+    base = "BFlat" if size < 4 else "Flat"
+    layout = CodeLayout.parse(default_layout(size, d, base))
     assert code_bytes(base, layout) <= size
     assert layout.components == d or code_bytes(base, CodeLayout.parse(f"{layout},1x33")) > size
 
@@ -193,8 +193,8 @@ def test_where_nothing_is_measured_so_many_bytes_are_enough(size, d):
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        ({"bytes": 3}, {}, "bytes: base Scan takes 4 a code at least; got 3"),
-        ({"bytes": 3}, {"compare": True}, "bytes: base Scan takes 4 a code at least; got 3"),
+        ({"bytes": 3}, {}, "bytes: base Flat takes 4 a code at least; got 3"),
+        ({"bytes": 3}, {"compare": True}, "bytes: base Flat takes 4 a code at least; got 3"),
         (
             {},
             {"recall": 0.9999},
@@ -202,14 +202,14 @@ def test_where_nothing_is_measured_so_many_bytes_are_enough(size, d):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(drawn, settings, options, message):
+def test_what_cannot_be_is_refused(split, settings, options, message):
     with pytest.raises(ValueError, match=message):
-        choose(drawn, FitConfig(**settings), INNER_PRODUCT, 10**9, **options)
+        choose(split, FitConfig(**settings), INNER_PRODUCT, 10**9, **options)
 
 
-def test_without_held_out_queries_nothing_is_chosen(drawn):
+def test_without_held_out_queries_nothing_is_chosen(split):
     with pytest.raises(ValueError, match="a layout is chosen by measuring, on 200 documents or 60 queries; got 1080"):
-        choose(replace(drawn, calibration=np.empty((0, D), np.float32)), FitConfig(bytes=8), INNER_PRODUCT, 1200)
+        choose(replace(split, validation=np.empty((0, D), np.float32)), FitConfig(bytes=8), INNER_PRODUCT, 1200)
 
 
 def test_a_recall_that_a_sample_promised_is_kept_by_the_index(tmp_path, monkeypatch):
@@ -219,11 +219,11 @@ def test_a_recall_that_a_sample_promised_is_kept_by_the_index(tmp_path, monkeypa
     outcome = fit_index(
         Corpus(tmp_path / "corpus.npy"), tmp_path / "i.qama", FitConfig(), INNER_PRODUCT, "codes", recall=0.6
     )
-    assert "on all that was drawn" in outcome.choice.reason
+    assert "on all that was split" in outcome.choice.reason
     assert outcome.index.search(x[:5], 10, recall=0.6)[1].shape == (5, 10)
 
 
-@pytest.mark.parametrize("base", ["Scan", "BFlat"])
+@pytest.mark.parametrize("base", ["Flat", "BFlat"])
 def test_too_few_to_measure_get_no_more_bytes_than_they_may(tmp_path, base):
     np.save(tmp_path / "few.npy", make_vectors(100))
     corpus, config = Corpus(tmp_path / "few.npy"), FitConfig(bytes=9)
@@ -242,22 +242,24 @@ def test_a_second_code_that_nothing_reads_is_refused_before_anything_is_written(
 
 def test_of_too_few_bytes_nothing_is_fitted():
     for n in (100, 1200):
-        with pytest.raises(ValueError, match="bytes: base Scan takes 4 a code at least; got 3"):
+        with pytest.raises(ValueError, match="bytes: base Flat takes 4 a code at least; got 3"):
             fit_quietly(make_vectors(n), bytes=3)
 
 
 @pytest.mark.parametrize("d", [1, 7])
 def test_of_few_dimensions_a_recall_is_chosen_for_too(d):
     x = make_vectors(400, d=d, unit=False)
-    choice = choose(draw(Corpus(x), None, 10_000, 0), FitConfig(), faiss.METRIC_L2, 400, rescore="fp16", recall=0.5)
+    choice = choose(
+        split_corpus(Corpus(x), None, 10_000, 0), FitConfig(), faiss.METRIC_L2, 400, rescore="fp16", recall=0.5
+    )
     assert choice.chosen.candidates(0.5) < np.inf
 
 
-def test_a_layout_is_chosen_of_those_that_end_at_the_slices(drawn):
-    for trial in choose(drawn, FitConfig(bytes=8, slices=(32,), residual=True), INNER_PRODUCT, 1200).trials:
+def test_a_layout_is_chosen_of_those_that_end_at_the_slices(split):
+    for trial in choose(split, FitConfig(bytes=8, matryoshka_dims=(32,), residual=True), INNER_PRODUCT, 1200).trials:
         assert CodeLayout.parse(trial.layout).components >= 32
-    with pytest.raises(ValueError, match="slices end at 33; layout .* has 32 components"):
-        choose(drawn, FitConfig(bytes=4, slices=(33,)), INNER_PRODUCT, 1200)
+    with pytest.raises(ValueError, match="matryoshka_dims end at 33; layout .* has 32 components"):
+        choose(split, FitConfig(bytes=4, matryoshka_dims=(33,)), INNER_PRODUCT, 1200)
 
 
 @pytest.mark.parametrize("recall", [0.0, 1.0, np.nan])

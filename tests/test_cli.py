@@ -32,8 +32,8 @@ def run(*arguments, cwd, check=0, **options):
 INTERRUPTIBLE = (  # numba is there by then: an interrupt in the midst of its import is held back
     sys.executable,
     "-c",
-    "import signal, faiss_qama.cli.app as c; from faiss_qama.threads import loops; "
-    "[loops(name) for name in ('kernels.scanning', 'kernels.scoring', 'kernels.encoding')]; "
+    "import signal, faiss_qama.cli.app as c; from faiss_qama.kernels import kernel; "
+    "[kernel(name) for name in ('scanning', 'scoring', 'encoding')]; "
     "signal.signal(signal.SIGINT, signal.default_int_handler); "
     "print('ready', flush=True); c.main()",
 )
@@ -234,7 +234,7 @@ def test_more_hits_than_there_are_are_not_looked_for(folder):
 
 
 def test_damage_that_mapping_does_not_see_is_one_line(folder):
-    run("fit", "corpus.npy", "-o", "lists.qama", "--base", "ScanIVF8", "--nprobe", "8", cwd=folder)
+    run("fit", "corpus.npy", "-o", "lists.qama", "--base", "IVF8", "--nprobe", "8", cwd=folder)
     rows = np.load(folder / "lists.qama" / "rows-1.npy")
     np.save(folder / "lists.qama" / "rows-1.npy", np.where(rows < 0, rows, rows + np.int32(10**6)))
     done = run("search", "lists.qama", "queries.npy", cwd=folder, check=2)
@@ -368,23 +368,23 @@ def test_build_indexes_other_vectors_with_the_same_quantizer(folder):
         built.reconstruct_n(0, 3), QamaIndex.load(folder / "other.qama", mmap=True).reconstruct_n(0, 3)
     )
     x = np.load(folder / "other.npy")
-    assert fitted.quantizer.encodes_like(built.quantizer)
+    assert fitted.quantizer.is_compatible_with(built.quantizer)
     assert (built.search(x, 1)[1][:, 0] == np.arange(321)).mean() > 0.99
 
 
 def test_base_auto_says_what_it_took_and_holds_no_more_than_it_may(folder):
     arguments = ["corpus.npy", "-o", "auto.qama", "--base", "auto"]
     done = run("fit", *arguments, "--recall", "0.9", "--memory", "200", cwd=folder)
-    assert "base        Scan: " in done.stdout
+    assert "base        Flat: " in done.stdout
     assert ", as no other fits, or is tried below 10,000 vectors" in done.stdout  # there are too few vectors for lists
-    assert ",Scan," in QamaIndex.load(folder / "auto.qama").factory_string
+    assert ",Flat," in QamaIndex.load(folder / "auto.qama").factory_string
     run("fit", *arguments, "--recall", "0.9", "--memory", "6", cwd=folder)
     assert QamaIndex.load(folder / "auto.qama").bytes_per_vector[0] == 4
     done = run("fit", *arguments, "--memory", "0.5", cwd=folder, check=2)
     assert "memory: 0.5 bytes a vector, and codes of" in done.stderr
     assert run("fit", *arguments, "--memory", "nan", cwd=folder, check=2).stderr.startswith("error: memory: nan bytes")
     done = run("fit", "corpus.npy", "--memory", "60", cwd=folder, check=2)
-    assert done.stderr == "error: --memory is for --base auto; the base is Scan\n"
+    assert done.stderr == "error: --memory is for --base auto; the base is Flat\n"
 
 
 def test_few_vectors_get_a_layout_by_rule_but_no_recall(tmp_path):
@@ -404,9 +404,9 @@ def test_search_parameters_are_set_and_kept(folder):
     one_list = run("search", "ivf.qama", "queries.npy", "--nprobe", "1", "--oversample", "5", cwd=folder).stdout
     assert all_lists != one_list
     done = run("search", "corpus.qama", "queries.npy", "--nprobe", "4", cwd=folder, check=2)
-    assert done.stderr == "error: nprobe means nothing to Scan; it takes no search parameters\n"
+    assert done.stderr == "error: nprobe means nothing to Flat; it takes no search parameters\n"
     done = run("fit", "corpus.npy", "-o", "no.qama", "--efsearch", "9", cwd=folder, check=2)
-    assert done.stderr == "error: efSearch means nothing to Scan; it has no settings\n"
+    assert done.stderr == "error: efSearch means nothing to Flat; it has no settings\n"
     assert not (folder / "no.qama").exists()
 
 

@@ -17,7 +17,7 @@ from faiss_qama import QamaIndex
 CONFIG = """
 layout: 2x18
 train:
-  {epochs: %d, epoch_steps: 20, batch: 64, random: 64, learning_rate: 0.003,
+  {epochs: %d, steps_per_epoch: 20, batch_size: 64, random_negatives: 64, learning_rate: 0.003,
    losses: {adc.contrastive: 1, hamming.contrastive: 1}}
 """
 

@@ -48,7 +48,7 @@ def test_codes_are_the_same_without_numba(layout, data):
     z, thresholds = draw_case(layout, data)
     thresholds[:, -1:] = np.inf  # a cut that a column does not have
     code = bit_packing.encode(np.asfortranarray(z), thresholds, layout)
-    with mock.patch.object(bit_packing, "loops", return_value=None):
+    with mock.patch.object(bit_packing, "kernel", return_value=None):
         np.testing.assert_array_equal(bit_packing.encode(z, thresholds, layout), code)
 
 

@@ -17,9 +17,9 @@ from conftest import D, fit_quietly, make_vectors
 from faiss_qama import QamaIndex, index_factory
 from faiss_qama.index import two_stage
 
-LISTS = ("ScanIVF", "BIVF")
-BASES = ("Scan", "ScanIVF8", "BFlat", "BIVF8", "BIVF8_HNSW4", "BHNSW8", "BHash8", "BHash3x8")
-STORES = ("none", "codes", "residual", "sq8", "fp16", "fp32", "array", "faiss.Index")
+LISTS = ("IVF", "BIVF")
+BASES = ("Flat", "IVF8", "BFlat", "BIVF8", "BIVF8_HNSW4", "BHNSW8", "BHash8", "BHash3x8")
+RESCORE_KINDS = ("none", "codes", "residual", "sq8", "fp16", "fp32", "array", "faiss.Index")
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
 DECODED = ("none", "codes", "residual")  # stores that keep no vectors
 N, K = 240, 5
@@ -35,11 +35,11 @@ def metric(request):
 def world(metric):
     """A quantizer with slices and a residual, 240 vectors of any length, and queries."""
     x = make_vectors(1000, unit=False)
-    quantizer = fit_quietly(x, layout="2x18+2x9,1x20", slices=(9, 18), metric=metric)
+    quantizer = fit_quietly(x, layout="2x18+2x9,1x20", matryoshka_dims=(9, 18), metric=metric)
     return quantizer, x[:N], make_vectors(7, seed=1, unit=False)
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=RESCORE_KINDS)
 def store(request):
     return request.param
 
@@ -125,7 +125,7 @@ class Subject:
         if self.store in ("none", "codes"):
             want = self.quantizer.decode(self.quantizer.encode(want)) if len(keys) else want
         elif self.store == "residual":
-            want = self.quantizer.approximate(want) if len(keys) else want
+            want = self.quantizer.encode_decode(want) if len(keys) else want
         error = {"sq8": 2e-2, "fp16": 1e-3}.get(self.store, 1e-5)
         np.testing.assert_allclose(got, want, atol=error * np.abs(self.x).max())
 
@@ -164,7 +164,7 @@ def search_by_the_base_index(s):
                 np.testing.assert_array_equal(scores[: len(there)], own[there])
                 assert (np.diff(scores) >= 0).all()
             best = np.sort(distances[:, allowed], axis=1)[:, :K]
-            if s.base in ("Scan", "ScanIVF8", "BFlat", "BIVF8"):
+            if s.base in ("Flat", "IVF8", "BFlat", "BIVF8"):
                 np.testing.assert_array_equal(D, best)
             elif not s.base.startswith("BHash"):
                 assert (best == D).mean() >= 0.9
@@ -186,14 +186,14 @@ def search(s):
         order = np.sort(scores[: len(hits)])
         smaller = s.store == "none" or s.quantizer.metric == faiss.METRIC_L2
         np.testing.assert_array_equal(scores[: len(hits)], order if smaller else order[::-1])
-    if s.base in ("Scan", "BFlat", "BHNSW8"):
+    if s.base in ("Flat", "BFlat", "BHNSW8"):
         assert (I >= 0).all()
     s.check(s.find(N + 3), k=N + 3)  # more than there are
 
 
 @operation
 def search_settings(s):
-    names = {"ScanIVF8": "nprobe", "BIVF8": "nprobe", "BIVF8_HNSW4": "nprobe", "BHNSW8": "efSearch"}
+    names = {"IVF8": "nprobe", "BIVF8": "nprobe", "BIVF8_HNSW4": "nprobe", "BHNSW8": "efSearch"}
     name = names.get(s.base)
     for other in {"nprobe", "efSearch", "nonsense"} - {name}:
         with pytest.raises(ValueError, match=f"{other} means nothing to {s.base}"):
@@ -406,11 +406,11 @@ def truncate(s):
 
 @operation
 def prefix(s, monkeypatch):
-    s.check(s.find(prefix=9))
-    by_calibration = s.index.search(s.xq, K, prefix=9)[1]
+    s.check(s.find(truncate_dim=9))
+    by_calibration = s.index.search(s.xq, K, truncate_dim=9)[1]
     assert (by_calibration >= 0).all()
     with pytest.raises(ValueError, match="nprobe mean nothing to it"):
-        s.index.search(s.xq, K, prefix=9, nprobe=3)
+        s.index.search(s.xq, K, truncate_dim=9, nprobe=3)
     # The funnel by hand: the 80 nearest by prefix, of those the nearest by whole code.
     short = s.quantizer.truncate(9)
     hamming = [
@@ -421,7 +421,7 @@ def prefix(s, monkeypatch):
     index = QamaIndex(dataclasses.replace(s.quantizer, calibration=None), "none", base=s.base)
     index.train(s.x)
     index.add(s.x)
-    D, I = index.search(s.xq, K, prefix=9)
+    D, I = index.search(s.xq, K, truncate_dim=9)
     for query in range(len(s.xq)):
         edge = np.sort(hamming[0][query])[79]  # ties at the edge may go either way
         inside, outside = hamming[0][query] < edge, hamming[0][query] > edge
@@ -429,10 +429,10 @@ def prefix(s, monkeypatch):
         np.testing.assert_array_equal(D[query], hamming[1][query][I[query]])
         assert D[query, -1] <= np.sort(hamming[1][query][inside])[K - 1]
     if s.store not in DECODED:
-        with pytest.raises(ValueError, match=r"prefix=5 needs its calibration; there are those of \[9\]"):
-            s.index.search(s.xq, K, prefix=5, recall=0.9)
+        with pytest.raises(ValueError, match=r"truncate_dim=5 needs its calibration; there are those of \[9\]"):
+            s.index.search(s.xq, K, truncate_dim=5, recall=0.9)
     s.index.remove_ids(np.arange(100))
-    assert set(s.index.search(s.xq, K, prefix=9, sel=np.arange(30, 37))[1].ravel().tolist()) <= set(range(30, 37))
+    assert set(s.index.search(s.xq, K, truncate_dim=9, sel=np.arange(30, 37))[1].ravel().tolist()) <= set(range(30, 37))
 
 
 @operation
@@ -535,8 +535,8 @@ def test_the_docs_show_the_operations_and_bases(request):
     text = (request.config.rootpath / "docs" / "operations.md").read_text()
     header = next(line for line in text.splitlines() if line.startswith("| operation"))
     assert [cell.strip(" `") for cell in header.split("|")[2:-1]] == [
-        "Scan",
-        "ScanIVF",
+        "Flat",
+        "IVF",
         "BFlat",
         "BIVF",
         "BIVF_HNSW",

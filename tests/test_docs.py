@@ -67,8 +67,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     steps = training.train
 
-    def short(start, drawn, config, *rest):
-        return steps(start, drawn, replace(config, epochs=1, epoch_steps=1), *rest)
+    def short(start, split, config, *rest):
+        return steps(start, split, replace(config, epochs=1, steps_per_epoch=1), *rest)
 
     monkeypatch.setattr(training, "train", short)
     monkeypatch.chdir(tmp_path)

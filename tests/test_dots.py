@@ -19,9 +19,9 @@ def test_stores_score_alike_without_numba(monkeypatch, metric, kind):
     index = QamaIndex(fit_quietly(x, layout="2x18", metric=metric), kind)
     index.add(x)
     rows = np.random.default_rng(0).integers(0, 500, (7, 30))
-    compiled = index.second_stage.scores(xq, rows)
-    monkeypatch.setattr(rescorer, "loops", lambda name: None)
-    np.testing.assert_allclose(index.second_stage.scores(xq, rows), compiled, rtol=1e-4, atol=1e-5)
+    compiled = index.rescorer.scores(xq, rows)
+    monkeypatch.setattr(rescorer, "kernel", lambda name: None)
+    np.testing.assert_allclose(index.rescorer.scores(xq, rows), compiled, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("d", [1, 7, 16, 33, 384])
@@ -57,7 +57,7 @@ def test_the_best_are_those_that_a_stable_sort_puts_first(monkeypatch, larger, d
         scores[0], scores[1, ::2], scores[2, 1::2] = np.nan, np.nan, np.inf
     rows = rng.permuted(np.arange(9 * n).reshape(9, n), axis=1)
     found = topk.best(scores, rows, k, larger)
-    monkeypatch.setattr(topk, "loops", lambda name: None)
+    monkeypatch.setattr(topk, "kernel", lambda name: None)
     for own, wanted in zip(found, topk.best(scores, rows, k, larger), strict=True):
         assert own.dtype == wanted.dtype
         np.testing.assert_array_equal(own, wanted)

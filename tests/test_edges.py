@@ -12,7 +12,7 @@ from conftest import D, fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex, index_factory
 
-BASES = ("Scan", "ScanIVF4", "BFlat", "BIVF4", "BIVF4_HNSW4", "BHNSW4", "BHash6", "BHash2x6")
+BASES = ("Flat", "IVF4", "BFlat", "BIVF4", "BIVF4_HNSW4", "BHNSW4", "BHash6", "BHash2x6")
 X = make_vectors(300, seed=51)
 QUANTIZER = fit_quietly(X, layout="2x18")
 QUERIES = make_vectors(4, seed=52)
@@ -54,7 +54,7 @@ def test_one_vector(index, tmp_path):
 
 def test_a_prefix_of_nothing_finds_nothing(index):
     for sel in (None, faiss.IDSelectorBatch([])):
-        scores, ids = index.search(QUERIES, 3, prefix=8, sel=sel)
+        scores, ids = index.search(QUERIES, 3, truncate_dim=8, sel=sel)
         assert (ids == -1).all()
         assert ids.shape == scores.shape == (4, 3)
         index.add(X)
@@ -161,8 +161,8 @@ def test_ready_objects_and_id_maps():
         ("nonsense", ValueError, "base 'nonsense' is not one of BFlat, BIVFn"),
         ("BHNSW1", ValueError, "links 2 or more"),
         ("BIVF0", ValueError, "lists must be 1 or more"),
-        ("ScanIVF0", ValueError, "lists must be 1 or more"),
-        ("ScanIVF", ValueError, "base 'ScanIVF' is not one of BFlat, BIVFn"),
+        ("IVF0", ValueError, "lists must be 1 or more"),
+        ("IVF", ValueError, "base 'IVF' is not one of BFlat, BIVFn"),
         ("BHash1000", ValueError, "hashed bits from 1 to 56"),
         (3, TypeError, "base must be one of BFlat"),
         (faiss.IndexFlatL2(8), TypeError, "got IndexFlatL2"),
@@ -171,13 +171,13 @@ def test_ready_objects_and_id_maps():
     ]:
         with pytest.raises(error, match=message):
             QamaIndex(QUANTIZER, base=base)
-    for base in ("BIVF64", "ScanIVF64"):
+    for base in ("BIVF64", "IVF64"):
         with pytest.raises(ValueError, match=f"{base} needs at least 64 vectors to train; got 5"):
             QamaIndex(QUANTIZER, base=base).train(X[:5])
 
 
 def test_settings_are_faiss_attributes_and_are_kept(tmp_path):
-    for base, name in (("BIVF4", "nprobe"), ("ScanIVF4", "nprobe"), ("BHNSW4", "efSearch")):
+    for base, name in (("BIVF4", "nprobe"), ("IVF4", "nprobe"), ("BHNSW4", "efSearch")):
         index = QamaIndex(QUANTIZER, "fp32", base=base)
         index.train(X)
         index.add(X)
@@ -188,10 +188,10 @@ def test_settings_are_faiss_attributes_and_are_kept(tmp_path):
         with pytest.raises(AttributeError, match=f"{base} has no"):
             setattr(index, {"nprobe": "efSearch", "efSearch": "nprobe"}[name], 3)
     index = QamaIndex(QUANTIZER, "fp32", base="BHash6")
-    index.binary.nflip = 2
+    index.base_index.nflip = 2
     index.add(X)
     index.save(tmp_path / "i.qama")
-    assert QamaIndex.load(tmp_path / "i.qama").binary.nflip == index.truncate(9).binary.nflip == 2
+    assert QamaIndex.load(tmp_path / "i.qama").base_index.nflip == index.truncate(9).base_index.nflip == 2
 
 
 def test_recall_is_promised_only_where_it_can_be_kept():

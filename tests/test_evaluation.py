@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from faiss_qama import QamaIndex
 from faiss_qama.comparison import methods
-from faiss_qama.evaluation.ranking_metrics import judged, ndcg
+from faiss_qama.evaluation.ranking_metrics import ndcg, ranking_metrics
 from faiss_qama.evaluation.recall import Dataset, evaluate, exact, read_rows, recall
 from faiss_qama.vectors import Corpus
 
@@ -42,7 +42,7 @@ def test_judgements_equal_trec_eval_query_by_query(seed, k):
     run = [ir_measures.ScoredDoc(str(q), str(d), -r) for q, row in enumerate(ids) for r, d in enumerate(row)]
     graded = [ir_measures.Qrel(str(q), str(d), int(g)) for q, d, g in qrels]
     relevant = sorted({q for q, _, g in qrels.tolist() if g > 0})
-    got = judged(ids, qrels, k)
+    got = ranking_metrics(ids, qrels, k)
     oracles = {"ndcg": ir_measures.nDCG @ k, "relevant_recall": ir_measures.R @ k, "mrr": ir_measures.RR @ k}
     for name, oracle in oracles.items():
         want = {int(m.query_id): m.value for m in ir_measures.iter_calc([oracle], graded, run)}

@@ -14,11 +14,11 @@ from conftest import LAYOUTS, D, fit_quietly, make_vectors
 from faiss_qama import QamaIndex
 from faiss_qama.training import FitConfig, fit
 
-STORES = ("none", "codes", "fp16", "fp32")
+RESCORE_KINDS = ("none", "codes", "fp16", "fp32")
 ALL = float(10**6)  # an oversample that makes candidates of everything
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=RESCORE_KINDS)
 def store(request):
     return request.param
 
@@ -80,7 +80,7 @@ def test_rescoring_everything_is_exact_search(fitted, kind):
     found = filled(quantizer, kind, x).search(xq, 10, oversample=ALL)
     size = float(np.abs(x).max()) * float(np.abs(xq).max()) * D
     if kind == "fp16":  # exact search over what float16 keeps
-        scale = np.float32(2.0 ** round(np.log2(quantizer.scale)))
+        scale = np.float32(2.0 ** round(np.log2(quantizer.rms_norm)))
         x = (x / scale).astype(np.float16).astype(np.float32) * scale
     assert_same_neighbours(found, oracle(x, quantizer.metric).search(xq, 10), atol=1e-6 * size)
 
@@ -206,7 +206,7 @@ def test_duplicates_and_zero_vectors(store):
 
 def test_bytes_are_those_in_memory(corpus):
     quantizer = fit(corpus, config=FitConfig(layout="2x18"))
-    sizes = {store: QamaIndex(quantizer, store).bytes_per_vector for store in STORES}
+    sizes = {store: QamaIndex(quantizer, store).bytes_per_vector for store in RESCORE_KINDS}
     assert sizes == {"none": (8, 0), "codes": (8, 0), "fp16": (8, 2 * D), "fp32": (8, 4 * D)}
 
 

@@ -47,7 +47,7 @@ def embeddings(sentence_model):
 
 @pytest.fixture(scope="module")
 def qrels(embeddings):
-    """Two graded documents a query, drawn from its 15 nearest."""
+    """Two graded documents a query, split from its 15 nearest."""
     x, xq = embeddings
     near = np.argsort(-(xq @ x.T), axis=1)[:, :15]
     rng = np.random.default_rng(4)

@@ -7,7 +7,7 @@ import pytest
 from conftest import make_vectors
 
 from faiss_qama.training.pairs import read_pairs
-from faiss_qama.training.split import HELD_OUT_PAIRS, draw
+from faiss_qama.training.split import HELD_OUT_PAIRS, split_corpus
 from faiss_qama.vectors import Corpus
 
 N, NQ = 500, 150
@@ -74,12 +74,12 @@ def test_pairs_are_drawn_apart_and_point_at_what_they_pointed_at(sample):
         [np.repeat(np.arange(NQ - 10), 3), rng.integers(0, N, 3 * NQ - 30), np.tile([1, 2, 3], NQ - 10)], 1
     )
     x = np.concatenate(list(CORPUS.chunks()))
-    drawn = draw(CORPUS, None, sample, 0, read_pairs(QUERIES, qrels, CORPUS))
+    split = split_corpus(CORPUS, None, sample, 0, read_pairs(QUERIES, qrels, CORPUS))
     known = {(QUERIES[q].tobytes(), x[d].tobytes(), g) for q, d, g in qrels.tolist()}
     parts = [
-        (drawn.train_queries, drawn.train_qrels, drawn.train),
-        (drawn.calibration, drawn.calibration_qrels, drawn.train),
-        (drawn.report, drawn.report_qrels, x),
+        (split.train_queries, split.train_qrels, split.train),
+        (split.validation, split.validation_qrels, split.train),
+        (split.test, split.test_qrels, x),
     ]
     found = set()
     for queries, rows, documents in parts:
@@ -89,7 +89,7 @@ def test_pairs_are_drawn_apart_and_point_at_what_they_pointed_at(sample):
     asked = min(sample, NQ - 10)
     held = min(HELD_OUT_PAIRS, max(20, asked // 6))
     assert [len(queries) for queries, _, _ in parts[1:]] == [held, held]
-    assert asked - 2 * held - 5 <= len(drawn.train_queries) <= asked - 2 * held
+    assert asked - 2 * held - 5 <= len(split.train_queries) <= asked - 2 * held
     everything = np.concatenate([queries for queries, _, _ in parts])
     assert len(np.unique(everything, axis=0)) == len(everything)
     if sample == 10_000:
@@ -99,21 +99,21 @@ def test_pairs_are_drawn_apart_and_point_at_what_they_pointed_at(sample):
 def test_queries_that_share_documents_are_held_out_together():
     """Chains of five queries, each sharing a document with the next."""
     qrels = [(q, d, 1) for q in range(NQ) for d in (q, q + 1 if q % 5 < 4 else q)]
-    drawn = draw(CORPUS, None, 10_000, 0, read_pairs(QUERIES, qrels, CORPUS))
+    split = split_corpus(CORPUS, None, 10_000, 0, read_pairs(QUERIES, qrels, CORPUS))
     rows = [
         {int(np.flatnonzero((QUERIES == query).all(axis=1))[0]) // 5 for query in part}
-        for part in (drawn.train_queries, np.concatenate([drawn.calibration, drawn.report]))
+        for part in (split.train_queries, np.concatenate([split.validation, split.test]))
     ]
     assert not rows[0] & rows[1]
-    assert len(drawn.train_queries) >= NQ - 50 - 4
-    assert len(drawn.calibration) == len(drawn.report) == 25
+    assert len(split.train_queries) >= NQ - 50 - 4
+    assert len(split.validation) == len(split.test) == 25
 
 
 def test_unlabelled_queries_beside_pairs_are_for_training():
     qrels = [(q, q, 1) for q in range(NQ)]
     more = make_vectors(30, seed=9)
-    drawn = draw(CORPUS, Corpus(more), 10_000, 0, read_pairs(QUERIES, qrels, CORPUS))
-    assert len(drawn.train_queries) == NQ - 50 + 30
-    assert drawn.train_qrels[:, 0].max() < NQ - 50
+    split = split_corpus(CORPUS, Corpus(more), 10_000, 0, read_pairs(QUERIES, qrels, CORPUS))
+    assert len(split.train_queries) == NQ - 50 + 30
+    assert split.train_qrels[:, 0].max() < NQ - 50
     with pytest.raises(ValueError, match="at least 20 queries with a relevant document are needed; got 19"):
-        draw(CORPUS, None, 10_000, 0, read_pairs(QUERIES, qrels[:19], CORPUS))
+        split_corpus(CORPUS, None, 10_000, 0, read_pairs(QUERIES, qrels[:19], CORPUS))

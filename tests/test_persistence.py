@@ -18,7 +18,7 @@ from faiss_qama.storage import bundle
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
 
-STORES = ("none", "codes", "fp16", "fp32")
+RESCORE_KINDS = ("none", "codes", "fp16", "fp32")
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def files(path):
     return {entry.name for entry in path.iterdir()} - {".lock"}
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", RESCORE_KINDS)
 @pytest.mark.parametrize("mmap", [False, True])
 def test_loaded_index_answers_bit_for_bit(quantizer, corpus, queries, tmp_path, store, mmap):
     index = make(quantizer, store, corpus)
@@ -51,7 +51,7 @@ def test_loaded_index_answers_bit_for_bit(quantizer, corpus, queries, tmp_path, 
     np.testing.assert_array_equal(loaded.quantizer.decode(code), quantizer.decode(code))
 
 
-@pytest.mark.parametrize("store", STORES)
+@pytest.mark.parametrize("store", RESCORE_KINDS)
 def test_built_straight_to_disk_is_the_same_bundle(small, corpus, tmp_path, store):
     make(small, store, corpus).save(tmp_path / "a.qama")
     index = QamaIndex.build(tmp_path / "b.qama", small, Corpus(corpus), store)
@@ -89,7 +89,7 @@ def test_saving_again_replaces_and_leaves_nothing_behind(small, corpus, tmp_path
 @pytest.mark.parametrize("role", ["codes", "store"])
 def test_a_damaged_header_of_a_mapped_file_is_noticed(corpus, tmp_path, role):
     """Mapped, it has no checksum to fail."""
-    index = QamaIndex(fit_quietly(corpus, layout="2x18"), "fp16", base="Scan")
+    index = QamaIndex(fit_quietly(corpus, layout="2x18"), "fp16", base="Flat")
     index.add(corpus)
     index.save(tmp_path / "i.qama")
     path = tmp_path / "i.qama" / f"{role}-1.npy"
@@ -293,7 +293,7 @@ def test_lengths_that_cannot_be_are_refused(request, tmp_path, value):
     manifest["files"]["lengths"] = bundle._file_entry(folder / "lengths-1.npy")
     manifest["sha256"] = bundle._digest(manifest)
     (folder / "manifest.json").write_bytes(bundle._dump(manifest))
-    with pytest.raises(ValueError, match="lengths-1.npy: a length is not finite, or below 0"):
+    with pytest.raises(ValueError, match="lengths-1.npy: a norm is not finite, or below 0"):
         QamaIndex.load(folder)
 
 
@@ -321,7 +321,7 @@ def test_lists_that_lead_elsewhere_are_refused(request, tmp_path, role, value):
 )
 def test_a_bundle_of_each_version_loads_for_ever(request, tmp_path, version, n):
     """Written when the format was new; its answers are stored with it. The second has a trained network and adapter,
-    the third the base Scan, the fourth lists around codes, the fifth lists around means, the sixth a residual.
+    the third the base Flat, the fourth lists around codes, the fifth lists around means, the sixth a residual.
     """
     folder = request.config.rootpath / "tests" / "data"
     shutil.copytree(folder / f"{version}.qama", tmp_path / "i.qama")

@@ -16,7 +16,13 @@ from faiss_qama.training import FitConfig, TrainConfig
 from faiss_qama.training.pruning import FEWEST, Pruning
 from faiss_qama.training.train_config import PruningConfig
 
-PRUNED = {"losses": {"hamming.distillation": 1.0}, "epochs": 4, "epoch_steps": 10, "batch": 32, "random": 64}
+PRUNED = {
+    "losses": {"hamming.distillation": 1.0},
+    "epochs": 4,
+    "steps_per_epoch": 10,
+    "batch_size": 32,
+    "random_negatives": 64,
+}
 
 
 def test_pruned_codes_are_shorter_and_rank_as_the_masked_ones():

@@ -69,7 +69,7 @@ def test_decode_is_the_sum_over_levels(quantizer, corpus):
                 own = unit + (column - columns.start) * segment.units // segment.columns
                 x = x + decoder.values[column, row[own]] * decoder.matrix[column].astype(np.float64)
             unit += segment.units
-        want.append(x / np.linalg.norm(x) if quantizer.unit else x)
+        want.append(x / np.linalg.norm(x) if quantizer.normalized else x)
     np.testing.assert_allclose(quantizer.decode(code), want, atol=2e-5)
 
 
@@ -86,7 +86,7 @@ def test_energy_of_bits_is_the_squared_norm(corpus, kind):
 
 def test_level_means_decode_with_least_error(corpus):
     """Any other value for a level would raise the squared error of the vectors that the fit has seen."""
-    quantizer = dataclasses.replace(fit(corpus, config=FitConfig(layout="2x18")), unit=False)
+    quantizer = dataclasses.replace(fit(corpus, config=FitConfig(layout="2x18")), normalized=False)
     seen = np.sort(np.random.default_rng(0).choice(len(corpus), len(corpus), replace=False)[100:])
 
     def error(decoder: Decoder) -> float:
@@ -140,9 +140,9 @@ def test_queries_like_the_documents_are_cut_like_them(corpus, center):
 def test_a_zero_row_does_not_undo_unit_length(corpus):
     x = corpus.copy()
     x[5] = 0
-    assert fit(x, config=FitConfig(layout="2x18")).unit
-    assert not fit(corpus * np.float32(1.01), config=FitConfig(layout="2x18")).unit
-    assert not fit(0 * x, config=FitConfig(layout="2x18")).unit
+    assert fit(x, config=FitConfig(layout="2x18")).normalized
+    assert not fit(corpus * np.float32(1.01), config=FitConfig(layout="2x18")).normalized
+    assert not fit(0 * x, config=FitConfig(layout="2x18")).normalized
 
 
 @pytest.mark.parametrize("bad", [np.zeros((3, 2), np.uint8), np.zeros(5, np.uint8), np.zeros((3, 7), np.int64)])

@@ -80,7 +80,7 @@ def made(folder, x, name="corpus.npy", rescore="fp16", **settings):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    train = TrainConfig(epochs=2, epoch_steps=3)
+    train = TrainConfig(epochs=2, steps_per_epoch=3)
     return made(tmp_path_factory.mktemp("page"), make_vectors(1200), HOSTILE, layout="2x18", train=train)
 
 
@@ -149,8 +149,8 @@ def test_a_second_code_is_memory_and_is_named(of_two_codes):
 def test_what_the_first_code_leaves_over_is_drawn_with_the_second(of_two_codes):
     outcome, _ = of_two_codes
     chart = next(chart for chart in report_page.page_charts(outcome) if chart.title == "Where the bits went")
-    x, first = outcome.drawn.train, outcome.index.quantizer.truncate(outcome.index.quantizer.layout.components)
-    left = x - first.sum_of_levels(first.encode(x))
+    x, first = outcome.split.train, outcome.index.quantizer.truncate(outcome.index.quantizer.layout.components)
+    left = x - first.decode_unnormalized(first.encode(x))
     shares = [float(row[3]) for row in chart.rows]
     assert shares == sorted(shares, reverse=True)
     assert sum(shares) == pytest.approx(100 * left.var(axis=0).sum() / x.var(axis=0).sum(), abs=0.02)
@@ -172,7 +172,7 @@ def test_the_summary_never_says_more_than_was_measured(trained):
 def test_the_variance_is_that_of_singular_values(trained):
     outcome, _ = trained
     chart = next(chart for chart in report_page.page_charts(outcome) if chart.title == "Where the bits went")
-    sample = outcome.drawn.train.astype(np.float64)
+    sample = outcome.split.train.astype(np.float64)
     singular = np.linalg.svd(sample - sample.mean(axis=0), compute_uv=False) ** 2
     np.testing.assert_allclose([float(row[1]) for row in chart.rows], 100 * singular / singular.sum(), atol=6e-4)
     assert [row[2] for row in chart.rows] == ["2"] * 18 + ["0"] * 18
@@ -189,7 +189,7 @@ def test_half_bits_belong_to_pairs(tmp_path, half):
 
 def test_alternatives_are_measured_as_the_layouts_were(trained):
     outcome, _ = trained
-    x, xq = outcome.drawn.train, outcome.drawn.calibration
+    x, xq = outcome.split.train, outcome.split.validation
     index = faiss.IndexScalarQuantizer(x.shape[1], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
     index.train(x)
     index.add(x)

@@ -13,7 +13,7 @@ from faiss_qama import QamaIndex
 from faiss_qama.hamming import flat
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.residual import ResidualStore
+from faiss_qama.rescore.residual import ResidualRescorer
 from faiss_qama.training import FitConfig, fit
 
 LAYOUTS = ("2x9+2x18", "1x36+1x1", "1.5x7,0.5x4+0.5orx10,1x3", "2x5+2x36", "2x36+1x36")
@@ -28,34 +28,35 @@ def fitted(request, case):
 def test_the_second_code_is_that_of_what_the_first_leaves_over(fitted):
     quantizer, x, _ = fitted
     code = quantizer.encode(x)
-    left = x - quantizer.sum_of_levels(code)
+    left = x - quantizer.decode_unnormalized(code)
     finer = quantizer.encode_residual(x, code)
     np.testing.assert_array_equal(finer, quantizer.residual.encode(left))
-    sums = quantizer.sum_of_levels(code) + quantizer.residual.decode(finer)
-    if quantizer.unit:
+    sums = quantizer.decode_unnormalized(code) + quantizer.residual.decode(finer)
+    if quantizer.normalized:
         sums /= np.linalg.norm(sums, axis=1, keepdims=True)
     np.testing.assert_allclose(quantizer.decode(code, finer), sums, rtol=1e-4, atol=1e-5 * np.abs(x).max())
-    np.testing.assert_array_equal(quantizer.approximate(x), quantizer.decode(code, finer))
+    np.testing.assert_array_equal(quantizer.encode_decode(x), quantizer.decode(code, finer))
 
 
 def test_two_codes_are_nearer_than_one(fitted):
     quantizer, x, _ = fitted
     one, two = (
-        float(np.square(x - y).sum()) for y in (quantizer.sum_of_levels(quantizer.encode(x)), quantizer.approximate(x))
+        float(np.square(x - y).sum())
+        for y in (quantizer.decode_unnormalized(quantizer.encode(x)), quantizer.encode_decode(x))
     )
     assert two < one
 
 
-@pytest.mark.parametrize("base", ["Scan", "BFlat"])
+@pytest.mark.parametrize("base", ["Flat", "BFlat"])
 def test_scores_are_those_of_decoded_vectors(fitted, base):
     quantizer, x, xq = fitted
     index = QamaIndex(quantizer, "codes", base=base)
     index.add(x)
     rows = np.random.default_rng(0).integers(0, len(x), (len(xq), 77))
-    decoded = quantizer.approximate(x)
+    decoded = quantizer.encode_decode(x)
     wanted = np.take_along_axis(faiss.pairwise_distances(xq, decoded, quantizer.metric), rows, axis=1)
     # float16 keeps lengths of unit vectors to a part in 2048
-    np.testing.assert_allclose(index.second_stage.scores(xq, rows), wanted, atol=1e-3 * np.abs(wanted).max())
+    np.testing.assert_allclose(index.rescorer.scores(xq, rows), wanted, atol=1e-3 * np.abs(wanted).max())
 
 
 def test_small_distances_stay_apart_far_from_the_origin():
@@ -75,9 +76,9 @@ def test_bytes_are_words_and_a_length(case):
     quantizer = fit_quietly(x, layout="2x18+2x18,1x3", metric=metric)
     index = QamaIndex(quantizer, "codes")
     index.add(x)
-    length = 2 if quantizer.unit else 4 if metric == faiss.METRIC_L2 else 0
+    length = 2 if quantizer.normalized else 4 if metric == faiss.METRIC_L2 else 0
     assert index.bytes_per_vector == (8, 8 + 4 + length)
-    kept = index.second_stage.arrays()
+    kept = index.rescorer.arrays()
     padded = -(-len(x) // 16) * 16
     assert sum(array.nbytes for array in kept.values()) == padded * 12 + len(x) * length
 
@@ -123,27 +124,27 @@ def test_an_add_that_fails_leaves_both_codes_as_they_were(corpus, queries, monke
     want = index.search(queries, 5)
 
     class Full:
-        array = index.second_stage._lengths.array
+        array = index.rescorer._norms.array
 
         def append(self, rows):
             raise MemoryError
 
-        def cut(self, n):
+        def shrink(self, n):
             assert n == 101
 
     with monkeypatch.context() as patched:
-        patched.setattr(index.second_stage, "_lengths", Full())
+        patched.setattr(index.rescorer, "_norms", Full())
         with pytest.raises(MemoryError):
             index.add(corpus[101:200])
     np.testing.assert_array_equal(index.search(queries, 5)[1], want[1])
     index.add(corpus[101:])
     anew = QamaIndex(index.quantizer, "codes")
     anew.add(corpus)
-    for name, array in anew.second_stage.arrays().items():
-        np.testing.assert_array_equal(index.second_stage.arrays()[name], array)
+    for name, array in anew.rescorer.arrays().items():
+        np.testing.assert_array_equal(index.rescorer.arrays()[name], array)
 
 
-@pytest.mark.parametrize("base", ["Scan", "ScanIVF4"])
+@pytest.mark.parametrize("base", ["Flat", "IVF4"])
 def test_a_removal_that_fails_leaves_both_codes_as_they_were(corpus, queries, monkeypatch, base):
     index = QamaIndex(fit(corpus, config=FitConfig(layout="2x18+2x18")), "codes", base=base)
     index.train(corpus)
@@ -154,7 +155,7 @@ def test_a_removal_that_fails_leaves_both_codes_as_they_were(corpus, queries, mo
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(flat.Scan, "_gather", full)
+        patched.setattr(flat.FlatCodeIndex, "_gather", full)
         with pytest.raises(MemoryError):
             index.remove_ids(np.arange(50))
     got = index.search(queries, 5, oversample=1e9)
@@ -166,14 +167,14 @@ def test_state_comes_back(fitted):
     quantizer, x, _ = fitted
     again = Quantizer.from_state(*quantizer.to_state())
     assert again.layout == quantizer.layout
-    assert again.encodes_like(quantizer)
-    np.testing.assert_array_equal(again.approximate(x), quantizer.approximate(x))
+    assert again.is_compatible_with(quantizer)
+    np.testing.assert_array_equal(again.encode_decode(x), quantizer.encode_decode(x))
     other = dataclasses.replace(quantizer, layout=quantizer.layout.truncate(quantizer.layout.components), residual=None)
-    assert not other.encodes_like(quantizer)
+    assert not other.is_compatible_with(quantizer)
 
 
 def test_a_prefix_has_no_residual(corpus):
-    quantizer = fit_quietly(corpus, layout="2x18+2x18", slices=(9, 18))
+    quantizer = fit_quietly(corpus, layout="2x18+2x18", matryoshka_dims=(9, 18))
     assert quantizer.truncate(9).residual is None
     assert str(quantizer.truncate(9).layout) == "2x9"
     assert quantizer.truncate(9).calibration.n == quantizer.calibration.n
@@ -191,8 +192,8 @@ def test_shapes_are_those_of_the_arrays(case):
     quantizer = fit_quietly(x, layout="2x9+1x36", metric=metric)
     index = QamaIndex(quantizer, "codes")
     index.add(x)
-    kept = {name: (array.shape, array.dtype) for name, array in index.second_stage.arrays().items()}
-    assert kept == ResidualStore.shapes(quantizer, len(x))
+    kept = {name: (array.shape, array.dtype) for name, array in index.rescorer.arrays().items()}
+    assert kept == ResidualRescorer.shapes(quantizer, len(x))
 
 
 @pytest.mark.parametrize(

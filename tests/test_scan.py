@@ -17,7 +17,7 @@ import faiss_qama
 from faiss_qama import QamaIndex, topk
 from faiss_qama.arrays import WORST
 from faiss_qama.hamming import bit_planes, flat
-from faiss_qama.hamming.flat import Scan
+from faiss_qama.hamming.flat import FlatCodeIndex
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
@@ -45,10 +45,10 @@ def by_numpy(code, queries, k, rows):
 @pytest.fixture(params=["numba", "faiss"])
 def kernels(request, monkeypatch):
     """Both ways to scan."""
-    assert flat.loops("kernels.scanning") is not None
+    assert flat.kernel("scanning") is not None
     if request.param == "faiss":
         for module in (flat, topk):
-            monkeypatch.setattr(module, "loops", lambda name: None)
+            monkeypatch.setattr(module, "kernel", lambda name: None)
         monkeypatch.setattr(flat, "CHUNK", 300)
     return request.param
 
@@ -69,7 +69,7 @@ def test_words_hold_what_codes_do(text, n):
     layout = CodeLayout.parse(text)
     code = random_codes(layout, n, 1)
     words = bit_planes.pack(code, layout)
-    np.testing.assert_array_equal(Scan(layout)._pack(code), words)
+    np.testing.assert_array_equal(FlatCodeIndex(layout)._pack(code), words)
     assert words.dtype == np.uint32
     np.testing.assert_array_equal(bit_planes.unpack(words, layout), code)
 
@@ -80,9 +80,9 @@ def test_words_hold_what_codes_do(text, n):
 def test_scan_is_numpys(kernels, threads, text, n, nq):
     layout = CodeLayout.parse(text)
     code, queries = random_codes(layout, n, 1), random_codes(layout, nq, 2)
-    base = Scan(layout)
+    base = FlatCodeIndex(layout)
     for part in np.array_split(code, 3):
-        base.add(part)
+        base.append(part)
     assert len(base) == n
     np.testing.assert_array_equal(base.codes, code)
     some = np.random.default_rng(3).random(n) < 0.3
@@ -103,8 +103,8 @@ def test_scan_is_numpys(kernels, threads, text, n, nq):
 @pytest.mark.parametrize("nq", [1, 5])
 def test_sums_are_those_of_the_bits(kernels, threads, text, nq):
     layout, rng = CodeLayout.parse(text), np.random.default_rng(4)
-    base = Scan(layout)
-    base.add(random_codes(layout, 1025, 1))
+    base = FlatCodeIndex(layout)
+    base.append(random_codes(layout, 1025, 1))
     rows = rng.integers(0, 1025, (nq, 77))
     weights = rng.standard_normal((nq, layout.n_bits)).astype(np.float32)
     bits = bit_packing.unpack(base.codes, layout).astype(np.float64)[rows]
@@ -122,16 +122,16 @@ def test_sums_are_those_of_the_bits(kernels, threads, text, nq):
 def test_distances_are_those_of_faiss(kernels, text):
     layout = CodeLayout.parse(text)
     code, queries = random_codes(layout, 5000, 1), random_codes(layout, 3, 2)
-    base, flat = Scan(layout), faiss.IndexBinaryFlat(8 * layout.code_size)
-    base.add(code)
+    base, flat = FlatCodeIndex(layout), faiss.IndexBinaryFlat(8 * layout.code_size)
+    base.append(code)
     flat.add(code)
     np.testing.assert_array_equal(base.search(queries, 100, None, {})[0], flat.search(queries, 100)[0])
 
 
 def test_equal_codes_are_found_in_order(kernels, threads):
     layout = CodeLayout.parse("2x9")
-    base = Scan(layout)
-    base.add(np.zeros((5000, layout.code_size), np.uint8))
+    base = FlatCodeIndex(layout)
+    base.append(np.zeros((5000, layout.code_size), np.uint8))
     D, I = base.search(np.zeros((2, layout.code_size), np.uint8), 600, None, {})
     np.testing.assert_array_equal(I, np.tile(np.arange(600), (2, 1)))
     assert not D.any()
@@ -145,11 +145,11 @@ def test_equal_codes_are_found_in_order(kernels, threads):
 )
 def test_codes_come_and_go(sizes, seed, share):
     layout = CodeLayout.parse("2x5,1x3")
-    base, rng = Scan(layout), np.random.default_rng(seed)
+    base, rng = FlatCodeIndex(layout), np.random.default_rng(seed)
     code = np.empty((0, layout.code_size), np.uint8)
     for i, size in enumerate(sizes):
         more = random_codes(layout, size, seed + i)
-        base.add(more)
+        base.append(more)
         code = np.concatenate([code, more])
         kept = rng.random(len(code)) < share
         base.keep(kept)
@@ -165,7 +165,7 @@ def test_codes_come_and_go(sizes, seed, share):
 def test_an_index_holds_two_bits_a_component_and_finds_what_the_flat_one_does(tmp_path):
     x, xq = make_vectors(3000), make_vectors(20, seed=1)
     quantizer = fit_quietly(x, layout="2x32")
-    ours, flat = (QamaIndex(quantizer, "codes", base=base) for base in ("Scan", "BFlat"))
+    ours, flat = (QamaIndex(quantizer, "codes", base=base) for base in ("Flat", "BFlat"))
     for index in (ours, flat):
         index.add(x)
     assert ours.bytes_per_vector == (8, 0)
@@ -179,31 +179,31 @@ def test_an_index_holds_two_bits_a_component_and_finds_what_the_flat_one_does(tm
             )
         hamming = (i.with_rescore("none").search(xq, 50)[0] for i in (index, flat))
         np.testing.assert_array_equal(*hamming)
-    with pytest.raises(ValueError, match=r"base Scan is no faiss.IndexBinary; to_faiss\('binary'\) makes one"):
-        _ = ours.binary
+    with pytest.raises(ValueError, match=r"base Flat is no faiss.IndexBinary; to_faiss\('binary'\) makes one"):
+        _ = ours.base_index
 
 
 @pytest.mark.parametrize("text", MIXTURES)
 def test_prefixes_are_cut_from_the_words(text):
     layout = CodeLayout.parse(text)
-    base = Scan(layout)
-    base.add(random_codes(layout, 77, 1))
+    base = FlatCodeIndex(layout)
+    base.append(random_codes(layout, 77, 1))
     for components in range(1, layout.components + 1):
         try:
             prefix = layout.truncate(components)
         except ValueError:  # half a pair
             continue
-        np.testing.assert_array_equal(base.truncated(prefix).codes, bit_packing.truncate(base.codes, prefix))
+        np.testing.assert_array_equal(base.truncate(prefix).codes, bit_packing.truncate(base.codes, prefix))
 
 
 def test_without_numba_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
     monkeypatch.delitem(sys.modules, "faiss_qama.kernels.scanning", raising=False)
-    monkeypatch.delattr(faiss_qama, "kernels", raising=False)
-    flat.loops.cache_clear()
+    monkeypatch.delattr(faiss_qama.kernels, "scanning", raising=False)
+    flat.kernel.cache_clear()
     with pytest.warns(UserWarning, match=r"pip install numba"):
-        assert flat.loops("kernels.scanning") is None
-    flat.loops.cache_clear()
+        assert flat.kernel("scanning") is None
+    flat.kernel.cache_clear()
 
 
 def test_what_is_compiled_needs_no_folder_for_its_cache(tmp_path):
@@ -212,8 +212,8 @@ def test_what_is_compiled_needs_no_folder_for_its_cache(tmp_path):
         "import numba.core.caching as caching\n"
         "caching.CacheImpl._locator_classes = []\n"
         "import numpy as np\nfrom faiss_qama.quantizer.layout import CodeLayout\n"
-        "from faiss_qama.hamming.flat import Scan\n"
-        "base = Scan(CodeLayout.parse('1x64'))\nbase.add(np.arange(80, dtype=np.uint8).reshape(-1, 8))\n"
+        "from faiss_qama.hamming.flat import FlatCodeIndex\n"
+        "base = FlatCodeIndex(CodeLayout.parse('1x64'))\nbase.append(np.arange(80, dtype=np.uint8).reshape(-1, 8))\n"
         "print(base.search(base.codes[3:4], 1, None, {})[1])\n"
     )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", program], capture_output=True, text=True, timeout=100)
@@ -231,7 +231,7 @@ def test_a_child_process_can_change_what_its_parent_searches():
     program = (
         "import os, threading, numpy as np\nfrom faiss_qama import QamaIndex\nfrom faiss_qama.training import fit\n"
         "x = np.random.default_rng(0).standard_normal((500, 16)).astype('f4')\n"
-        "index = QamaIndex(fit(x), 'none', base='Scan'); index.add(x)\n"
+        "index = QamaIndex(fit(x), 'none', base='Flat'); index.add(x)\n"
         "with index._lock.read():\n    pid = os.fork()\n    if pid == 0:\n"
         "        index.add(x[:1])\n        os._exit(index.ntotal - 501)\n"
         "    assert os.waitpid(pid, 0)[1] == 0\n"
@@ -243,9 +243,9 @@ def test_a_child_process_scans_too():
     program = (
         "import os, faiss, numpy as np\nfrom faiss_qama.hamming import flat\n"
         "from faiss_qama.quantizer.layout import CodeLayout\n"
-        "assert flat.loops('kernels.scanning') is not None\nflat.WORK = 10\n"
-        "faiss.omp_set_num_threads(2)\nlayout = CodeLayout.parse('1x64'); base = flat.Scan(layout)\n"
-        "base.add(np.arange(8000, dtype=np.uint8).reshape(-1, 8)); q = base.take(np.array([5]))\n"
+        "assert flat.kernel('scanning') is not None\nflat.WORK = 10\n"
+        "faiss.omp_set_num_threads(2)\nlayout = CodeLayout.parse('1x64'); base = flat.FlatCodeIndex(layout)\n"
+        "base.append(np.arange(8000, dtype=np.uint8).reshape(-1, 8)); q = base.take(np.array([5]))\n"
         "assert base.search(q, 1, None, {})[0][0, 0] == 0\npid = os.fork()\n"
         "if pid == 0:\n    os._exit(int(base.search(q, 1, None, {})[0][0, 0]))\n"
         "assert os.waitpid(pid, 0)[1] == 0\n"

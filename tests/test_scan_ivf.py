@@ -12,10 +12,10 @@ from test_scan import random_codes
 
 from faiss_qama import topk
 from faiss_qama.arrays import WORST
-from faiss_qama.growing import Rows
+from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming import flat, ivf
-from faiss_qama.hamming.flat import Scan
-from faiss_qama.hamming.ivf import ScanIVF
+from faiss_qama.hamming.flat import FlatCodeIndex
+from faiss_qama.hamming.ivf import IVFCodeIndex
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
@@ -27,33 +27,33 @@ def kernels(request, monkeypatch):
     """Both ways to scan."""
     if request.param == "faiss":
         for module in (flat, ivf, topk):
-            monkeypatch.setattr(module, "loops", lambda name: None)
+            monkeypatch.setattr(module, "kernel", lambda name: None)
 
 
-def filled(text: str, n: int, pieces: int = 3) -> tuple[ScanIVF, np.ndarray]:
+def filled(text: str, n: int, pieces: int = 3) -> tuple[IVFCodeIndex, np.ndarray]:
     layout = CodeLayout.parse(text)
     code = random_codes(layout, n, 1)
-    base = ScanIVF(layout, NLIST)
+    base = IVFCodeIndex(layout, NLIST)
     base.train(random_codes(layout, 500, 3))
     for part in np.array_split(code, pieces):
-        base.add(part)
+        base.append(part)
     return base, code
 
 
-def rounded(base: ScanIVF) -> np.ndarray:
+def rounded(base: IVFCodeIndex) -> np.ndarray:
     """Levels (nlist, 2 * units) of the centroids: down from a quarter, and from three quarters to the next."""
     centroids = base._centroids / 64
     return np.concatenate([np.floor(centroids + 0.25), np.floor(centroids + 0.75)], axis=1)
 
 
-def in_the_order_of_probing(base: ScanIVF, code: np.ndarray) -> np.ndarray:
+def in_the_order_of_probing(base: IVFCodeIndex, code: np.ndarray) -> np.ndarray:
     """All lists (n, nlist), nearest first by the L1 distance of levels."""
     levels = np.tile(bit_packing.levels(code, base.layout).astype(float), 2)
     distances = np.abs(levels[:, None] - rounded(base)[None]).sum(axis=2)
     return np.argsort(distances, axis=1, kind="stable")
 
 
-def own_lists(base: ScanIVF, code: np.ndarray) -> np.ndarray:
+def own_lists(base: IVFCodeIndex, code: np.ndarray) -> np.ndarray:
     """The list (n,) of each code: of the eight that come first, the one whose centroid is nearest by L2 distance."""
     levels = bit_packing.levels(code, base.layout).astype(float)
     near = in_the_order_of_probing(base, code)[:, :8]
@@ -61,7 +61,7 @@ def own_lists(base: ScanIVF, code: np.ndarray) -> np.ndarray:
     return np.take_along_axis(near, squares.argmin(axis=1)[:, None], axis=1)[:, 0]
 
 
-def probed(base: ScanIVF, code: np.ndarray, query: np.ndarray, nprobe: int) -> np.ndarray:
+def probed(base: IVFCodeIndex, code: np.ndarray, query: np.ndarray, nprobe: int) -> np.ndarray:
     """The distances (n,) of the codes from a query, the worst outside of the lists that it probes."""
     lists = in_the_order_of_probing(base, query[None])[0, :nprobe]
     return np.where(np.isin(own_lists(base, code), lists), bit_packing.hamming(query, code), WORST)
@@ -98,17 +98,17 @@ def test_lists_hold_every_code_once_however_codes_come_and_go(sizes, seed):
     rng, held = np.random.default_rng(seed), np.empty((0, base.layout.code_size), np.uint8)
     for step, size in enumerate(sizes):
         new = random_codes(base.layout, size, seed + step)
-        base.add(new)
+        base.append(new)
         held = np.concatenate([held, new])
         if step % 3 == 2:
             kept = rng.random(len(held)) < 0.7
             base.keep(kept)
             held = held[kept]
-        for there in (base, ScanIVF.of_parts(base.layout, NLIST, base.parts())):
+        for there in (base, IVFCodeIndex.from_arrays(base.layout, NLIST, base.arrays())):
             check_chains(there, held)
 
 
-def check_chains(base: ScanIVF, held: np.ndarray) -> None:
+def check_chains(base: IVFCodeIndex, held: np.ndarray) -> None:
     """Every row is in the list of its centroid, in order, and only groups at the end of a list have room."""
     np.testing.assert_array_equal(base.codes, held)
     seen = []
@@ -133,7 +133,7 @@ def arrays_of(thing) -> list[np.ndarray]:
     """Every array that a base holds, however deep."""
     if isinstance(thing, np.ndarray):
         return [thing]
-    if isinstance(thing, Rows):
+    if isinstance(thing, GrowingArray):
         return [thing.array]
     return [array for value in vars(thing).values() for array in arrays_of(value)] if hasattr(thing, "__dict__") else []
 
@@ -143,7 +143,7 @@ def test_bytes_are_counted_in_full():
     assert base.bytes_per_vector == round(sum(array.nbytes for array in arrays_of(base)) / 1025)
 
 
-@pytest.mark.parametrize("kind", [Scan, ScanIVF])
+@pytest.mark.parametrize("kind", [FlatCodeIndex, IVFCodeIndex])
 @pytest.mark.parametrize("n", [3, 900])
 def test_ctrl_c_at_any_line_leaves_everything_as_it_was(kind, n):
     """With few codes lists get longer, with many they are made anew."""
@@ -161,25 +161,25 @@ def test_ctrl_c_at_any_line_leaves_everything_as_it_was(kind, n):
 
     while True:
         base = (
-            ScanIVF.of_parts(filled_lists.layout, NLIST, filled_lists.parts())
-            if kind is ScanIVF
-            else Scan(filled_lists.layout)
+            IVFCodeIndex.from_arrays(filled_lists.layout, NLIST, filled_lists.arrays())
+            if kind is IVFCodeIndex
+            else FlatCodeIndex(filled_lists.layout)
         )
-        if kind is Scan:
-            base.add(code)
+        if kind is FlatCodeIndex:
+            base.append(code)
         line, lines[0] = line + 1, 0
         sys.settrace(interrupting)
         try:
-            base.add(new)
+            base.append(new)
             break
         except KeyboardInterrupt:
             pass
         finally:
             sys.settrace(None)
         for held in (code, np.concatenate([code, new])):
-            if kind is ScanIVF:
+            if kind is IVFCodeIndex:
                 check_chains(base, held)
             np.testing.assert_array_equal(base.codes, held)
             if held is code:
-                base.add(new)
+                base.append(new)
     assert line > 5

@@ -26,7 +26,7 @@ class AnIndexIsADictionary(RuleBasedStateMachine):
     """The dictionary's keys are ids; without ids of the user's own they are the places of the values."""
 
     @initialize(
-        base=st.sampled_from(["Scan", "ScanIVF4", "BFlat", "BIVF4", "BHNSW4", "BHash6", "BHash2x6"]),
+        base=st.sampled_from(["Flat", "IVF4", "BFlat", "BIVF4", "BHNSW4", "BHash6", "BHash2x6"]),
         store=st.sampled_from(["none", "codes", "sq8", "fp16", "fp32"]),
         own=st.booleans(),
     )
@@ -156,7 +156,7 @@ AnIndexIsADictionary.TestCase.settings = settings(max_examples=150, stateful_ste
 TestAnIndexIsADictionary = AnIndexIsADictionary.TestCase
 
 
-@pytest.mark.parametrize("base", ["Scan", "ScanIVF4", "BFlat", "BIVF4", "BHNSW4"])
+@pytest.mark.parametrize("base", ["Flat", "IVF4", "BFlat", "BIVF4", "BHNSW4"])
 @pytest.mark.parametrize("store", ["codes", "fp32"])
 def test_searches_see_before_or_after_a_change(base, store):
     """Blocks of 50 vectors come and go while four threads search: a search finds all of a block or none of it."""
@@ -221,7 +221,7 @@ def test_a_change_beside_a_reset_leaves_all_parts_in_step():
         index.add(POOL[:10])
         thread.join()
         assert index.ntotal in (10, 10 + len(block))
-        assert index.ntotal == len(index.second_stage.rows) == index.binary.ntotal
+        assert index.ntotal == len(index.rescorer.rows) == index.base_index.ntotal
         assert (index.search(POOL[:5], 1, oversample=1e6)[1] >= 0).all()
 
 
@@ -229,9 +229,9 @@ def test_what_was_made_of_an_index_changes_with_it_or_says_so():
     index = AnIndexIsADictionary.empty("BFlat", "fp32")
     index.add(POOL)
     codes, short = index.with_rescore("codes"), index.truncate(9)
-    first = codes.search(POOL[200:205], 1, prefix=9, oversample=400)[1]
+    first = codes.search(POOL[200:205], 1, truncate_dim=9, oversample=400)[1]
     index.remove_ids([0])
-    np.testing.assert_array_equal(codes.search(POOL[200:205], 1, prefix=9, oversample=400)[1], first - 1)
+    np.testing.assert_array_equal(codes.search(POOL[200:205], 1, truncate_dim=9, oversample=400)[1], first - 1)
     for ask in (lambda: short.search(QUERIES, 3), lambda: short.ntotal, lambda: short.reconstruct(3)):
         with pytest.raises(ValueError, match="was changed since: truncate it again"):
             ask()
@@ -259,4 +259,4 @@ def test_merging_under_wrong_ids_moves_nothing(add_id, error):
     untrained = QamaIndex(QUANTIZER, "fp32", base="BIVF4")
     with pytest.raises(ValueError, match="BIVF4 is not trained"):
         untrained.merge_from(b)
-    assert (a.ntotal, b.ntotal, untrained.ntotal, len(untrained.second_stage.rows)) == (5, 10, 0, 0)
+    assert (a.ntotal, b.ntotal, untrained.ntotal, len(untrained.rescorer.rows)) == (5, 10, 0, 0)

@@ -16,7 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from faiss_qama.cli.app import cli
 from faiss_qama.comparison import methods, tasks
 from faiss_qama.comparison.tasks import Classification, Similarity, load_task
-from faiss_qama.evaluation.bootstrap import interval
+from faiss_qama.evaluation.bootstrap import bootstrap_interval
 from faiss_qama.vectors import Corpus
 
 NAMES = ["2x18", "2x18+none", "binary", "rotated-ternary", "scalar", "rotated-scalar"]
@@ -119,7 +119,7 @@ def test_faiss_features_are_what_its_index_reconstructs():
 def test_intervals_are_scipys():
     values = np.random.default_rng(0).exponential(size=200)
     want = scipy.stats.bootstrap((values,), np.mean, n_resamples=20_000, method="percentile", rng=1)
-    got = interval(lambda rows: values[rows].mean(), 200)
+    got = bootstrap_interval(lambda rows: values[rows].mean(), 200)
     np.testing.assert_allclose(got, want.confidence_interval, atol=0.02)
 
 
@@ -127,9 +127,9 @@ def test_paired_differences_are_surer_than_the_methods_themselves():
     rng = np.random.default_rng(0)
     a = rng.random(300)
     b = a - 0.01 + 0.001 * rng.standard_normal(300)
-    low, high = interval(lambda rows: a[rows].mean() - b[rows].mean(), 300)
+    low, high = bootstrap_interval(lambda rows: a[rows].mean() - b[rows].mean(), 300)
     assert 0.009 < low < high < 0.011
-    low, high = interval(lambda rows: a[rows].mean(), 300)
+    low, high = bootstrap_interval(lambda rows: a[rows].mean(), 300)
     assert high - low > 0.05
 
 

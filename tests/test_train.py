@@ -22,16 +22,23 @@ from faiss_qama.training import train as loop
 from faiss_qama.training.batches import NEIGHBOURS, Batches
 from faiss_qama.training.checkpoint import CHECKPOINT, LOG, locked
 from faiss_qama.training.closed_form import closed_form
-from faiss_qama.training.gradient_estimators import RELAXATIONS
+from faiss_qama.training.gradient_estimators import ESTIMATORS
 from faiss_qama.training.model import Model
 from faiss_qama.training.pairs import read_pairs
-from faiss_qama.training.split import draw
+from faiss_qama.training.split import split_corpus
 from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLDS, PruningConfig
-from faiss_qama.training.validation import HeldOut
+from faiss_qama.training.validation import Validation
 from faiss_qama.vectors import Corpus
 
 CLOSE = 1e-5
-SHORT = {"epochs": 2, "epoch_steps": 10, "batch": 32, "random": 64, "warmup": 2, "expansion": 2.0}
+SHORT = {
+    "epochs": 2,
+    "steps_per_epoch": 10,
+    "batch_size": 32,
+    "random_negatives": 64,
+    "warmup_steps": 2,
+    "expansion": 2.0,
+}
 SCORES = {f"{stage}.{loss}": 1.0 for stage in ("adc", "hamming") for loss in ("distillation", "contrastive")}
 
 
@@ -50,11 +57,11 @@ def trained(config: FitConfig, metric=faiss.METRIC_INNER_PRODUCT, unit=True):
     x, xq, qrels = make_pairs()
     if not unit:
         x, xq = x * np.linspace(0.5, 2, len(x), dtype=np.float32)[:, None], xq * np.float32(1.5)
-    drawn = draw(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
-    start = closed_form(drawn, config, metric)
-    ends = sorted({*config.slices_in(start.layout), start.layout.components})
-    model = Model(start, drawn.train, config.train, ends)
-    batches = Batches(drawn, config.train, metric, 0)
+    split = split_corpus(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
+    start = closed_form(split, config, metric)
+    ends = sorted({*config.dims_in(start.layout), start.layout.components})
+    model = Model(start, split.train, config.train, ends)
+    batches = Batches(split, config.train, metric, 0)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     for step in range(10):
         batch = loop.tensors(model, batches[step], torch.device("cpu"))
@@ -109,9 +116,9 @@ def test_numpy_forward_is_torchs(adapter, query_side):
 def test_every_adapter_starts_as_the_closed_form(layout, metric, adapter):
     config = FitConfig(layout=layout, train=TrainConfig(adapter=adapter, losses=SCORES, **SHORT))
     x = make_vectors(1003, unit=metric == faiss.METRIC_INNER_PRODUCT)
-    drawn = draw(Corpus(x), None, 10_000, 0)
-    start = closed_form(drawn, config, metric)
-    model = Model(start, drawn.train, config.train, [start.layout.components])
+    split = split_corpus(Corpus(x), None, 10_000, 0)
+    start = closed_form(split, config, metric)
+    model = Model(start, split.train, config.train, [start.layout.components])
     quantizer = model.frozen()
     for a, b in ((quantizer.encode(x), start.encode(x)), (quantizer.encode_queries(x), start.encode_queries(x))):
         assert (a == b).all(axis=1).mean() > 0.97  # but for values next to a cut
@@ -141,7 +148,7 @@ def test_scores_of_hard_bits_are_those_of_the_index(layout):
 def test_gradients_pass_the_cuts(quantizer):
     """QAMA's published code multiplies by (x > t) there, whose gradient is 0; ours is not, and points the right way."""
     u = torch.linspace(-0.5, 0.5, 11, requires_grad=True)
-    RELAXATIONS[quantizer](u, 0.2).sum().backward()
+    ESTIMATORS[quantizer](u, 0.2).sum().backward()
     assert (u.grad > 0.05).all()
     settings = TrainConfig(quantizer=quantizer, losses={"hamming.distillation": 1.0}, **SHORT)
     _, model, *_ = trained(FitConfig(layout="2x18", train=settings))
@@ -152,17 +159,17 @@ def test_gradients_pass_the_cuts(quantizer):
 @pytest.mark.parametrize("quantizer", QUANTIZERS)
 def test_soft_bits_harden_as_the_temperature_falls(quantizer):
     u = torch.tensor([-1.0, -0.3, 0.3, 1.0])
-    bits = RELAXATIONS[quantizer](u, 1e-3)
+    bits = ESTIMATORS[quantizer](u, 1e-3)
     np.testing.assert_allclose(bits, [0, 0, 1, 1], atol=1e-6)
     if quantizer in ("sigmoid", "tanh"):
-        assert 0.2 < RELAXATIONS[quantizer](u, 1.0)[1] < 0.5
+        assert 0.2 < ESTIMATORS[quantizer](u, 1.0)[1] < 0.5
     if quantizer == "straight-through":
-        np.testing.assert_allclose(RELAXATIONS[quantizer](u, 1.0), [0, 0, 1, 1], atol=1e-6)
+        np.testing.assert_allclose(ESTIMATORS[quantizer](u, 1.0), [0, 0, 1, 1], atol=1e-6)
     if quantizer == "stochastic":
         torch.manual_seed(0)
-        drawn = RELAXATIONS[quantizer](torch.full((20_000,), -0.3), 1.0)
-        assert set(drawn.unique().round(decimals=4).tolist()) <= {0.0, 1.0}
-        assert drawn.mean() == pytest.approx(1 / (1 + np.exp(0.3)), abs=0.02)
+        split = ESTIMATORS[quantizer](torch.full((20_000,), -0.3), 1.0)
+        assert set(split.unique().round(decimals=4).tolist()) <= {0.0, 1.0}
+        assert split.mean() == pytest.approx(1 / (1 + np.exp(0.3)), abs=0.02)
 
 
 @pytest.mark.parametrize("thresholds", THRESHOLDS)
@@ -195,7 +202,7 @@ def test_moving_thresholds_keep_the_share_of_documents_below_them():
 def test_training_on_pairs_learns_what_floats_cannot_know():
     x, xq, qrels = make_pairs(900)
     settings = TrainConfig(
-        losses={"adc.contrastive": 1.0, "hamming.contrastive": 1.0}, epochs=4, epoch_steps=60, learning_rate=3e-3
+        losses={"adc.contrastive": 1.0, "hamming.contrastive": 1.0}, epochs=4, steps_per_epoch=60, learning_rate=3e-3
     )
     quantizer = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq[:600], qrels[:600]))
     record = quantizer.config["training"]
@@ -224,7 +231,9 @@ def test_training_does_not_depend_on_the_unit_of_length(metric, factor):
 
 def test_a_stage_that_finds_nothing_does_not_decide():
     x, xq, qrels = make_pairs()
-    held_out = HeldOut(draw(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x))), faiss.METRIC_INNER_PRODUCT)
+    held_out = Validation(
+        split_corpus(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x))), faiss.METRIC_INNER_PRODUCT
+    )
     closed = {"adc": {"nDCG@10": 0.5}, "hamming": {"nDCG@10": 0.0}}
     assert held_out.gain(closed, closed) == 0
     assert held_out.never_worse(closed, closed)
@@ -235,11 +244,11 @@ def test_a_stage_that_finds_nothing_does_not_decide():
 
 def test_a_training_that_does_harm_is_not_kept():
     x, xq, qrels = make_pairs()
-    settings = TrainConfig(**SHORT | {"epochs": 1, "epoch_steps": 3}, learning_rate=1e3, clip=1e9)
+    settings = TrainConfig(**SHORT | {"epochs": 1, "steps_per_epoch": 3}, learning_rate=1e3, max_grad_norm=1e9)
     quantizer = fit(x, config=FitConfig(layout="2x18", train=settings), queries=xq)
     assert quantizer.config["training"]["kept"] == "closed form"
     assert quantizer.config["training"]["gain"] <= 0
-    assert quantizer.encodes_like(fit(x, config=FitConfig(layout="2x18"), queries=xq))
+    assert quantizer.is_compatible_with(fit(x, config=FitConfig(layout="2x18"), queries=xq))
 
 
 def test_same_seed_same_quantizer_and_another_seed_another():
@@ -264,7 +273,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, 
     settings = TrainConfig(quantizer=quantizer, losses=SCORES, pruning=pruning, **SHORT | {"epochs": 4})
     config = FitConfig(layout="2x18" if pruning is None else "1x36", train=settings)
     straight = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "straight")
-    measure, calls = HeldOut.quality, []
+    measure, calls = Validation.quality, []
 
     def interrupted(self, quantizer):
         calls.append(1)
@@ -272,7 +281,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, 
             raise KeyboardInterrupt
         return measure(self, quantizer)
 
-    monkeypatch.setattr(HeldOut, "quality", interrupted)
+    monkeypatch.setattr(Validation, "quality", interrupted)
     with pytest.raises(KeyboardInterrupt):
         fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "stopped")
     assert len((tmp_path / "stopped" / LOG).read_text().splitlines()) == 2
@@ -316,7 +325,7 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
         ({"losses": 5}, "losses: a mapping of weights by name is needed; got 5"),
         ({"losses": ["adc.mse"]}, "losses: a mapping of weights by name is needed"),
         ({"learning_rate": "fast"}, "train.learning_rate must be float; got 'fast'"),
-        ({"epoch_steps": 10**20}, "epoch_steps must be from 1 to 1000000000"),
+        ({"steps_per_epoch": 10**20}, "steps_per_epoch must be from 1 to 1000000000"),
     ],
 )
 def test_settings_of_the_wrong_kind_are_named(settings, message):
@@ -332,7 +341,7 @@ def test_rates_may_be_written_as_yaml_does_not_read_them():
 
 def test_early_stopping_keeps_the_best_epoch():
     x, xq, qrels = make_pairs()
-    settings = TrainConfig(**SHORT | {"epochs": 30, "epoch_steps": 5}, patience=2, learning_rate=0.1)
+    settings = TrainConfig(**SHORT | {"epochs": 30, "steps_per_epoch": 5}, patience=2, learning_rate=0.1)
     record = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq, qrels)).config["training"]
     gains = [line["gain"] for line in record["log"]]
     assert len(gains) < 30
@@ -342,9 +351,9 @@ def test_early_stopping_keeps_the_best_epoch():
 
 def test_batches_hold_relevant_hard_and_random_documents():
     x, xq, qrels = make_pairs()
-    drawn = draw(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
-    config = TrainConfig(batch=40, hard=3, random=50, documents_as_queries=0.25)
-    batches = Batches(drawn, config, faiss.METRIC_INNER_PRODUCT, 0)
+    split = split_corpus(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
+    config = TrainConfig(batch_size=40, hard_negatives=3, random_negatives=50, documents_as_queries=0.25)
+    batches = Batches(split, config, faiss.METRIC_INNER_PRODUCT, 0)
     batch = batches[0]
     assert batch.queries.shape == (40, x.shape[1])
     assert (batch.grades[:30].sum(axis=1) == 2).all()
@@ -360,18 +369,18 @@ def test_batches_hold_relevant_hard_and_random_documents():
     assert (there >= 1).all()
     assert there.mean() > 3
     np.testing.assert_array_equal(
-        batches[7].documents, Batches(drawn, config, faiss.METRIC_INNER_PRODUCT, 0)[7].documents
+        batches[7].documents, Batches(split, config, faiss.METRIC_INNER_PRODUCT, 0)[7].documents
     )
 
 
 def test_documents_stand_in_for_queries_but_not_for_themselves():
     x = make_vectors(1003)
-    drawn = draw(Corpus(x), None, 10_000, 0)
-    batch = Batches(drawn, TrainConfig(hard=5, random=500), faiss.METRIC_INNER_PRODUCT, 0)[0]
+    split = split_corpus(Corpus(x), None, 10_000, 0)
+    batch = Batches(split, TrainConfig(hard_negatives=5, random_negatives=500), faiss.METRIC_INNER_PRODUCT, 0)[0]
     for query, own in zip(batch.queries, batch.itself, strict=True):
         np.testing.assert_array_equal((batch.documents == query).all(axis=1), own)
     assert batch.itself.any()
-    moved = Batches(drawn, TrainConfig(noise=1.0), faiss.METRIC_INNER_PRODUCT, 0)[0]
+    moved = Batches(split, TrainConfig(noise=1.0), faiss.METRIC_INNER_PRODUCT, 0)[0]
     assert not (moved.queries[:, None] == x).all(axis=2).any()
 
 
@@ -380,28 +389,30 @@ def test_a_document_that_is_the_query_is_no_answer_unless_it_is_labelled():
     x = make_vectors(1003)
     xq = x[:200] * np.float32(1.001)
     qrels = [(q, q if q % 2 else q + 300, 1) for q in range(200)]
-    drawn = draw(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
-    batch = Batches(drawn, TrainConfig(batch=60, hard=5, random=900), faiss.METRIC_INNER_PRODUCT, 0)[0]
+    split = split_corpus(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
+    batch = Batches(
+        split, TrainConfig(batch_size=60, hard_negatives=5, random_negatives=900), faiss.METRIC_INNER_PRODUCT, 0
+    )[0]
     twins = np.square(batch.documents - batch.queries[:, None]).sum(axis=2) < 1e-4
     assert twins.any(axis=1).mean() > 0.5
     np.testing.assert_array_equal(batch.itself, twins & (batch.grades == 0))
     assert (twins & (batch.grades > 0)).any()
-    held_out = HeldOut(drawn, faiss.METRIC_INNER_PRODUCT)
+    held_out = Validation(split, faiss.METRIC_INNER_PRODUCT)
     exact = fit_quietly(x, layout="2x36")
     quality = held_out.quality(exact)["adc"]
-    own = drawn.calibration_qrels[:, 1] == np.argmax(drawn.calibration @ drawn.train.T, axis=1)
+    own = split.validation_qrels[:, 1] == np.argmax(split.validation @ split.train.T, axis=1)
     assert quality["nDCG@10"] >= own.mean()
-    unlabelled = dataclasses.replace(drawn, calibration_qrels=drawn.calibration_qrels[:0])
-    assert HeldOut(unlabelled, faiss.METRIC_INNER_PRODUCT).quality(exact)["adc"]["recall@10"] > 0.6
+    unlabelled = dataclasses.replace(split, validation_qrels=split.validation_qrels[:0])
+    assert Validation(unlabelled, faiss.METRIC_INNER_PRODUCT).quality(exact)["adc"]["recall@10"] > 0.6
 
 
 def test_a_slice_is_scored_as_the_truncated_quantizer():
-    config = FitConfig(layout="2x18", slices=[9], train=TrainConfig(losses=SCORES, query_side=False, **SHORT))
+    config = FitConfig(layout="2x18", matryoshka_dims=[9], train=TrainConfig(losses=SCORES, query_side=False, **SHORT))
     x, xq, _ = make_pairs()
-    drawn = draw(Corpus(x), None, 10_000, 0)
-    start = closed_form(drawn, config, faiss.METRIC_INNER_PRODUCT)
-    whole = Model(start, drawn.train, config.train, [9, 18])
-    part = Model(start.truncate(9), drawn.train, config.train, [9])
+    split = split_corpus(Corpus(x), None, 10_000, 0)
+    start = closed_form(split, config, faiss.METRIC_INNER_PRODUCT)
+    whole = Model(start, split.train, config.train, [9, 18])
+    part = Model(start.truncate(9), split.train, config.train, [9])
     tx, txq = seen(whole, x, xq)
     scores = []
     with torch.no_grad():
@@ -416,14 +427,14 @@ def test_a_slice_is_scored_as_the_truncated_quantizer():
 
 def test_the_loss_is_the_weighted_mean_over_the_slices():
     x, xq, qrels = make_pairs()
-    drawn = draw(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
+    split = split_corpus(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
     values = {}
     for power in (0.0, 1.0, 10.0, 0.5):
-        settings = TrainConfig(losses={"adc.distillation": 1.0}, slice_power=power, **SHORT)
-        config = FitConfig(layout="2x18", slices=[9], train=settings)
-        start = closed_form(drawn, config, faiss.METRIC_INNER_PRODUCT)
-        model = Model(start, drawn.train, settings, [9, 18])
-        batch = loop.tensors(model, Batches(drawn, settings, start.metric, 0)[0], torch.device("cpu"))
+        settings = TrainConfig(losses={"adc.distillation": 1.0}, matryoshka_power=power, **SHORT)
+        config = FitConfig(layout="2x18", matryoshka_dims=[9], train=settings)
+        start = closed_form(split, config, faiss.METRIC_INNER_PRODUCT)
+        model = Model(start, split.train, settings, [9, 18])
+        batch = loop.tensors(model, Batches(split, settings, start.metric, 0)[0], torch.device("cpu"))
         values[power] = float(loop.batch_losses(model, batch, 0.0, 0)["adc.distillation"].detach())
     share = 1 / (1 + 2.0**10)  # of the slice at a power of 10
     whole = (values[10.0] - 2 * share * values[0.0]) / (1 - 2 * share)
@@ -436,11 +447,11 @@ def test_the_loss_is_the_weighted_mean_over_the_slices():
 def test_slices_are_trained_and_calibrated():
     x, xq, qrels = make_pairs()
     settings = TrainConfig(losses={"hamming.distillation": 1.0, "orthogonality": 0.1}, **SHORT)
-    quantizer = fit(x, config=FitConfig(layout="2x18", slices="nested", train=settings), queries=xq)
+    quantizer = fit(x, config=FitConfig(layout="2x18", matryoshka_dims="nested", train=settings), queries=xq)
     assert sorted(quantizer.calibration.prefixes) == [2, 4, 6, 9]
     index = QamaIndex(quantizer, "codes")
     index.add(x)
-    assert index.search(xq, 3, prefix=9)[1].shape == (len(xq), 3)
+    assert index.search(xq, 3, truncate_dim=9)[1].shape == (len(xq), 3)
 
 
 def test_the_search_of_a_trained_index_ranks_by_its_own_scores(tmp_path):

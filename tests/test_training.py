@@ -12,9 +12,9 @@ from conftest import D, fit_quietly, make_vectors
 
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.training import FitConfig, TrainConfig, fit, rotation, thresholds
-from faiss_qama.training.candidate_layouts import by_rule
+from faiss_qama.training.candidate_layouts import default_layout
 from faiss_qama.training.closed_form import merge_pairs
-from faiss_qama.training.split import HELD_OUT, draw
+from faiss_qama.training.split import HELD_OUT, split_corpus
 from faiss_qama.vectors import Corpus
 
 NORMAL = np.random.default_rng(0).standard_normal((200_000, 2)).astype(np.float32) * [2, 0.5] + [1, -3]
@@ -91,7 +91,7 @@ def test_itq_is_a_rotation_that_loses_less_than_where_it_starts(corpus):
 @pytest.mark.parametrize("kind", ["itq", "random"])
 def test_slices_and_segments_confine_rotations(corpus, kind):
     """The span of each slice's rows is the span of the principal directions it stands for."""
-    quantizer = fit(corpus, config=FitConfig(layout="2x12,1x12", slices=(6, 12), rotation=kind, sample=10**6))
+    quantizer = fit(corpus, config=FitConfig(layout="2x12,1x12", matryoshka_dims=(6, 12), rotation=kind, sample=10**6))
     held_in = fit(corpus, config=FitConfig(layout="2x12,1x12", rotation="none")).transform.matrix
     for a, b in [(0, 6), (6, 12), (12, 24)]:
         mixed = quantizer.transform.matrix[a:b] @ held_in[a:b].T
@@ -147,21 +147,21 @@ def test_a_file_shards_and_a_memory_map_fit_alike(corpus, tmp_path):
 
 def test_draw_is_disjoint_and_bounded():
     x = np.arange(2000, dtype=np.float32)[:, None]
-    drawn = draw(Corpus(x), None, 500, 0)
-    assert len(drawn.train) == 500
-    assert len(drawn.report) == 200
-    assert not set(drawn.train[:, 0]) & set(drawn.report[:, 0])
-    np.testing.assert_array_equal(x[drawn.report_rows], drawn.report)
-    assert drawn.calibration.shape == drawn.report.shape
+    split = split_corpus(Corpus(x), None, 500, 0)
+    assert len(split.train) == 500
+    assert len(split.test) == 200
+    assert not set(split.train[:, 0]) & set(split.test[:, 0])
+    np.testing.assert_array_equal(x[split.test_rows], split.test)
+    assert split.validation.shape == split.test.shape
     queries = -np.arange(1, 1501, dtype=np.float32)[:, None]
-    drawn = draw(Corpus(x), Corpus(queries), 10_000, 0)
-    assert len(drawn.train) == 2000
-    assert len(drawn.calibration) == len(drawn.report) == HELD_OUT
-    parts = [set(part[:, 0]) for part in (drawn.train_queries, drawn.calibration, drawn.report)]
+    split = split_corpus(Corpus(x), Corpus(queries), 10_000, 0)
+    assert len(split.train) == 2000
+    assert len(split.validation) == len(split.test) == HELD_OUT
+    parts = [set(part[:, 0]) for part in (split.train_queries, split.validation, split.test)]
     assert len(set.union(*parts)) == sum(map(len, parts)) == 1500
-    assert (drawn.report_rows == -1).all()
-    assert len(draw(Corpus(x), Corpus(queries[:59]), 10_000, 0).calibration) == 0
-    assert len(draw(Corpus(x[:199]), None, 10_000, 0).calibration) == 0
+    assert (split.test_rows == -1).all()
+    assert len(split_corpus(Corpus(x), Corpus(queries[:59]), 10_000, 0).validation) == 0
+    assert len(split_corpus(Corpus(x[:199]), None, 10_000, 0).validation) == 0
 
 
 def test_few_vectors_fit_and_say_so():
@@ -193,13 +193,13 @@ def test_degenerate_corpora_give_finite_quantizers(what, metric):
 
 
 def test_bytes_beyond_two_bits_buy_nothing():
-    assert by_rule(1000, 384) == "2x384"
-    assert by_rule(4, 1) == "1x1"
-    assert by_rule(48, 384) == "2x192"
+    assert default_layout(1000, 384) == "2x384"
+    assert default_layout(4, 1) == "1x1"
+    assert default_layout(48, 384) == "2x192"
 
 
 def test_config_survives_yaml(tmp_path):
-    config = FitConfig(layout="2x10,1x5", slices=(5, 10), query_center=0.5)
+    config = FitConfig(layout="2x10,1x5", matryoshka_dims=(5, 10), query_center=0.5)
     (tmp_path / "c.yaml").write_text(yaml.safe_dump(config.to_dict()))
     assert FitConfig.from_yaml(tmp_path / "c.yaml") == config
 
@@ -213,7 +213,7 @@ def test_presets_fit(name, request):
     config = FitConfig.from_yaml(request.config.rootpath / "configs" / f"{name}.yaml")
     assert (config.train is None) == (name in ("fast", "hybrid"))
     if config.train is not None:
-        config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1, epoch_steps=3))
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1, steps_per_epoch=3))
     x = make_vectors(800, 384)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fitted on")
@@ -237,8 +237,8 @@ def test_the_preset_for_pairs_is_the_default(request):
         ("layout: 7x192", "is not BITSxCOMPONENTS"),
         ("seed: one", "seed must be int; got 'one'"),
         ("center: 1", "center must be bool; got 1"),
-        ("slices: [8, 4]", "ascending"),
-        ("slices: 8", "slices must be component counts"),
+        ("matryoshka_dims: [8, 4]", "ascending"),
+        ("matryoshka_dims: 8", "matryoshka_dims must be component counts"),
         ("rotation: spin", "rotation must be one of itq"),
         ("{layout: 2x8, bytes: 3}", "layout or bytes, not both"),
         ("bytes: 0", "at least 1; got 0"),
@@ -262,9 +262,9 @@ def test_the_preset_for_pairs_is_the_default(request):
         ("train: {epochs: 1.5}", "train.epochs must be int; got 1.5"),
         ("train: {learning_rate: .inf}", "learning_rate must be from 1e-08 to inf, and finite; got inf"),
         ("train: {documents_as_queries: 2}", "from 0 to 1, and finite; got 2"),
-        ("train: {hard: 0, random: 0}", "no documents"),
+        ("train: {hard_negatives: 0, random_negatives: 0}", "no documents"),
         ("train: {pruning: {decoy: 1}}", "pruning: unknown setting 'decoy'"),
-        ("{layout: 2x8, slices: some}", "slices must be component counts, or 'nested'; got 'some'"),
+        ("{layout: 2x8, matryoshka_dims: some}", "matryoshka_dims must be component counts, or 'nested'; got 'some'"),
         ("a: [", "not YAML"),
     ],
 )
@@ -279,12 +279,12 @@ def test_wrong_yaml_is_refused_by_file_and_fault(tmp_path, text, message):
 def test_layouts_that_do_not_fit_are_refused(corpus):
     with pytest.raises(ValueError, match=f"has 40 components; the vectors have {D}"):
         fit(corpus, config=FitConfig(layout="2x40"))
-    with pytest.raises(ValueError, match="slices end at 20; layout 2x18 has 18"):
-        fit(corpus, config=FitConfig(layout="2x18", slices=(20,)))
-    with pytest.raises(ValueError, match="slices end at 20; layout 2x18 has 18"):
-        fit(corpus, config=FitConfig(layout="2x18", slices=(20,), rotation="none"))
+    with pytest.raises(ValueError, match="matryoshka_dims end at 20; layout 2x18 has 18"):
+        fit(corpus, config=FitConfig(layout="2x18", matryoshka_dims=(20,)))
+    with pytest.raises(ValueError, match="matryoshka_dims end at 20; layout 2x18 has 18"):
+        fit(corpus, config=FitConfig(layout="2x18", matryoshka_dims=(20,), rotation="none"))
     with pytest.raises(ValueError, match="in pairs; got 3"):
-        fit(corpus, config=FitConfig(layout="0.5x18", slices=(3,)))
+        fit(corpus, config=FitConfig(layout="0.5x18", matryoshka_dims=(3,)))
     with pytest.raises(ValueError, match="METRIC_INNER_PRODUCT or METRIC_L2; got 3"):
         fit(corpus, metric=3)
     with pytest.raises(ValueError, match="dimension 10, but 36 is needed"):

@@ -7,11 +7,11 @@ import pytest
 from conftest import fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
-from faiss_qama.hamming.flat import Scan
+from faiss_qama.hamming.flat import FlatCodeIndex
 from faiss_qama.index import tuning
-from faiss_qama.index.id_map import Labels
-from faiss_qama.index.two_stage import Contents
-from faiss_qama.rescore.rescorer import CodesStore
+from faiss_qama.index.id_map import IdMap
+from faiss_qama.index.two_stage import TwoStageIndex
+from faiss_qama.rescore.rescorer import CodeRescorer
 from faiss_qama.vectors import Corpus
 
 X = make_vectors(12_000, seed=81)
@@ -21,7 +21,7 @@ QUANTIZER = fit_quietly(X, layout="2x18")
 
 @pytest.fixture(scope="module")
 def exhaustive():
-    index = QamaIndex(QUANTIZER, "fp32", base="Scan")
+    index = QamaIndex(QUANTIZER, "fp32", base="Flat")
     index.add(X)
     return index
 
@@ -32,7 +32,7 @@ def kept(index: QamaIndex, exhaustive: QamaIndex, queries: np.ndarray = OTHERS) 
     return float((wanted[:, :, None] == found[:, None]).any(axis=2).mean())
 
 
-@pytest.mark.parametrize("base", ["ScanIVF512", "BIVF512", "BHNSW16"])
+@pytest.mark.parametrize("base", ["IVF512", "BIVF512", "BHNSW16"])
 def test_tuning_finds_the_smallest_setting_that_keeps_the_recall(base, exhaustive):
     index = QamaIndex(QUANTIZER, "fp32", base=base)
     index.train(X)
@@ -69,16 +69,16 @@ def test_the_fastest_base_holds_the_codes_and_keeps_the_recall(n):
     assert [t.per_second for t in tried] == sorted((t.per_second for t in tried), reverse=True)
     assert (str(base), base.settings) == (tried[0].base, tried[0].settings)
     np.testing.assert_array_equal(base.codes, code)
-    contents = Contents(QUANTIZER, base, Labels(n), CodesStore(QUANTIZER, base))
-    scan = Scan(QUANTIZER.layout)
-    scan.add(code)
-    found, wanted = (held.nearest(OTHERS, 10, settings={})[1] for held in (contents, contents.over(scan)))
+    contents = TwoStageIndex(QUANTIZER, base, IdMap(n), CodeRescorer(QUANTIZER, base))
+    scan = FlatCodeIndex(QUANTIZER.layout)
+    scan.append(code)
+    found, wanted = (held.search(OTHERS, 10, settings={})[1] for held in (contents, contents.over(scan)))
     assert (wanted[:, :, None] == found[:, None]).any(axis=2).mean() >= 0.93
 
 
 @pytest.mark.parametrize("nlist", [1, 2])
 def test_few_lists_are_tuned_too(nlist, exhaustive):
-    index = QamaIndex(QUANTIZER, "fp32", base=f"ScanIVF{nlist}")
+    index = QamaIndex(QUANTIZER, "fp32", base=f"IVF{nlist}")
     index.train(X)
     index.add(X)
     assert index.tune(QUERIES).settings == {"nprobe": nlist}
@@ -98,7 +98,7 @@ def test_what_keeps_no_recall_is_left_as_it_was(monkeypatch):
 def test_the_fastest_base_holds_no_more_than_it_may():
     code = QUANTIZER.encode(X)
     base, tried = tuning.fastest(QUANTIZER, code, QUERIES, 0.9, memory=8)
-    assert [str(base)] == [t.base for t in tried] == ["Scan"]
+    assert [str(base)] == [t.base for t in tried] == ["Flat"]
     _, tried = tuning.fastest(QUANTIZER, code, QUERIES, 0.9, memory=100)
     assert tuning.GRAPH not in [t.base for t in tried]
     assert max(t.bytes_per_vector for t in tried) <= 100

@@ -92,7 +92,7 @@ def test_adding_to_an_index_with_ids_of_its_own_is_refused_before_anything_chang
 
 def test_wrapped_over_another_base_and_saved(tmp_path):
     wrapped = QamaIndex.wrap(make("HNSW8", faiss.METRIC_INNER_PRODUCT, IDS), config=CONFIG, base="BIVF8")
-    wrapped.binary.nprobe = 8
+    wrapped.base_index.nprobe = 8
     want = wrapped.search(QUERIES, 5, oversample=N)
     wrapped.save(tmp_path / "w.qama")
     loaded = QamaIndex.load(tmp_path / "w.qama", mmap=True)

@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
-from faiss_qama.training.near_duplicates import Twins, but_one
-from faiss_qama.training.split import Draw, harder
+from faiss_qama.training.near_duplicates import NearDuplicates, drop_one
+from faiss_qama.training.split import Split, add_noise
 from faiss_qama.training.train_config import TrainConfig
 
 MINED = 20_000  # documents that stand in for queries, at most: what finding their neighbours costs is seconds
-NEIGHBOURS = 50  # hard documents are drawn from so many nearest ones
+NEIGHBOURS = 50  # hard documents are split from so many nearest ones
 BLOCK = 256  # questions whose neighbours' vectors are held at a time
 FOLLOWED = 512  # random documents whose columns moving thresholds follow
 
@@ -39,36 +39,36 @@ class Batch:
 
 
 class Batches:
-    """Batches drawn from a corpus and its queries; step i of a seed is always the same.
+    """Batches split from a corpus and its queries; step i of a seed is always the same.
 
     A batch has questions (real queries and documents in their place), and for each of them one relevant document, if
     one is known, and some of its nearest ones by the floats; then random documents.
     """
 
-    def __init__(self, drawn: Draw, config: TrainConfig, metric: int, seed: int) -> None:
-        self._x, self._config, self._seed = drawn.train, config, seed
-        self._twins = Twins(drawn.train, metric)
+    def __init__(self, split: Split, config: TrainConfig, metric: int, seed: int) -> None:
+        self._x, self._config, self._seed = split.train, config, seed
+        self._twins = NearDuplicates(split.train, metric)
         rng = np.random.default_rng(seed)
-        real = drawn.train[:0] if drawn.train_queries is None else drawn.train_queries
+        real = split.train[:0] if split.train_queries is None else split.train_queries
         self._share = 1.0 if not len(real) else config.documents_as_queries
         rows = rng.choice(len(self._x), min(MINED, len(self._x)), replace=False) if self._share else np.empty(0, int)
         stand_ins = self._x[rows]
         if config.noise:
-            stand_ins = harder(stand_ins, self._x.mean(axis=0), config.noise, rng)
+            stand_ins = add_noise(stand_ins, self._x.mean(axis=0), config.noise, rng)
         self._real = len(real)
         self._questions = np.concatenate([real, stand_ins])
         self._rows = np.concatenate([np.full(len(real), -1), rows])
         self._near = _nearest(self._questions, self._rows, self._x, metric, self._twins)
-        order = np.argsort(drawn.train_qrels[:, 0], kind="stable")
-        self._qrels = drawn.train_qrels[order]
+        order = np.argsort(split.train_qrels[:, 0], kind="stable")
+        self._qrels = split.train_qrels[order]
         self._first = np.searchsorted(self._qrels[:, 0], np.arange(len(self._questions) + 1))
 
     def __getitem__(self, step: int) -> Batch:
         rng, config = np.random.default_rng([self._seed, step]), self._config
-        stand_ins = round(config.batch * self._share)
+        stand_ins = round(config.batch_size * self._share)
         asked = np.concatenate(
             [
-                rng.integers(0, max(1, self._real), config.batch - stand_ins),
+                rng.integers(0, max(1, self._real), config.batch_size - stand_ins),
                 rng.integers(self._real, max(self._real + 1, len(self._questions)), stand_ins),
             ]
         )
@@ -77,9 +77,11 @@ class Batches:
         relevant = self._qrels[first[labelled] + rng.integers(0, count[labelled]), 1]
         width = self._near.shape[1]
         hard = np.take_along_axis(
-            self._near[asked], rng.integers(0, width, (len(asked), config.hard if width else 0)), axis=1
+            self._near[asked], rng.integers(0, width, (len(asked), config.hard_negatives if width else 0)), axis=1
         )
-        documents = np.unique(np.concatenate([relevant, hard.ravel(), rng.integers(0, len(self._x), config.random)]))
+        documents = np.unique(
+            np.concatenate([relevant, hard.ravel(), rng.integers(0, len(self._x), config.random_negatives)])
+        )
         queries, x, grades = self._questions[asked], self._x[documents], self._grades(first, count, documents)
         itself = self._rows[asked][:, None] == documents
         itself |= self._twins.between(queries, x)
@@ -101,7 +103,9 @@ class Batches:
         return grades
 
 
-def _nearest(questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int, twins: Twins) -> NDArray[np.int64]:
+def _nearest(
+    questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int, twins: NearDuplicates
+) -> NDArray[np.int64]:
     """Return the nearest documents, (nq, NEIGHBOURS or fewer), of each question, but for one that is the question."""
     k = min(NEIGHBOURS + 1, len(x))
     parts = []
@@ -109,5 +113,5 @@ def _nearest(questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int,
         part = slice(start, start + BLOCK)
         _, I = faiss.knn(questions[part], x, k, metric=metric)
         own = (I == rows[part, None]) | twins.among(questions[part], x[I])
-        parts.append(I[but_one(own)].reshape(len(I), k - 1))
+        parts.append(I[drop_one(own)].reshape(len(I), k - 1))
     return np.concatenate(parts)

@@ -14,19 +14,19 @@ from faiss_qama.evaluation.recall import TIE
 from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.training.split import Draw
+from faiss_qama.training.split import Split
 
 WORTH = 0.02  # what a later choice must add to the first's recall
 SAMPLE = 20_000
 
 
-def best(quantizers: Sequence[Quantizer], drawn: Draw) -> Quantizer:
+def choose_query_side(quantizers: Sequence[Quantizer], split: Split) -> Quantizer:
     """Return the first of ``quantizers`` whose Hamming scan is within ``WORTH`` of the best of them.
 
     That is, the share of the 10 nearest of the held-out queries that are among 40 candidates. The quantizers differ in
     how they encode queries.
     """
-    xq, x = drawn.calibration, drawn.train[:: -(-len(drawn.train) // SAMPLE)]
+    xq, x = split.validation, split.train[:: -(-len(split.train) // SAMPLE)]
     if len(quantizers) == 1 or len(xq) == 0 or len(x) < 40:
         return quantizers[0]
     _, near = faiss.knn(xq, x, 10, metric=quantizers[0].metric)
@@ -39,25 +39,25 @@ def best(quantizers: Sequence[Quantizer], drawn: Draw) -> Quantizer:
     return quantizers[int(np.argmax(np.array(recalls) >= max(recalls) - WORTH))]
 
 
-def calibrate(quantizer: Quantizer, drawn: Draw, prefixes: Sequence[int] = ()) -> Quantizer:
+def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = ()) -> Quantizer:
     """Return ``quantizer`` with a calibration measured on the queries held out of its fit, if there are any.
 
     ``prefixes`` are numbers of components that get one of their own.
     """
-    if len(drawn.calibration) == 0:
+    if len(split.validation) == 0:
         return quantizer
-    nested = {components: _measure(quantizer.truncate(components), drawn) for components in prefixes}
-    return replace(quantizer, calibration=replace(_measure(quantizer, drawn), prefixes=nested))
+    nested = {components: _measure(quantizer.truncate(components), split) for components in prefixes}
+    return replace(quantizer, calibration=replace(_measure(quantizer, split), prefixes=nested))
 
 
-def _measure(quantizer: Quantizer, drawn: Draw) -> Calibration:
-    xq, x = drawn.calibration, drawn.train
+def _measure(quantizer: Quantizer, split: Split) -> Calibration:
+    xq, x = split.validation, split.train
     adapted = quantizer.adapt_queries(xq)
     code = quantizer.encode(x)
     query_code = quantizer.encode_queries(xq)
-    decoded = quantizer.approximate(x)
+    decoded = quantizer.encode_decode(x)
     # What was trained on pairs is not to find the floats' neighbours again: its own best hits are what is looked for.
-    own = quantizer.config.get("training", {}).get("kept") == "trained" and len(drawn.calibration_qrels) > 0
+    own = quantizer.config.get("training", {}).get("kept") == "trained" and len(split.validation_qrels) > 0
     sign = 1 if quantizer.metric == faiss.METRIC_INNER_PRODUCT else -1
 
     floats = np.zeros((len(KS), len(OVERSAMPLES)))

@@ -13,7 +13,7 @@ SHARES = (1.0, 2 / 3, 0.5, 0.0)  # of the bytes, that go to components of more t
 FIRST, LEAST = (1 / 3, 1 / 2), 1 / 10
 
 
-def layouts_within(size: int, d: int, base: str = DEFAULT, shares: Sequence[float] = SHARES) -> Iterator[str]:
+def layouts_of_size(size: int, d: int, base: str = DEFAULT, shares: Sequence[float] = SHARES) -> Iterator[str]:
     """Yield layouts of up to ``d`` components whose codes ``base`` holds in ``size`` bytes or a little less.
 
     Early components, ``shares`` of the bytes, have four levels, or three where ``base`` holds those in fewer bytes; the
@@ -37,23 +37,23 @@ def layouts_within(size: int, d: int, base: str = DEFAULT, shares: Sequence[floa
                 yield text(bits, early, late)
 
 
-def residuals_within(size: int, d: int, base: str, length: int) -> Iterator[str]:
+def residual_layouts_of_size(size: int, d: int, base: str, length: int) -> Iterator[str]:
     """Yield layouts of two codes, the second of what the first leaves over, in ``size`` bytes or a little less.
 
     ``length`` is the bytes of the length that is kept beside them.
     """
     for share in FIRST if size >= LEAST * d else ():
-        for first in layouts_within(int(share * size), d, base, (1.0,)):
+        for first in layouts_of_size(int(share * size), d, base, (1.0,)):
             left = size - code_bytes(base, CodeLayout.parse(first)) - length
-            yield from (f"{first}+{second}" for second in layouts_within(left, d, shares=(1.0, 0.0)))
+            yield from (f"{first}+{second}" for second in layouts_of_size(left, d, shares=(1.0, 0.0)))
 
 
-def by_rule(size: int, d: int, base: str = DEFAULT) -> str:
+def default_layout(size: int, d: int, base: str = DEFAULT) -> str:
     """Return the layout for ``size`` bytes a vector where nothing can be measured: two bits, where there is room.
 
     Raises ValueError where ``base`` holds no code in so few bytes.
     """
-    layout = next(layouts_within(size, d, base), None)
+    layout = next(layouts_of_size(size, d, base), None)
     if layout is None:
         least = code_bytes(base, CodeLayout.parse("1x1"))
         raise ValueError(f"bytes: base {base} takes {least} a code at least; got {size}")

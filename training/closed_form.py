@@ -9,16 +9,16 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.arrays import Floats, row_norms, scale_to_norm
+from faiss_qama.arrays import Codes, Floats, row_norms, scale_to_norm
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.decoder import Decoder
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import METRICS, Quantizer
 from faiss_qama.quantizer.transform import Linear
 from faiss_qama.training import rotation, thresholds
-from faiss_qama.training.calibrate import best
+from faiss_qama.training.calibrate import choose_query_side
 from faiss_qama.training.config import FitConfig
-from faiss_qama.training.split import Draw
+from faiss_qama.training.split import Split
 
 # How far real queries spread, documents being 1: a level at the edge tells near from far more often (docs/results).
 QUERY_GAIN = 1.25
@@ -27,11 +27,11 @@ QUERY_GAIN = 1.25
 LINEAR_GAINS = (2.0, 4.0, 16.0)
 
 
-def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
-    """Fit a quantizer, without residual, in closed form to what was drawn from a corpus."""
+def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
+    """Fit a quantizer, without residual, in closed form to what was split from a corpus."""
     if metric not in METRICS.values():
         raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {metric}")
-    x = drawn.train
+    x = split.train
     layout = replace(config.layout_in(x.shape[1]), residual=None)
     if len(x) < 4 * layout.components:
         warnings.warn(
@@ -65,8 +65,8 @@ def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
 
     # Queries spread around a centre of their own, which is moved to the documents' mean.
     middle = own = x.mean(axis=0)
-    if drawn.train_queries is not None:
-        q = scale_to_norm(drawn.train_queries, scale) if metric == faiss.METRIC_INNER_PRODUCT else drawn.train_queries
+    if split.train_queries is not None:
+        q = scale_to_norm(split.train_queries, scale) if metric == faiss.METRIC_INNER_PRODUCT else split.train_queries
         own = middle + config.query_center * (q.mean(axis=0) - middle)
 
     quantizer = Quantizer(
@@ -75,10 +75,10 @@ def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
         thresholds=cuts,
         decoder=decoder,
         metric=metric,
-        unit=are_units(norms),
-        scale=scale,
+        normalized=are_normalized(norms),
+        rms_norm=scale,
         query_transform=transform,
-        config=config.to_dict() | {"fitted_on": len(x), "real_queries": drawn.train_queries is not None},
+        config=config.to_dict() | {"fitted_on": len(x), "real_queries": split.train_queries is not None},
     )
 
     def with_query_side(own: Floats, gain: float) -> Quantizer:
@@ -86,14 +86,14 @@ def closed_form(drawn: Draw, config: FitConfig, metric: int) -> Quantizer:
         settings = dict(quantizer.config) | {"query_gain": gain}
         return replace(quantizer, query_transform=transform.then(gain, shift.astype(np.float32)), config=settings)
 
-    gain = config.query_gain or (1.0 if drawn.train_queries is None else QUERY_GAIN)
+    gain = config.query_gain or (1.0 if split.train_queries is None else QUERY_GAIN)
     sides = [with_query_side(own, gain)]
-    if metric == faiss.METRIC_INNER_PRODUCT and not quantizer.unit and config.query_gain is None:
+    if metric == faiss.METRIC_INNER_PRODUCT and not quantizer.normalized and config.query_gain is None:
         sides += [with_query_side(np.zeros_like(own), gain) for gain in LINEAR_GAINS]
-    return best(sides, drawn)
+    return choose_query_side(sides, split)
 
 
-def are_units(norms: NDArray[np.float64]) -> bool:
+def are_normalized(norms: NDArray[np.float64]) -> bool:
     """Return whether lengths (n,) are 1, float16's rounding allowed for, zero vectors aside."""
     return bool(norms.any() and np.abs(norms[norms > 0] - 1).max() < 2e-3)
 
@@ -109,7 +109,7 @@ def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:
 
 
 def fit_decoder(
-    x: Floats, z: Floats, code: bit_packing.Codes, center: Floats, matrix: Floats, layout: CodeLayout, kind: str
+    x: Floats, z: Floats, code: Codes, center: Floats, matrix: Floats, layout: CodeLayout, kind: str
 ) -> Decoder:
     """Return the decoder of ``code``: the mean of each level, then the rotation's transpose or a fitted map.
 
@@ -137,7 +137,7 @@ def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConf
     if config.rotation == "none":
         return matrix
     ends = np.cumsum([s.components for s in layout.segments])
-    borders = [0, *config.ends_in(layout)]
+    borders = [0, *config.rotation_borders(layout)]
     rows = []
     for start, end in zip(borders, borders[1:], strict=False):
         part = matrix[start:end]

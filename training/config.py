@@ -11,8 +11,8 @@ import numpy as np
 import yaml
 
 from faiss_qama.quantizer.layout import CodeLayout, Segment
-from faiss_qama.training.candidate_layouts import by_rule
-from faiss_qama.training.train_config import TrainConfig, make
+from faiss_qama.training.candidate_layouts import default_layout
+from faiss_qama.training.train_config import TrainConfig, from_mapping
 from faiss_qama.vectors import PathLike
 
 # Layouts by name, for any dimension.
@@ -39,14 +39,14 @@ class FitConfig:
     layout : such as ``2x192`` or ``2x96,1x192``; ``2x128+2x256`` has a second code, of what the first leaves over; or a
         name of ``LAYOUTS``: ``binary`` and ``ternary`` (every component at 1 or 1.5 bit), ``half-bit`` (at .5),
         ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the first half
-    bytes : instead of ``layout``, bytes a vector, as base ``Scan`` holds them; the layout is then chosen by measuring,
+    bytes : instead of ``layout``, bytes a vector, as base ``Flat`` holds them; the layout is then chosen by measuring,
         if there are 200 documents or 60 queries to measure with
     residual : whether layouts of two codes are tried, too, the second of what the first leaves over, which
         ``rescore="codes"`` alone reads; None for where that is known, by the command line
     center : subtract the corpus' mean first
     projection : ``pca`` orders components by variance; ``none`` keeps the order of the embedding (Matryoshka models)
     rotation : inside the kept components: ``itq`` (to where quantization loses least), ``random``, ``none``
-    slices : component counts, ascending, or ``nested`` for an eighth, a quarter, a third and half of the components;
+    matryoshka_dims : component counts, ascending, or ``nested`` for an eighth, a quarter, a third and half of them;
         rotations stay between them, so that each prefix is a whole smaller embedding, and a training minds each.
         No rotation crosses the borders of a hybrid layout's segments either.
     thresholds : ``lloyd``, ``normal``, ``uniform``, ``quantile``, ``log``; for single cuts also
@@ -68,7 +68,7 @@ class FitConfig:
     center: bool = True
     projection: str = "pca"
     rotation: str = "itq"
-    slices: tuple[int, ...] | str = ()
+    matryoshka_dims: tuple[int, ...] | str = ()
     thresholds: str = "lloyd"
     decoder: str = "transpose"
     query_center: float = 0.75
@@ -78,10 +78,10 @@ class FitConfig:
     train: TrainConfig | None = None
 
     def __post_init__(self) -> None:
-        listed = _listed(self.slices)
-        object.__setattr__(self, "slices", "nested" if self.slices == "nested" else listed)
+        listed = _listed(self.matryoshka_dims)
+        object.__setattr__(self, "matryoshka_dims", "nested" if self.matryoshka_dims == "nested" else listed)
         if self.train is not None and not isinstance(self.train, TrainConfig):
-            object.__setattr__(self, "train", make(TrainConfig, self.train, "train"))
+            object.__setattr__(self, "train", from_mapping(TrainConfig, self.train, "train"))
         _check_types(self)
         if self.layout is not None and self.layout not in LAYOUTS:
             CodeLayout.parse(self.layout)
@@ -105,7 +105,7 @@ class FitConfig:
             if not good:
                 raise ValueError(f"{name} must be {possible}; got {getattr(self, name)}")
         if any(s < 1 for s in listed) or any(a >= b for a, b in pairwise(listed)):
-            raise ValueError(f"slices must be ascending and at least 1; got {self.slices}")
+            raise ValueError(f"matryoshka_dims must be ascending and at least 1; got {self.matryoshka_dims}")
 
     @classmethod
     def from_yaml(cls, path: PathLike) -> FitConfig:
@@ -130,7 +130,11 @@ class FitConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON and YAML can hold them."""
-        return asdict(self) | {"slices": self.slices if isinstance(self.slices, str) else list(self.slices)}
+        return asdict(self) | {
+            "matryoshka_dims": self.matryoshka_dims
+            if isinstance(self.matryoshka_dims, str)
+            else list(self.matryoshka_dims)
+        }
 
     def for_pairs(self) -> FitConfig:
         """Return these settings, with those of a training if there are none: pairs are always trained on.
@@ -150,7 +154,7 @@ class FitConfig:
         Raises ValueError if it has more components than that, or if a slice does not end between two units of it.
         """
         if self.bytes is not None:
-            layout = CodeLayout.parse(by_rule(self.bytes, d))
+            layout = CodeLayout.parse(default_layout(self.bytes, d))
         elif self.layout is None:
             layout = CodeLayout((Segment("2", max(1, d // 2)),))
         else:
@@ -158,32 +162,32 @@ class FitConfig:
         for part in (layout, layout.residual):
             if part is not None and part.components > d:
                 raise ValueError(f"layout {part} has {part.components} components; the vectors have {d}")
-        for end in self.slices_in(layout):
+        for end in self.dims_in(layout):
             if end > layout.components:
-                raise ValueError(f"slices end at {end}; layout {layout} has {layout.components} components")
+                raise ValueError(f"matryoshka_dims end at {end}; layout {layout} has {layout.components} components")
             layout.truncate(end)  # raises where that would split a pair
         if self.train is not None:
             self.train.check(layout, d)
         return layout
 
-    def slices_in(self, layout: CodeLayout) -> list[int]:
+    def dims_in(self, layout: CodeLayout) -> list[int]:
         """Return the component counts of the slices of ``layout``."""
-        if not isinstance(self.slices, str):
-            return list(self.slices)
+        if not isinstance(self.matryoshka_dims, str):
+            return list(self.matryoshka_dims)
         pairs = any(segment.group == 2 for segment in layout.segments)
         ends = [layout.components // part for part in NESTED]
         return sorted({end - end % 2 if pairs else end for end in ends} - {0})
 
-    def ends_in(self, layout: CodeLayout) -> list[int]:
+    def rotation_borders(self, layout: CodeLayout) -> list[int]:
         """Return the component counts that no rotation crosses; the last is all of them."""
-        return sorted({*self.slices_in(layout), *np.cumsum([s.components for s in layout.segments]).tolist()})
+        return sorted({*self.dims_in(layout), *np.cumsum([s.components for s in layout.segments]).tolist()})
 
 
-def _listed(slices: Iterable[int] | str) -> tuple[int, ...]:
+def _listed(dims: Iterable[int] | str) -> tuple[int, ...]:
     """Return the component counts that are given as numbers."""
-    if slices != "nested" and (isinstance(slices, str) or not isinstance(slices, Iterable)):
-        raise ValueError(f"slices must be component counts, or 'nested'; got {slices!r}")
-    return () if isinstance(slices, str) else tuple(slices)
+    if dims != "nested" and (isinstance(dims, str) or not isinstance(dims, Iterable)):
+        raise ValueError(f"matryoshka_dims must be component counts, or 'nested'; got {dims!r}")
+    return () if isinstance(dims, str) else tuple(dims)
 
 
 def _check_types(config: FitConfig) -> None:
@@ -203,7 +207,7 @@ def _check_types(config: FitConfig) -> None:
         "seed": (int,),
     }
     values = {name: (getattr(config, name), types) for name, types in wanted.items()}
-    values |= {f"slices[{i}]": (s, (int,)) for i, s in enumerate(_listed(config.slices))}
+    values |= {f"matryoshka_dims[{i}]": (s, (int,)) for i, s in enumerate(_listed(config.matryoshka_dims))}
     for name, (value, types) in values.items():
         if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
             raise TypeError(f"{name} must be {' or '.join(t.__name__ for t in types)}; got {value!r}")

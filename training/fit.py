@@ -15,7 +15,7 @@ from faiss_qama.training.config import FitConfig
 from faiss_qama.training.layout_choice import choose
 from faiss_qama.training.pairs import Qrels, read_pairs
 from faiss_qama.training.residual import with_residual
-from faiss_qama.training.split import Draw, draw
+from faiss_qama.training.split import Split, split_corpus
 from faiss_qama.vectors import Corpus, PathLike, Source
 
 
@@ -60,31 +60,31 @@ def fit(
         raise ValueError(f"queries: dimension {queries.shape[1]}, but {source.shape[1]} is needed")
     config.layout_in(source.shape[1])  # refused before anything is read
     checked = None if pairs is None else read_pairs(*pairs, source)
-    drawn = draw(source, queries, config.sample, config.seed, checked)
-    return fit_draw(drawn, config, metric, None if checkpoint is None else Path(checkpoint))
+    split = split_corpus(source, queries, config.sample, config.seed, checked)
+    return fit_draw(split, config, metric, None if checkpoint is None else Path(checkpoint))
 
 
-def fit_draw(drawn: Draw, config: FitConfig, metric: int, checkpoint: Path | None = None) -> Quantizer:
-    """Fit a quantizer to what was drawn from a corpus."""
+def fit_draw(split: Split, config: FitConfig, metric: int, checkpoint: Path | None = None) -> Quantizer:
+    """Fit a quantizer to what was split from a corpus."""
     if config.train is not None:
-        _check_trainable(drawn)
-    if config.bytes is not None and len(drawn.calibration):
-        config = choose(drawn, config, metric, len(drawn.train)).applied_to(config)
-    quantizer = closed_form(drawn, config, metric)
+        _check_trainable(split)
+    if config.bytes is not None and len(split.validation):
+        config = choose(split, config, metric, len(split.train)).applied_to(config)
+    quantizer = closed_form(split, config, metric)
     if config.train is not None:
-        quantizer = _trained(quantizer, drawn, config, checkpoint)
+        quantizer = _trained(quantizer, split, config, checkpoint)
     asked = config.layout_in(quantizer.d)
-    ends = config.ends_in(asked)[:-1] if quantizer.layout == replace(asked, residual=None) else []
-    return calibrate(with_residual(quantizer, asked.residual, drawn, config), drawn, ends)
+    ends = config.rotation_borders(asked)[:-1] if quantizer.layout == replace(asked, residual=None) else []
+    return calibrate(with_residual(quantizer, asked.residual, split, config), split, ends)
 
 
-def _check_trainable(drawn: Draw) -> None:
+def _check_trainable(split: Split) -> None:
     """Raise ValueError or ImportError where a training cannot be, before anything is fitted."""
-    if not len(drawn.calibration):
-        queries = "no" if drawn.train_queries is None else str(len(drawn.train_queries) + 2 * len(drawn.report))
+    if not len(split.validation):
+        queries = "no" if split.train_queries is None else str(len(split.train_queries) + 2 * len(split.test))
         raise ValueError(
             "training holds queries out to be judged by, so it needs 60 of them, or without queries 200 documents; "
-            f"got {queries} queries and {len(drawn.train) + len(drawn.report_rows[drawn.report_rows >= 0])} documents"
+            f"got {queries} queries and {len(split.train) + len(split.test_rows[split.test_rows >= 0])} documents"
         )
     try:
         import torch  # noqa: F401
@@ -92,15 +92,15 @@ def _check_trainable(drawn: Draw) -> None:
         raise ImportError(f"training needs torch: pip install 'faiss-qama[train]' ({error})") from None
 
 
-def _trained(start: Quantizer, drawn: Draw, config: FitConfig, checkpoint: Path | None) -> Quantizer:
+def _trained(start: Quantizer, split: Split, config: FitConfig, checkpoint: Path | None) -> Quantizer:
     """Return ``start`` after training, or as it is where that is better on the held-out queries."""
     from faiss_qama.training.checkpoint import locked  # here, because the closed form needs no torch
     from faiss_qama.training.train import train
 
     assert config.train is not None
-    ends = sorted({*config.slices_in(start.layout), start.layout.components})
+    ends = sorted({*config.dims_in(start.layout), start.layout.components})
     with locked(checkpoint):
-        training = train(start, drawn, config.train, ends, config.seed, checkpoint)
+        training = train(start, split, config.train, ends, config.seed, checkpoint)
     kept = training.quantizer if training.better else start
     record: dict[str, Any] = {
         "kept": "trained" if training.better else "closed form",

@@ -26,7 +26,7 @@ def tanh(u: Tensor, temperature: float) -> Tensor:
 
 
 def stochastic(u: Tensor, temperature: float) -> Tensor:
-    """Bits drawn with the soft bits as their probabilities, straight through (arXiv 1308.3432, section 3)."""
+    """Bits split with the soft bits as their probabilities, straight through (arXiv 1308.3432, section 3)."""
     soft = sigmoid(u, temperature)
     return _hard(torch.rand_like(soft) < soft, soft)
 
@@ -35,4 +35,4 @@ def _hard(bits: Tensor, soft: Tensor) -> Tensor:
     return soft + (bits.to(soft.dtype) - soft).detach()
 
 
-RELAXATIONS = {"straight-through": straight_through, "sigmoid": sigmoid, "tanh": tanh, "stochastic": stochastic}
+ESTIMATORS = {"straight-through": straight_through, "sigmoid": sigmoid, "tanh": tanh, "stochastic": stochastic}

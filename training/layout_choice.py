@@ -17,13 +17,13 @@ from faiss_qama.quantizer.calibration import KS, Calibration
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.residual import residual_bytes
-from faiss_qama.threads import each
+from faiss_qama.threads import parallel_map
 from faiss_qama.training.calibrate import calibrate
-from faiss_qama.training.candidate_layouts import SHARES, by_rule, layouts_within, residuals_within
-from faiss_qama.training.closed_form import are_units, closed_form
+from faiss_qama.training.candidate_layouts import SHARES, default_layout, layouts_of_size, residual_layouts_of_size
+from faiss_qama.training.closed_form import are_normalized, closed_form
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.residual import with_residual
-from faiss_qama.training.split import Draw
+from faiss_qama.training.split import Split
 from faiss_qama.training.thresholds import SINGLE
 
 K = 10
@@ -38,7 +38,7 @@ ROTATIONS = ("itq", "random")
 
 
 @dataclass(frozen=True, eq=False)
-class Trial:
+class LayoutTrial:
     """A layout and a rotation, as measured on a sample.
 
     Parameters
@@ -69,7 +69,7 @@ class Trial:
 
 
 @dataclass(frozen=True, eq=False)
-class Choice:
+class LayoutChoice:
     """What was tried, and what was taken of it.
 
     Parameters
@@ -79,11 +79,11 @@ class Choice:
     reason : why, in words
     """
 
-    trials: list[Trial]
-    chosen: Trial
+    trials: list[LayoutTrial]
+    chosen: LayoutTrial
     reason: str
 
-    def larger(self, recall: float, reached: float, most: int | None) -> Choice:
+    def larger(self, recall: float, reached: float, most: int | None) -> LayoutChoice:
         """Return the next choice, for a ``recall`` of codes alone of which the fit of the chosen one ``reached`` less.
 
         Raises ValueError if there is none of more bytes, and of ``most`` at most.
@@ -96,7 +96,7 @@ class Choice:
                 f"reach {reached:.3f}; rescore from floats, or allow more bytes, or less recall"
             )
         chosen = min(rest, key=lambda t: (t.bytes, -t.recall()))
-        why = f"recall@{K} {chosen.recall():.3f}; {self.chosen.layout} reached {reached:.3f} on all that was drawn"
+        why = f"recall@{K} {chosen.recall():.3f}; {self.chosen.layout} reached {reached:.3f} on all that was split"
         return replace(self, chosen=chosen, reason=why)
 
     def applied_to(self, config: FitConfig) -> FitConfig:
@@ -105,7 +105,7 @@ class Choice:
 
 
 def choose(
-    drawn: Draw,
+    split: Split,
     config: FitConfig,
     metric: int,
     n: int,
@@ -114,7 +114,7 @@ def choose(
     rescore: str = "codes",
     recall: float | None = None,
     compare: bool = False,
-) -> Choice:
+) -> LayoutChoice:
     """Try layouts, and of the best one other rotations, and take what is best for the second stage ``rescore``.
 
     With ``config.bytes`` that is, where codes rank alone, what finds most, and where floats rescore, what needs the
@@ -124,33 +124,35 @@ def choose(
 
     Parameters
     ----------
-    drawn : what is fitted on, with held-out queries
+    split : what is fitted on, with held-out queries
     n : vectors in the corpus
     base : what will hold the codes
     compare : try layouts of more and of fewer bytes too, to compare with
 
     Raises ValueError where nothing fits the bytes or reaches the recall, and where no queries are held out.
     """
-    d = drawn.train.shape[1]
-    if not len(drawn.calibration):
-        raise ValueError(f"a layout is chosen by measuring, on 200 documents or 60 queries; got {len(drawn.train)}")
-    small = replace(drawn, train=drawn.train[:: -(-len(drawn.train) // SAMPLE)])
+    d = split.train.shape[1]
+    if not len(split.validation):
+        raise ValueError(f"a layout is chosen by measuring, on 200 documents or 60 queries; got {len(split.train)}")
+    small = replace(split, train=split.train[:: -(-len(split.train) // SAMPLE)])
     free, goal = config.bytes is not None or recall is not None, _Goal(rescore, recall)
     own = [] if free else [str(config.layout_in(d))]
     sizes = [max(size, code_bytes(base, CodeLayout.parse("1x1"))) for size in _sizes(config, d, recall, compare)]
-    unit = are_units(row_norms(small.train))
+    unit = are_normalized(row_norms(small.train))
 
     def of_size(size: int) -> list[str]:
         single = config.thresholds in SINGLE
-        found = list(layouts_within(size, d, base, (0.0,) if single else SHARES))
+        found = list(layouts_of_size(size, d, base, (0.0,) if single else SHARES))
         if config.residual and rescore == "codes" and not single:
             one = CodeLayout.parse("1x1")
-            found += residuals_within(size, d, base, residual_bytes(one, metric, unit) - code_bytes(DEFAULT, one))
+            found += residual_layouts_of_size(
+                size, d, base, residual_bytes(one, metric, unit) - code_bytes(DEFAULT, one)
+            )
         return found
 
     layouts = own + [layout for size in sizes for layout in of_size(size)]
     if config.bytes is not None:
-        by_rule(config.bytes, d, base)  # raises where there is none
+        default_layout(config.bytes, d, base)  # raises where there is none
     layouts = _with_slices(list(dict.fromkeys(layouts)), config, d)
 
     tried = partial(_tried, small=small, config=config, metric=metric, base=base, n=n)
@@ -165,20 +167,20 @@ def choose(
         chosen = min((t for t in trials if t.layout == chosen.layout), key=goal.cost)
     rivals = [f"{t.layout} {t.rotation} {goal.worth(t)}" for t in trials if t.bytes == chosen.bytes and t is not chosen]
     reason = goal.worth(chosen) + (f" ({', '.join(rivals)})" if rivals else "")
-    return Choice(sorted(trials, key=lambda t: t.bytes), chosen, reason)
+    return LayoutChoice(sorted(trials, key=lambda t: t.bytes), chosen, reason)
 
 
 def _tried(
-    names: list[tuple[str, str]], *, small: Draw, config: FitConfig, metric: int, base: str, n: int
-) -> list[Trial]:
+    names: list[tuple[str, str]], *, small: Split, config: FitConfig, metric: int, base: str, n: int
+) -> list[LayoutTrial]:
     """Return a trial of each layout and rotation, as many at a time as FAISS may use threads."""
-    config, unit = replace(config, bytes=None, slices=(), train=None), are_units(row_norms(small.train))
+    config, unit = replace(config, bytes=None, matryoshka_dims=(), train=None), are_normalized(row_norms(small.train))
 
     @cache  # alone and before different second codes
     def first(layout: CodeLayout, rotation: str) -> Quantizer:
         return closed_form(small, replace(config, layout=str(layout), rotation=rotation), metric)
 
-    def trial(name: tuple[str, str]) -> Trial:
+    def trial(name: tuple[str, str]) -> LayoutTrial:
         layout, rotation = CodeLayout.parse(name[0]), name[1]
         alone = first(replace(layout, residual=None), rotation)
         quantizer = with_residual(alone, layout.residual, small, replace(config, rotation=rotation))
@@ -186,13 +188,13 @@ def _tried(
         assert calibration is not None
         bar.update()
         size = code_bytes(base, layout) + residual_bytes(layout.residual, metric, unit)
-        return Trial(*name, size, calibration, n)
+        return LayoutTrial(*name, size, calibration, n)
 
     # A trial keeps one thread busy. Numpy's would wait for each other; FAISS's are counted by FAISS.
     one_thread = ThreadpoolController().select(threading_layer="pthreads").limit(limits=1)
     with one_thread, progress(names, "choosing a layout") as bar, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fitted on")  # the fit that follows says it once
-        return each(trial, names)
+        return parallel_map(trial, names)
 
 
 @dataclass(frozen=True)
@@ -206,13 +208,13 @@ class _Goal:
     def alone(self) -> bool:
         return self.rescore in ("codes", "none")
 
-    def cost(self, trial: Trial) -> float:
+    def cost(self, trial: LayoutTrial) -> float:
         return -trial.recall(self.rescore) if self.alone else trial.candidates(self.recall or RECALL)
 
-    def worth(self, trial: Trial) -> str:
+    def worth(self, trial: LayoutTrial) -> str:
         return f"recall@{K} {-self.cost(trial):.3f}" if self.alone else f"{self.cost(trial):.0f} candidates"
 
-    def best(self, trials: list[Trial]) -> Trial:
+    def best(self, trials: list[LayoutTrial]) -> LayoutTrial:
         """Return the first of the best, or with a recall that of fewest bytes. Raises ValueError if none reaches it."""
         nearest = min(trials, key=self.cost)
         if self.recall is None:

@@ -16,7 +16,7 @@ from faiss_qama.quantizer.decoder import Decoder
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.quantizer.transform import Linear
 from faiss_qama.training.adapter import Adapter, to_numpy
-from faiss_qama.training.gradient_estimators import RELAXATIONS
+from faiss_qama.training.gradient_estimators import ESTIMATORS
 from faiss_qama.training.pruning import Pruning
 from faiss_qama.training.train_config import TrainConfig
 
@@ -62,7 +62,7 @@ class Model(nn.Module):
         of_document, of_query = (t.rescaled(1 / self.deviation) for t in (start.transform, start.query_transform))
         prefixes = [layout.truncate(end) for end in ends]
         self.column_ends, self.bit_ends = [p.columns for p in prefixes], [p.n_bits for p in prefixes]
-        weights = torch.tensor([(p.components / layout.components) ** config.slice_power for p in prefixes])
+        weights = torch.tensor([(p.components / layout.components) ** config.matryoshka_power for p in prefixes])
         self.slice_weights = (weights / weights.sum()).tolist()
 
         documents = config.adapter != "none"
@@ -104,7 +104,7 @@ class Model(nn.Module):
     @property
     def scale(self) -> float:
         """Root mean square length of the vectors."""
-        return self.start.scale / self.deviation
+        return self.start.rms_norm / self.deviation
 
     def code_documents(self, x: Tensor, temperature: float) -> Coded:
         """Cut documents (n, d)."""
@@ -175,7 +175,7 @@ class Model(nn.Module):
         x: Tensor = self.offset
         for bit_end, column_end in zip(self.bit_ends, self.column_ends, strict=True):
             x = x + lowest[column:column_end].sum(dim=0) + bits[:, bit:bit_end] @ per_bit[bit:bit_end]
-            decoded.append(normalize(x) * self.scale if self.start.unit else x)
+            decoded.append(normalize(x) * self.scale if self.start.normalized else x)
             bit, column = bit_end, column_end
         return decoded
 
@@ -235,7 +235,7 @@ class Model(nn.Module):
         if self.pruning is not None:
             z, cuts = self.pruning(z, cuts)
         u = (z[:, :, None] - cuts) / self.spread[:, None]
-        relaxed = RELAXATIONS[self.config.quantizer](u, temperature)
+        relaxed = ESTIMATORS[self.config.quantizer](u, temperature)
         parts = []
         for segment, columns, _ in self.start.layout.slices():
             bits = relaxed[:, columns, : segment.levels - 1]

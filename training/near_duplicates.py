@@ -14,7 +14,7 @@ from faiss_qama.arrays import Floats, row_norms, scale_to_norm
 SAME = 1e-3  # squared distance, as a share of the corpus' variance, of what one text was embedded to twice
 
 
-def but_one(own: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def drop_one(own: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Return a mask of k - 1 of each row's k hits: all but the first that is the query's ``own``, or else the last."""
     k = own.shape[1]
     dropped = np.where(own.any(axis=1), own.argmax(axis=1), k - 1)
@@ -22,7 +22,7 @@ def but_one(own: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return kept
 
 
-class Twins:
+class NearDuplicates:
     """Tells which documents are the query, by their distance beside how far documents of ``x`` (n, d) spread.
 
     Under the inner product a query's length says nothing, so it is brought to the documents'.

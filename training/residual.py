@@ -10,10 +10,10 @@ from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
-from faiss_qama.training.split import Draw
+from faiss_qama.training.split import Split
 
 
-def with_residual(quantizer: Quantizer, layout: CodeLayout | None, drawn: Draw, config: FitConfig) -> Quantizer:
+def with_residual(quantizer: Quantizer, layout: CodeLayout | None, split: Split, config: FitConfig) -> Quantizer:
     """Return ``quantizer`` with a residual of ``layout``, fitted in closed form; without, if there is no layout.
 
     What is left over has principal components of its own: those that the first layout has no room for among them, so
@@ -21,8 +21,8 @@ def with_residual(quantizer: Quantizer, layout: CodeLayout | None, drawn: Draw, 
     """
     if layout is None:
         return quantizer
-    x = drawn.train
-    left = replace(drawn, train=x - quantizer.sum_of_levels(quantizer.encode(x)), train_queries=None)
-    own = replace(config, layout=str(layout), bytes=None, slices=(), query_gain=1.0, train=None)
+    x = split.train
+    left = replace(split, train=x - quantizer.decode_unnormalized(quantizer.encode(x)), train_queries=None)
+    own = replace(config, layout=str(layout), bytes=None, matryoshka_dims=(), query_gain=1.0, train=None)
     residual = closed_form(left, own, faiss.METRIC_INNER_PRODUCT)
     return replace(quantizer, layout=replace(quantizer.layout, residual=layout), residual=residual)

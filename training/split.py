@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, row_norms
-from faiss_qama.training.near_duplicates import Twins
+from faiss_qama.training.near_duplicates import NearDuplicates
 from faiss_qama.training.pairs import Pairs
 from faiss_qama.vectors import Corpus
 
@@ -24,7 +24,7 @@ NO_QRELS = np.empty((0, 3), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
-class Draw:
+class Split:
     """What a fit works with: random parts of the corpus and of the queries, none of which share a vector.
 
     Where there are no real queries, documents stand in for them, and those that calibrate (made harder by noise) also
@@ -34,34 +34,34 @@ class Draw:
     ----------
     train : (n, d) float32 documents to fit on
     train_queries : (nq, d) float32 real queries to fit the query side on, or None
-    calibration : (nc, d) float32 queries to calibrate on; none if there are fewer than ``MIN_QUERIES``
-    report : (nr, d) float32 queries to report on
-    report_rows : (nr,) the row of the corpus that each of those is, so no hit of its own; -1 for real queries
-    train_qrels, calibration_qrels : (m, 3) int64, rows among the queries of that name, rows of ``train``, grades;
+    validation : (nc, d) float32 queries to calibrate on; none if there are fewer than ``MIN_QUERIES``
+    test : (nr, d) float32 queries to report on
+    test_rows : (nr,) the row of the corpus that each of those is, so no hit of its own; -1 for real queries
+    train_qrels, validation_qrels : (m, 3) int64, rows among the queries of that name, rows of ``train``, grades;
         none without pairs
-    report_qrels : the same with rows of the corpus
+    test_qrels : the same with rows of the corpus
     """
 
     train: Floats
     train_queries: Floats | None
-    calibration: Floats
-    report: Floats
-    report_rows: NDArray[np.int64]
+    validation: Floats
+    test: Floats
+    test_rows: NDArray[np.int64]
     train_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
-    calibration_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
-    report_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
+    validation_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
+    test_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
 
     def arrays(self) -> list[NDArray[Any]]:
         """Return all of it but what is reported on."""
-        queries = self.calibration[:0] if self.train_queries is None else self.train_queries
-        return [self.train, queries, self.calibration, self.train_qrels, self.calibration_qrels]
+        queries = self.validation[:0] if self.train_queries is None else self.train_queries
+        return [self.train, queries, self.validation, self.train_qrels, self.validation_qrels]
 
 
-def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int, pairs: Pairs | None = None) -> Draw:
+def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int, pairs: Pairs | None = None) -> Split:
     """Draw at most ``sample`` vectors to fit on, and what is held out of that.
 
     With ``pairs`` their queries are what is held out, and ``queries`` are for training alone; the documents of the
-    pairs are drawn besides the sample.
+    pairs are split besides the sample.
 
     Raises ValueError for a corpus of one vector, and for fewer than ``MIN_QUERIES`` queries.
     """
@@ -69,26 +69,26 @@ def draw(corpus: Corpus, queries: Corpus | None, sample: int, seed: int, pairs: 
         raise ValueError("fitting needs at least 2 vectors; got 1")
     rng = np.random.default_rng(seed)
     if pairs is not None:
-        return _draw_pairs(corpus, queries, sample, rng, pairs)
+        return _split_pairs(corpus, queries, sample, rng, pairs)
     if queries is None:
         held = min(HELD_OUT, len(corpus) // 10)
         rows = rng.choice(len(corpus), min(len(corpus), sample + held), replace=False)
-        report = corpus.take(rows[:held])
+        test = corpus.take(rows[:held])
         train = corpus.take(np.sort(rows[held:]))
-        calibration = harder(report, train.mean(axis=0), NOISE, rng) if held >= MIN_QUERIES else report[:0]
-        return Draw(train, None, calibration, report, rows[:held])
+        validation = add_noise(test, train.mean(axis=0), NOISE, rng) if held >= MIN_QUERIES else test[:0]
+        return Split(train, None, validation, test, rows[:held])
     if len(queries) < MIN_QUERIES:
         raise ValueError(f"queries: at least {MIN_QUERIES} are needed; got {len(queries)}")
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
     order = rng.choice(len(queries), min(len(queries), sample), replace=False)
     held, parts = _split(order, HELD_OUT)
-    calibration, report, train = (queries.take(part) for part in parts)
+    validation, test, train = (queries.take(part) for part in parts)
     if held < MIN_QUERIES:
-        calibration = calibration[:0]
-    return Draw(corpus.take(np.sort(rows)), train, calibration, report, np.full(held, -1))
+        validation = validation[:0]
+    return Split(corpus.take(np.sort(rows)), train, validation, test, np.full(held, -1))
 
 
-def _draw_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.random.Generator, pairs: Pairs) -> Draw:
+def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.random.Generator, pairs: Pairs) -> Split:
     asked = np.unique(pairs.qrels[:, 0])
     if len(asked) < MIN_QUERIES:
         raise ValueError(f"pairs: at least {MIN_QUERIES} queries with a relevant document are needed; got {len(asked)}")
@@ -105,21 +105,21 @@ def _draw_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ran
     held, parts = _split(asked, most)
     if whole:
         parts[2] = parts[2][cluster[2 * held :] != cluster[2 * held - 1]]
-    calibration, report, train = (pairs.queries.take(part) for part in parts)
+    validation, test, train = (pairs.queries.take(part) for part in parts)
     qrels = [_of(pairs.qrels, part) for part in parts]
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
     rows = np.unique(np.concatenate([rows, qrels[0][:, 1], qrels[2][:, 1]]))
-    for i in (0, 2):  # rows of the corpus become rows of what is drawn
+    for i in (0, 2):  # rows of the corpus become rows of what is split
         qrels[i][:, 1] = np.searchsorted(rows, qrels[i][:, 1])
     if queries is not None:
         more = queries.take(rng.permutation(len(queries))[:sample])
-        held_out = np.concatenate([calibration, report])
+        held_out = np.concatenate([validation, test])
         _, near = faiss.knn(more, held_out, 1, metric=faiss.METRIC_L2)
-        known = Twins(more, faiss.METRIC_L2).among(more, held_out[near])[:, 0]
+        known = NearDuplicates(more, faiss.METRIC_L2).among(more, held_out[near])[:, 0]
         train = np.concatenate([train, more[~known]])  # what is held out is not trained on under another name
     if held < MIN_QUERIES:
-        calibration, qrels[0] = calibration[:0], NO_QRELS
-    return Draw(corpus.take(rows), train, calibration, report, np.full(held, -1), qrels[2], qrels[0], qrels[1])
+        validation, qrels[0] = validation[:0], NO_QRELS
+    return Split(corpus.take(rows), train, validation, test, np.full(held, -1), qrels[2], qrels[0], qrels[1])
 
 
 def _clusters(queries: NDArray[np.int64], qrels: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -137,7 +137,7 @@ def _clusters(queries: NDArray[np.int64], qrels: NDArray[np.int64]) -> NDArray[n
 
 
 def _split(order: NDArray[np.int64], most: int) -> tuple[int, list[NDArray[np.int64]]]:
-    """Return how many queries are held out to calibrate, and to report, at most ``most``; those two, and the rest."""
+    """Return how many queries are held out to calibrate, and to test, at most ``most``; those two, and the rest."""
     held = min(most, len(order) // 3)
     return held, np.split(order, [held, 2 * held])
 
@@ -152,7 +152,7 @@ def _of(qrels: NDArray[np.int64], queries: NDArray[np.int64]) -> NDArray[np.int6
     return out
 
 
-def harder(x: Floats, center: Floats, noise: float, rng: np.random.Generator) -> Floats:
+def add_noise(x: Floats, center: Floats, noise: float, rng: np.random.Generator) -> Floats:
     """Return documents ``x`` (n, d) turned into queries: ``noise`` moves them away, but no farther from the centre."""
     x = x - center
     moved = rng.standard_normal(x.shape).astype(np.float32)

@@ -22,9 +22,9 @@ from faiss_qama.training.batches import Batch, Batches
 from faiss_qama.training.checkpoint import Journal
 from faiss_qama.training.closed_form import fit_decoder
 from faiss_qama.training.model import Model
-from faiss_qama.training.split import Draw
-from faiss_qama.training.train_config import SCORE_LOSSES, STAGES, TrainConfig, at
-from faiss_qama.training.validation import HeldOut, Quality
+from faiss_qama.training.split import Split
+from faiss_qama.training.train_config import SCORE_LOSSES, STAGES, TrainConfig, interpolate
+from faiss_qama.training.validation import Quality, Validation
 
 DECODED = 20_000  # documents that a decoder is fitted to
 AVERAGING = 0.99  # what is kept is a moving average of the parameters: steps are noisy, because cuts are
@@ -54,14 +54,14 @@ class Training:
 
 
 def train(
-    start: Quantizer, drawn: Draw, config: TrainConfig, ends: list[int], seed: int, folder: Path | None = None
+    start: Quantizer, split: Split, config: TrainConfig, ends: list[int], seed: int, folder: Path | None = None
 ) -> Training:
     """Train from ``start``.
 
     Parameters
     ----------
     start : a quantizer in closed form
-    drawn : documents, queries and pairs, and what is held out
+    split : documents, queries and pairs, and what is held out
     config : settings
     ends : numbers of components of the slices, ascending; the last is all of them
     seed : of batches, of weights, and of stochastic cuts
@@ -69,9 +69,9 @@ def train(
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
-    batches = Batches(drawn, config, start.metric, seed)
-    held_out = HeldOut(drawn, start.metric, ends)
-    model = Model(start, drawn.train, config, ends).to(device)
+    batches = Batches(split, config, start.metric, seed)
+    held_out = Validation(split, start.metric, ends)
+    model = Model(start, split.train, config, ends).to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     xq, x, _, teacher = tensors(model, batches[0], device)
@@ -82,7 +82,7 @@ def train(
     # Begin, or go on.
     arrays, settings = start.to_state()
     settings |= {"train": asdict(config), "ends": ends, "seed": seed}
-    journal = Journal(folder, settings, [*arrays.values(), *drawn.arrays()])
+    journal = Journal(folder, settings, [*arrays.values(), *split.arrays()])
     best = journal.resume({"model": model, "averaged": averaged}, optimizer)
 
     closed_form = held_out.quality(start)
@@ -91,13 +91,15 @@ def train(
             break
         sums: Counter[str] = Counter()
         started, diverged = time.perf_counter(), False
-        bar = progress(range(epoch * config.epoch_steps, (epoch + 1) * config.epoch_steps), f"epoch {epoch + 1}")
+        bar = progress(
+            range(epoch * config.steps_per_epoch, (epoch + 1) * config.steps_per_epoch), f"epoch {epoch + 1}"
+        )
         for step in bar:
             # Where in the schedules this step is; a seed of its own makes a resumed training go the same way.
             done = step / config.steps
             torch.manual_seed(seed * 1_000_003 + step)
             for group in optimizer.param_groups:
-                group["lr"] = config.learning_rate * min((step + 1) / (config.warmup + 1), 1 - done)
+                group["lr"] = config.learning_rate * min((step + 1) / (config.warmup_steps + 1), 1 - done)
 
             # Forward, in bfloat16 where there is a GPU; but for the teacher, whose order that would blur.
             batch = tensors(model, batches[step], device)
@@ -111,19 +113,19 @@ def train(
             # Backward.
             optimizer.zero_grad()
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, config.clip)
+            torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
             optimizer.step()
 
             # What follows the data rather than the gradient.
             model.follow(partial(batches.documents, step))
             averaged.update_parameters(model)
-            sums.update({name: float(part.detach()) / config.epoch_steps for name, part in parts.items()})
+            sums.update({name: float(part.detach()) / config.steps_per_epoch for name, part in parts.items()})
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{float(loss.detach()):.4f}")
 
         # After an epoch: prune, look at the held-out queries, log, keep.
         statistics = model.prune(current, (epoch + 1) / config.epochs)
-        quantizer = _frozen(current, drawn.train)
+        quantizer = _frozen(current, split.train)
         quality, reference = held_out.quality(quantizer), closed_form
         if quantizer.layout != start.layout:  # at as many components
             reference = held_out.quality(start.truncate(quantizer.layout.components))
@@ -136,7 +138,7 @@ def train(
             "gain": gain,
             "better": gain > 0 and held_out.never_worse(quality, reference),
             "diverged": diverged,
-            "temperature": at(config.temperature, done),
+            "temperature": interpolate(config.temperature, done),
             "learning_rate": optimizer.param_groups[0]["lr"],
             "seconds": time.perf_counter() - started,
             **statistics,
@@ -149,7 +151,7 @@ def train(
     model.load_state_dict(best)
     line = _best(journal.log, config)
     quality, reference = line["held_out"], line["closed_form"]
-    quantizer = _frozen(model, drawn.train)
+    quantizer = _frozen(model, split.train)
     return Training(quantizer, held_out.measure, reference, quality, line["gain"], line["better"], journal.log)
 
 
@@ -158,9 +160,9 @@ def batch_losses(
 ) -> dict[str, Tensor]:
     """Return the weighted losses of a batch's :func:`tensors` by name, when ``done`` of the training is over."""
     config = model.config
-    weights = {name: at(weight, done) for name, weight in config.losses.items()}
+    weights = {name: interpolate(weight, done) for name, weight in config.losses.items()}
     xq, x, grades, teacher = batch
-    temperature, score_temperature = at(config.temperature, done), at(config.score_temperature, done)
+    temperature, score_temperature = interpolate(config.temperature, done), interpolate(config.score_temperature, done)
     queries, documents = model.code_queries(xq, temperature), model.code_documents(x, temperature)
     decoded = model.decode(documents.bits) if config.decodes else []
 

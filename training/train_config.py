@@ -75,18 +75,18 @@ class TrainConfig:
     query_side : whether queries get maps of their own, one to their codes and one for scoring decoded documents
     losses : weights by name, of ``LOSSES``: ``float``, ``adc`` or ``hamming`` scores by a score loss, or a code loss
     score_temperature : what the softmaxes of score losses divide by, in units of the corpus' variance
-    slice_power : the weight of a slice is its number of components to this power
+    matryoshka_power : the weight of a slice is its number of components to this power
     quantizer : of ``QUANTIZERS``: how gradients pass the cuts
     temperature : width of soft cuts, in standard deviations of a column
     thresholds : ``learned``; ``moving`` keeps the share of documents below each, by an average; or ``fixed``
     momentum : of that average
-    batch : questions a step
-    hard : documents among the nearest of each question, a step
-    random : random documents a step
+    batch_size : questions a step
+    hard_negatives : documents among the nearest of each question, a step
+    random_negatives : random documents a step
     documents_as_queries : share of the questions that are documents, where there are real queries (without: all)
     noise : how far documents that stand in for queries are moved, times their distance from the centre
     learning_rate, weight_decay, warmup, clip : of AdamW, its linear warm-up in steps, and of the gradient's norm
-    epochs, epoch_steps : how long, at most; after each epoch comes a look at the held-out queries
+    epochs, steps_per_epoch : how long, at most; after each epoch comes a look at the held-out queries
     patience : epochs without a better one after which training stops
     pruning : adaptive pruning, or None
     """
@@ -96,22 +96,22 @@ class TrainConfig:
     query_side: bool = True
     losses: Mapping[str, Schedule] = field(default_factory=lambda: DEFAULT_LOSSES)
     score_temperature: Schedule = (0.06, 0.06)
-    slice_power: float = 0.5
+    matryoshka_power: float = 0.5
     quantizer: str = "straight-through"
     temperature: Schedule = (1.0, 1.0)
     thresholds: str = "learned"
     momentum: float = 0.99
-    batch: int = 512
-    hard: int = 1
-    random: int = 1024
+    batch_size: int = 512
+    hard_negatives: int = 1
+    random_negatives: int = 1024
     documents_as_queries: float = 0.0
     noise: float = 0.0
     learning_rate: float = 5e-4
     weight_decay: float = 0.0
-    warmup: int = 50
-    clip: float = 1.0
+    warmup_steps: int = 50
+    max_grad_norm: float = 1.0
     epochs: int = 30
-    epoch_steps: int = 50
+    steps_per_epoch: int = 50
     patience: int = 6
     pruning: PruningConfig | None = None
 
@@ -123,7 +123,7 @@ class TrainConfig:
         for name in ("score_temperature", "temperature"):
             object.__setattr__(self, name, _schedule(name, getattr(self, name)))
         if self.pruning is not None and not isinstance(self.pruning, PruningConfig):
-            object.__setattr__(self, "pruning", make(PruningConfig, self.pruning, "pruning"))
+            object.__setattr__(self, "pruning", from_mapping(PruningConfig, self.pruning, "pruning"))
         self._check_names()
         self._check_ranges()
         if self.adapter == "none" and not self.query_side:
@@ -134,7 +134,7 @@ class TrainConfig:
             raise ValueError("adapter none trains queries alone, and losses of codes do not look at them")
         if self.pruning is not None and self.thresholds != "learned":
             raise ValueError(f"pruning learns its thresholds; got thresholds {self.thresholds}")
-        if self.hard + self.random < 1:
+        if self.hard_negatives + self.random_negatives < 1:
             raise ValueError("hard and random are both 0, so a step would have no documents")
 
     def check(self, layout: CodeLayout, d: int) -> None:
@@ -163,10 +163,10 @@ class TrainConfig:
     def _check_ranges(self) -> None:
         infinite = float("inf")
         for names, least, most in (
-            (("batch", "epochs", "epoch_steps", "patience"), 1, 1e9),
-            (("hard", "random", "warmup", "noise", "weight_decay"), 0, infinite),
-            (("slice_power",), -10, 10),
-            (("learning_rate", "clip", "expansion", "temperature", "score_temperature"), SMALLEST, infinite),
+            (("batch_size", "epochs", "steps_per_epoch", "patience"), 1, 1e9),
+            (("hard_negatives", "random_negatives", "warmup_steps", "noise", "weight_decay"), 0, infinite),
+            (("matryoshka_power",), -10, 10),
+            (("learning_rate", "max_grad_norm", "expansion", "temperature", "score_temperature"), SMALLEST, infinite),
             (("documents_as_queries", "momentum"), 0, 1),
         ):
             for name in names:
@@ -183,15 +183,15 @@ class TrainConfig:
     @property
     def steps(self) -> int:
         """Steps at most."""
-        return self.epochs * self.epoch_steps
+        return self.epochs * self.steps_per_epoch
 
 
-def at(schedule: Schedule, done: float) -> float:
+def interpolate(schedule: Schedule, done: float) -> float:
     """Return what a schedule says when ``done``, from 0 to 1, of the training is over."""
     return schedule[0] + (schedule[1] - schedule[0]) * done
 
 
-def make(kind: Any, settings: object, where: str) -> Any:
+def from_mapping(kind: Any, settings: object, where: str) -> Any:
     """Return ``kind(**settings)``; raises ValueError or TypeError naming the setting."""
     if not isinstance(settings, Mapping):
         raise TypeError(f"{where}: a mapping of settings is needed; got {settings!r}")

@@ -13,8 +13,8 @@ from faiss_qama.arrays import Ids
 from faiss_qama.evaluation.ranking_metrics import ndcg
 from faiss_qama.evaluation.recall import TIE
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.training.near_duplicates import Twins, but_one
-from faiss_qama.training.split import Draw
+from faiss_qama.training.near_duplicates import NearDuplicates, drop_one
+from faiss_qama.training.split import Split
 
 SAMPLE = 100_000  # fewer documents would forgive a quantizer that confuses them
 K = 10
@@ -25,24 +25,24 @@ NOISE = 0.005  # a difference that some hundred queries cannot tell from none
 Quality: TypeAlias = dict[str, dict[str, float]]  # by stage, then by measure
 
 
-class HeldOut:
+class Validation:
     """The held-out queries, against a sample of the documents.
 
     What counts is nDCG@10 where there are pairs, else recall@10 of the exact neighbours; by ``adc``, the float query
     against decoded codes, and by ``hamming``; of the whole code and of its prefixes of ``ends`` components.
     """
 
-    def __init__(self, drawn: Draw, metric: int, ends: Sequence[int] = ()) -> None:
-        self.queries, self.metric, self._ends = drawn.calibration, metric, ends
+    def __init__(self, split: Split, metric: int, ends: Sequence[int] = ()) -> None:
+        self.queries, self.metric, self._ends = split.validation, metric, ends
         rng = np.random.default_rng(0)
-        rows = rng.choice(len(drawn.train), min(SAMPLE, len(drawn.train)), replace=False)
-        rows = np.unique(np.concatenate([rows, drawn.calibration_qrels[:, 1]]))
-        self.x = drawn.train[rows]
-        self._twins = Twins(self.x, metric)
+        rows = rng.choice(len(split.train), min(SAMPLE, len(split.train)), replace=False)
+        rows = np.unique(np.concatenate([rows, split.validation_qrels[:, 1]]))
+        self.x = split.train[rows]
+        self._twins = NearDuplicates(self.x, metric)
         self.qrels = None
         self._rows, self._relevant = np.arange(len(self.queries))[:, None], np.empty(0, np.int64)
-        if len(drawn.calibration_qrels):
-            self.qrels = drawn.calibration_qrels.copy()
+        if len(split.validation_qrels):
+            self.qrels = split.validation_qrels.copy()
             self.qrels[:, 1] = np.searchsorted(rows, self.qrels[:, 1])
             self._relevant = self.qrels[:, 0] * len(self.x) + self.qrels[:, 1]
         D, I = faiss.knn(self.queries, self.x, min(K + 1, len(self.x)), metric=metric)
@@ -87,7 +87,7 @@ class HeldOut:
     def _without_itself(self, D: NDArray[Any], I: Ids) -> tuple[NDArray[Any], Ids]:
         """Return the first K of K + 1 hits, but for one that is the query itself and not known to be relevant."""
         own = self._twins.among(self.queries, self.x[I]) & ~np.isin(I + self._rows * len(self.x), self._relevant)
-        kept = but_one(own)
+        kept = drop_one(own)
         return D[kept].reshape(len(D), -1), I[kept].reshape(len(I), -1)
 
     def _quality(self, found: Ids) -> dict[str, float]:

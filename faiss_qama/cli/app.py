@@ -12,9 +12,9 @@ import click
 from faiss_qama._version import __version__
 from faiss_qama.cli.evaluate import (
     METRIC_CHOICES,
+    drop_none,
     ef_search_option,
     eval_command,
-    given,
     k_option,
     nprobe_option,
     oversample_option,
@@ -27,20 +27,24 @@ from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.report import tables
-from faiss_qama.rescore.rescorer import STORES
+from faiss_qama.rescore.rescorer import RESCORE_KINDS
 from faiss_qama.storage import atomic_files, bundle
 from faiss_qama.vectors import Corpus, load_vectors
 
 _metric = click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True)
-_rescore = click.option("--rescore", type=click.Choice(STORES), default="fp16", show_default=True, help="Second stage.")
+_rescore = click.option(
+    "--rescore", type=click.Choice(RESCORE_KINDS), default="fp16", show_default=True, help="Second stage."
+)
 _rescore_of_fit = click.option(
-    "--rescore", type=click.Choice(STORES), help="Second stage.  [default: fp16; codes with --pairs or a residual]"
+    "--rescore",
+    type=click.Choice(RESCORE_KINDS),
+    help="Second stage.  [default: fp16; codes with --pairs or a residual]",
 )
 _base = click.option(
     "--base",
     default=DEFAULT,
     show_default=True,
-    help="Index of the codes: auto, Scan, ScanIVF1024, BFlat, BHNSW32, ...",
+    help="Index of the codes: auto, Flat, IVF1024, BFlat, BHNSW32, ...",
 )
 
 
@@ -132,11 +136,11 @@ def fit(
     vectors = Corpus(list(corpus))
     queries = None if queries_path is None else Corpus(queries_path, vectors.shape[1])
     output = output or corpus[0].with_suffix(".qama")
-    searched = given(nprobe=nprobe, efSearch=ef_search)
+    searched = drop_none(nprobe=nprobe, efSearch=ef_search)
     # After a training on pairs floats would rank as they did before; and codes of a residual are read with codes alone.
     rescore = rescore or ("fp16" if pairs is None and "+" not in (config.layout or "") else "codes")
     labelled = None if pairs is None else read_pairs(*pairs, vectors)
-    chosen_by = given(recall=recall, memory=memory)
+    chosen_by = drop_none(recall=recall, memory=memory)
     if base != AUTO and memory is not None:
         raise ValueError(f"--memory is for --base auto; the base is {base}")
     if base != AUTO and recall is not None and config.layout is not None:
@@ -185,7 +189,7 @@ def build(
 ) -> None:
     """Write an index of CORPUS with the quantizer of INDEX, without fitting it anew."""
     quantizer = QamaIndex.load(index_path, mmap=True).quantizer
-    searched = given(nprobe=nprobe, efSearch=ef_search)
+    searched = drop_none(nprobe=nprobe, efSearch=ef_search)
     index = QamaIndex.build(output, quantizer, Corpus(list(corpus), quantizer.d), rescore, base, searched)
     size = tables.bytes_text(index.bytes_per_vector)
     click.echo(f"wrote {output}: {index.ntotal:,} x {index.d}, {size} bytes a vector")
@@ -229,7 +233,7 @@ def search(
     else:
         output = output if output.suffix == ".npz" else output.with_name(output.name + ".npz")
         atomic_files.check_writable(output, [queries_path, *index_path.glob("*")])
-    options = {"recall": recall, "oversample": oversample, **given(nprobe=nprobe, efSearch=ef_search)}
+    options = {"recall": recall, "oversample": oversample, **drop_none(nprobe=nprobe, efSearch=ef_search)}
     D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, **options)
     if output is not None:
         atomic_files.write_hits(output, D, I)

@@ -17,8 +17,8 @@ from faiss_qama._version import __version__
 from faiss_qama.arrays import Floats, Ids
 from faiss_qama.comparison import tasks
 from faiss_qama.comparison.methods import measure
-from faiss_qama.comparison.tasks import Task, TaskMeasured, load_task
-from faiss_qama.evaluation.recall import Dataset, Measured, evaluate, exact, read_rows
+from faiss_qama.comparison.tasks import Task, TaskResult, load_task
+from faiss_qama.evaluation.recall import Dataset, MethodResult, evaluate, exact, read_rows
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.quantizer.quantizer import METRICS
 from faiss_qama.report import tables
@@ -28,7 +28,7 @@ from faiss_qama.vectors import Corpus, load_vectors
 METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
 k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours.")
 recall_option = click.option("--recall", type=float, help="Share of the true neighbours to find, from the calibration.")
-nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Lists to probe, of ScanIVF and BIVF.")
+nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Lists to probe, of IVF and BIVF.")
 ef_search_option = click.option("--efsearch", "ef_search", type=click.IntRange(min=1), help="Nodes to see, of BHNSW.")
 oversample_option = click.option("--oversample", type=float, help="Instead: k times this many candidates are scored.")
 
@@ -83,8 +83,8 @@ def eval_command(
         atomic_files.check_writable(
             json_path, [path for path in read if path is not None]
         )  # before anything is measured
-    options = given(recall=recall, oversample=oversample)
-    settings = given(nprobe=nprobe, efSearch=ef_search)
+    options = drop_none(recall=recall, oversample=oversample)
+    settings = drop_none(nprobe=nprobe, efSearch=ef_search)
     if queries_path is None and (target / bundle.MANIFEST).exists():
         raise ValueError(f"{target} is an index: pass QUERIES (.npy) too")
     if queries_path is not None:
@@ -94,7 +94,7 @@ def eval_command(
         dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
         truth = exact(dataset, k, index.metric_type)
         results = [evaluate(_ByRow(index), dataset, truth, **options, **settings)]
-        measured = [Measured(target.name, index.bytes_per_vector, results, index.quantizer.config)]
+        measured = [MethodResult(target.name, index.bytes_per_vector, results, index.quantizer.config)]
     else:
         if qrels or corpus_path or settings:
             raise ValueError("--qrels, --corpus, --nprobe, --efsearch are for an index; a data set folder has its own")
@@ -139,7 +139,7 @@ def _eval_task(task: Task, target: Path, methods: tuple[str, ...], seeds: int, j
 
 
 def _write(
-    path: Path | None, target: Path, about: dict[str, Any], measured: Sequence[Measured] | Sequence[TaskMeasured]
+    path: Path | None, target: Path, about: dict[str, Any], measured: Sequence[MethodResult] | Sequence[TaskResult]
 ) -> None:
     """Write what was measured as JSON, if there is a path to write it to."""
     if path is not None:
@@ -150,7 +150,7 @@ def _write(
         atomic_files.write_text(path, json.dumps(record, indent=2) + "\n")
 
 
-def given(**options: Any) -> dict[str, Any]:
+def drop_none(**options: Any) -> dict[str, Any]:
     """Return the options that are not None."""
     return {name: value for name, value in options.items() if value is not None}
 

@@ -16,13 +16,13 @@ import faiss
 import numpy as np
 
 from faiss_qama.arrays import Floats
-from faiss_qama.evaluation.recall import TIMED_RUNS, Dataset, Measured, Searchable, Truth, evaluate
+from faiss_qama.evaluation.recall import TIMED_RUNS, Dataset, MethodResult, Searchable, Truth, evaluate
 from faiss_qama.hamming.factory import DEFAULT, code_bytes
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import STORES
+from faiss_qama.rescore.rescorer import RESCORE_KINDS
 from faiss_qama.vectors import Corpus
 
 _RAW = {"projection": "none", "rotation": "none"}
@@ -52,7 +52,7 @@ def measure(
     seeds: int = 1,
     runs: int = TIMED_RUNS,
     **search_options: Any,
-) -> Measured:
+) -> MethodResult:
     """Build the method ``name`` once a seed and measure each, its speed as the median of ``runs``.
 
     ``search_options`` go to indexes of ours that rescore.
@@ -62,7 +62,7 @@ def measure(
         built = build(name, dataset, truth.metric, train_queries=train_queries, seed=seed)
         rescores = isinstance(built.index, QamaIndex) and built.index.rescore != "none"
         results.append(evaluate(built.index, dataset, truth, runs=runs, **search_options if rescores else {}))
-    return Measured(name, built.bytes, results, built.config)
+    return MethodResult(name, built.bytes, results, built.config)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +132,7 @@ def codec(name: str, corpus: Corpus, *, seed: int = 0) -> Codec:
     if rescore == "none":
         return Codec(signs, size, dict(quantizer.config))
     size += 0 if residual is None else code_bytes(DEFAULT, residual)
-    return Codec(quantizer.approximate, size, dict(quantizer.config))
+    return Codec(quantizer.encode_decode, size, dict(quantizer.config))
 
 
 def _fitted(name: str, corpus: Corpus, metric: int, queries: Corpus | None, seed: int) -> tuple[Quantizer, str]:
@@ -140,7 +140,7 @@ def _fitted(name: str, corpus: Corpus, metric: int, queries: Corpus | None, seed
     from faiss_qama.training import FitConfig, fit  # here, because run time does not depend on training
 
     method, _, rescore = name.rpartition("+")
-    if rescore not in STORES:  # then it belongs to a layout with a residual
+    if rescore not in RESCORE_KINDS:  # then it belongs to a layout with a residual
         method, rescore = name, ""
     if method in METHODS:
         settings, default = METHODS[method]
@@ -152,7 +152,7 @@ def _fitted(name: str, corpus: Corpus, metric: int, queries: Corpus | None, seed
             known = ", ".join([*METHODS, *SCALAR])
             raise ValueError(
                 f"unknown method {name!r}; there are {known}, layouts such as 2x192, and faiss:FACTORY; "
-                f"what rescores is one of +{', +'.join(STORES)}"
+                f"what rescores is one of +{', +'.join(RESCORE_KINDS)}"
             ) from None
     return fit(corpus, config=config, metric=metric, queries=queries), rescore or default
 

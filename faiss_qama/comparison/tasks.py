@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, scale_to_norm
 from faiss_qama.comparison.methods import codec
-from faiss_qama.evaluation.bootstrap import Picks, interval, percent
-from faiss_qama.evaluation.ranking_metrics import Values
+from faiss_qama.evaluation.bootstrap import Resample, bootstrap_interval, percent
+from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.vectors import Corpus, PathLike, load_vectors, open_npy
 
 Features: TypeAlias = Callable[[Floats], Floats]
@@ -39,7 +39,7 @@ class Similarity:
     train: Floats
     a: Floats
     b: Floats
-    scores: Values
+    scores: PerQuery
 
     @classmethod
     def load(cls, folder: Path) -> Similarity:
@@ -54,13 +54,13 @@ class Similarity:
             raise ValueError(f"{path}: two scores that differ are needed, as nothing correlates with one")
         return cls(np.concatenate([first, second]), a, b, scores)
 
-    def items(self, features: Features) -> Values:
+    def items(self, features: Features) -> PerQuery:
         """Return the cosine of each test pair."""
         a, b = (scale_to_norm(features(side), 1.0) for side in (self.a, self.b))
-        cosines: Values = np.einsum("nd,nd->n", a, b, dtype=np.float64)
+        cosines: PerQuery = np.einsum("nd,nd->n", a, b, dtype=np.float64)
         return cosines
 
-    def score(self, items: Values, rows: Picks) -> float:
+    def score(self, items: PerQuery, rows: Resample) -> float:
         """Return Spearman's correlation of cosines and scores, at ``rows``."""
         spearmanr = _needed("scipy.stats").spearmanr
         return float(spearmanr(items[rows], self.scores[rows]).statistic)
@@ -93,14 +93,14 @@ class Classification:
             raise ValueError(f"{path}: labels of two classes or more are needed; got {train_labels[0]} alone")
         return cls(train, train_labels, test, _values(folder / "test_labels.npy", "biu", len(test)))
 
-    def items(self, features: Features) -> Values:
+    def items(self, features: Features) -> PerQuery:
         """Return 1 for each test vector that a logistic regression on train vectors labels rightly, and 0."""
         regression = _needed("sklearn.linear_model").LogisticRegression(max_iter=1000)
         regression.fit(features(self.train), self.train_labels)
-        right: Values = (regression.predict(features(self.test)) == self.test_labels).astype(np.float64)
+        right: PerQuery = (regression.predict(features(self.test)) == self.test_labels).astype(np.float64)
         return right
 
-    def score(self, items: Values, rows: Picks) -> float:
+    def score(self, items: PerQuery, rows: Resample) -> float:
         """Return the accuracy, at ``rows``."""
         return float(items[rows].mean())
 
@@ -109,14 +109,14 @@ Task: TypeAlias = Similarity | Classification
 
 
 @dataclass(frozen=True, eq=False)
-class TaskMeasured:
+class TaskResult:
     """A method on a task: its bytes a vector, and for each fit, and for exact floats, a value an item."""
 
     name: str
     bytes: int
     task: Task
-    items: list[Values]
-    floats: Values
+    items: list[PerQuery]
+    floats: PerQuery
     config: dict[str, Any]
 
     @property
@@ -128,7 +128,7 @@ class TaskMeasured:
     def retained(self) -> tuple[float, tuple[float, float]]:
         """% of what exact floats reach, and its 95 % interval over test items."""
         n = len(self.floats)
-        return self._share(np.arange(n)), interval(self._share, n)
+        return self._share(np.arange(n)), bootstrap_interval(self._share, n)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what JSON can hold."""
@@ -138,17 +138,17 @@ class TaskMeasured:
             "method": self.name,
             "bytes": self.bytes,
             "score": self.score,
-            "interval": interval(self._score, len(self.floats)),
+            "interval": bootstrap_interval(self._score, len(self.floats)),
             "retained": share,
             "retained_interval": [low, high],
             "each": [self.task.score(items, every) for items in self.items],
             "config": self.config,
         }
 
-    def _score(self, rows: Picks) -> float:
+    def _score(self, rows: Resample) -> float:
         return float(np.mean([self.task.score(items, rows) for items in self.items]))
 
-    def _share(self, rows: Picks) -> float:
+    def _share(self, rows: Resample) -> float:
         return percent(self._score(rows), self.task.score(self.floats, rows))
 
 
@@ -163,15 +163,15 @@ def load_task(folder: PathLike) -> Task | None:
     return None
 
 
-def measure(task: Task, names: list[str], *, seeds: int = 1) -> list[TaskMeasured]:
+def measure(task: Task, names: list[str], *, seeds: int = 1) -> list[TaskResult]:
     """Measure exact floats and the methods ``names`` of :mod:`faiss_qama.comparison.methods`, fitted once a seed."""
     floats = task.items(lambda x: x)
-    measured = [TaskMeasured("exact floats", 4 * task.train.shape[1], task, [floats], floats, {})]
+    measured = [TaskResult("exact floats", 4 * task.train.shape[1], task, [floats], floats, {})]
     corpus = Corpus(task.train)
     for name in names:
         codecs = [codec(name, corpus, seed=seed) for seed in range(seeds)]
         items = [task.items(one.features) for one in codecs]
-        measured.append(TaskMeasured(name, codecs[0].bytes, task, items, floats, codecs[0].config))
+        measured.append(TaskResult(name, codecs[0].bytes, task, items, floats, codecs[0].config))
     return measured
 
 

@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 RESAMPLES = 1000
-Picks = NDArray[np.int64]
+Resample = NDArray[np.int64]
 
 
-def interval(statistic: Callable[[Picks], float], n: int) -> tuple[float, float]:
+def bootstrap_interval(statistic: Callable[[Resample], float], n: int) -> tuple[float, float]:
     """Return the 95 % percentile bootstrap interval of ``statistic(picks)``, a figure of picks of ``n`` queries.
 
     A difference or a quotient of two methods is paired when both are read at the same picks (Efron and Tibshirani,

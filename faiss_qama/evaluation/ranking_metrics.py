@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Ids
 
-Values: TypeAlias = NDArray[np.float64]
+PerQuery: TypeAlias = NDArray[np.float64]
 
 
-def judged(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> dict[str, Values]:
+def ranking_metrics(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> dict[str, PerQuery]:
     """Return ``ndcg``, ``relevant_recall`` and ``mrr``, at k, of the (nq, >= k) ids ``I``, as trec_eval does.
 
     A value for each query that has a relevant document, by query row; nothing without qrels (m, 3: query row, corpus
@@ -45,5 +45,5 @@ def judged(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> dict[str, Values]
 
 def ndcg(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> float | None:
     """Return the mean nDCG@k of :func:`judged`, None where nothing is."""
-    values = judged(I, qrels, k)
+    values = ranking_metrics(I, qrels, k)
     return float(values["ndcg"].mean()) if values else None

@@ -14,8 +14,8 @@ from faiss.contrib.exhaustive_search import knn_ground_truth
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, Ids
-from faiss_qama.evaluation.bootstrap import interval
-from faiss_qama.evaluation.ranking_metrics import Values, judged
+from faiss_qama.evaluation.bootstrap import bootstrap_interval
+from faiss_qama.evaluation.ranking_metrics import PerQuery, ranking_metrics
 from faiss_qama.progress import progress
 from faiss_qama.vectors import Corpus, PathLike, load_vectors
 
@@ -81,7 +81,7 @@ class Result:
     queries_per_second : how fast
     """
 
-    values: Mapping[str, Values]
+    values: Mapping[str, PerQuery]
     queries_per_second: float
 
     @property
@@ -101,7 +101,7 @@ class Result:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MethodResult:
     """A method's name, its bytes a vector (codes, and what is kept besides to rescore with), and a result a fit."""
 
     name: str
@@ -131,9 +131,9 @@ class Measured:
         }
 
 
-def mean_interval(values: Values) -> tuple[float, float]:
+def mean_interval(values: PerQuery) -> tuple[float, float]:
     """Return the 95 % interval of the mean of a value a query."""
-    return interval(lambda rows: float(values[rows].mean()), len(values))
+    return bootstrap_interval(lambda rows: float(values[rows].mean()), len(values))
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,7 +144,7 @@ class Truth:
     metric: int
     D: Floats
     I: Ids
-    measured: Measured
+    measured: MethodResult
 
 
 def exact(dataset: Dataset, k: int, metric: int) -> Truth:
@@ -165,9 +165,9 @@ def exact(dataset: Dataset, k: int, metric: int) -> Truth:
     D, I = knn_ground_truth(dataset.queries, chunks(), min(wanted, len(dataset.corpus)), metric, ngpu=0)
     seconds = time.perf_counter() - start - reading
     D, I = _drop_excluded(dataset, D, I, k)
-    values = {"recall": np.ones(len(I))} | judged(I, dataset.qrels, k)
+    values = {"recall": np.ones(len(I))} | ranking_metrics(I, dataset.qrels, k)
     result = Result(values, len(I) / seconds)
-    return Truth(k, metric, D, I, Measured("exact floats", (4 * dataset.corpus.shape[1], 0), [result]))
+    return Truth(k, metric, D, I, MethodResult("exact floats", (4 * dataset.corpus.shape[1], 0), [result]))
 
 
 def evaluate(
@@ -183,9 +183,9 @@ def evaluate(
     return Result(ranking_values(I, truth, dataset), len(I) / float(np.median(seconds)))
 
 
-def ranking_values(I: Ids, truth: Truth, dataset: Dataset) -> dict[str, Values]:
+def ranking_values(I: Ids, truth: Truth, dataset: Dataset) -> dict[str, PerQuery]:
     """Return each measure of the (nq, >= k) ids ``I``, a value a query (see :class:`Result`)."""
-    return {"recall": recalls(I[:, : truth.k], truth, dataset)} | judged(I, dataset.qrels, truth.k)
+    return {"recall": recalls(I[:, : truth.k], truth, dataset)} | ranking_metrics(I, dataset.qrels, truth.k)
 
 
 def search_in_blocks(index: Searchable, xq: Floats, k: int, **search_options: Any) -> tuple[NDArray[Any], Ids]:
@@ -195,7 +195,7 @@ def search_in_blocks(index: Searchable, xq: Floats, k: int, **search_options: An
     return np.concatenate([D for D, _ in blocks]), np.concatenate([I for _, I in blocks])
 
 
-def recalls(I: Ids, truth: Truth, dataset: Dataset) -> Values:
+def recalls(I: Ids, truth: Truth, dataset: Dataset) -> PerQuery:
     """Return the share of the exact k nearest that the (nq, k) ids ``I`` found, of each query; 1 where there are none.
 
     As ANN-Benchmarks does, a hit is one whose exact score is no worse than the k-th nearest's (up to ``TIE``):

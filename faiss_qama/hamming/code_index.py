@@ -14,7 +14,7 @@ from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
 
-class Base(ABC):
+class CodeIndex(ABC):
     """Codes by row, and what finds the nearest of them.
 
     Parameters
@@ -100,7 +100,7 @@ class Base(ABC):
         """Train what needs it."""
 
     @abstractmethod
-    def add(self, codes: Codes) -> None:
+    def append(self, codes: Codes) -> None:
         """Append rows."""
 
     @abstractmethod
@@ -108,16 +108,16 @@ class Base(ABC):
         """Drop the rows where ``kept`` (n,) is false; the others move up."""
 
     @abstractmethod
-    def reset(self) -> None:
+    def clear(self) -> None:
         """Drop every row."""
 
     @abstractmethod
-    def truncated(self, layout: CodeLayout) -> Base:
+    def truncate(self, layout: CodeLayout) -> CodeIndex:
         """Return a base of the same kind whose codes are those of the prefix ``layout``."""
 
-    def prefix(self, layout: CodeLayout) -> Base:
+    def flat_prefix(self, layout: CodeLayout) -> CodeIndex:
         """Return an exhaustive base whose codes are those of the prefix ``layout``."""
-        return self.truncated(layout)
+        return self.truncate(layout)
 
     @abstractmethod
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:

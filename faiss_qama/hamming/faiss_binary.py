@@ -14,12 +14,12 @@ import numpy as np
 
 from faiss_qama import topk
 from faiss_qama.arrays import WORST, Codes, Distances, Ids, Mask
-from faiss_qama.hamming.code_index import Base
+from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
 EF_WIDTH = 2  # nodes of a graph looked at, at least, a candidate asked for: with as many only, a tenth is missed
-KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb, Scan, ScanIVFn"
+KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb, Flat, IVFn"
 _CLASSES = (
     faiss.IndexBinaryFlat,
     faiss.IndexBinaryIVF,
@@ -29,7 +29,7 @@ _CLASSES = (
 )
 
 
-class FaissBase(Base):
+class FaissCodeIndex(CodeIndex):
     """A FAISS binary index, and its codes by row.
 
     Parameters
@@ -168,7 +168,7 @@ class FaissBase(Base):
             raise ValueError(f"{self} needs at least {self.index.nlist} vectors to train; got {len(codes)}")
         self.index.train(codes)
 
-    def add(self, codes: Codes) -> None:
+    def append(self, codes: Codes) -> None:
         self.index.add(codes)
         if isinstance(self.index, faiss.IndexBinaryHash):
             self._flat.add(codes)
@@ -177,8 +177,8 @@ class FaissBase(Base):
     def keep(self, kept: Mask) -> None:
         if not self.can_remove:
             codes = self.codes[kept]
-            self.reset()
-            self.add(codes)
+            self.clear()
+            self.append(codes)
             return
         self.index.remove_ids(faiss.IDSelectorBatch(np.flatnonzero(~kept)))
         if isinstance(self.index, faiss.IndexBinaryIVF):
@@ -188,28 +188,28 @@ class FaissBase(Base):
                 rows[:] = renumbered[rows]
         self._lists = None
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         self.index.reset()
         if self._flat is not None:
             self._flat.reset()
         self._lists = None
 
-    def truncated(self, layout: CodeLayout) -> Base:
+    def truncate(self, layout: CodeLayout) -> CodeIndex:
         try:
-            other = FaissBase(str(self), layout)
+            other = FaissCodeIndex(str(self), layout)
         except ValueError:  # too short to hash
-            other = FaissBase("BFlat", layout)
+            other = FaissCodeIndex("BFlat", layout)
         if isinstance(self.index, faiss.IndexBinaryIVF):
-            coarse = FaissBase(faiss.downcast_IndexBinary(self.index.quantizer), self.layout, filled=True)
+            coarse = FaissCodeIndex(faiss.downcast_IndexBinary(self.index.quantizer), self.layout, filled=True)
             other.index.quantizer.add(bit_packing.truncate(coarse.codes, layout))
             other.index.is_trained = True
         other.set({name: value for name, value in self.settings.items() if name in other.settings})
-        other.add(bit_packing.truncate(self.codes, layout))
+        other.append(bit_packing.truncate(self.codes, layout))
         return other
 
-    def prefix(self, layout: CodeLayout) -> Base:
-        other = FaissBase("BFlat", layout)
-        other.add(bit_packing.truncate(self.codes, layout))
+    def flat_prefix(self, layout: CodeLayout) -> CodeIndex:
+        other = FaissCodeIndex("BFlat", layout)
+        other.append(bit_packing.truncate(self.codes, layout))
         return other
 
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:

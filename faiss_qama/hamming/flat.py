@@ -11,11 +11,12 @@ from numpy.typing import NDArray
 
 from faiss_qama import topk
 from faiss_qama.arrays import LANES, WORST, Codes, Distances, Floats, Ids, Mask, Words
-from faiss_qama.growing import Rows
+from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming import bit_planes
-from faiss_qama.hamming.code_index import Base
+from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.kernels import kernel
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.threads import each, loops, shares
+from faiss_qama.threads import even_slices, parallel_map
 
 QUERIES = 32  # that look at a block together
 WORK = 1 << 22  # codes times queries that are worth a thread of their own
@@ -23,7 +24,7 @@ CHUNK = 1 << 16  # codes that those are compared with at a time where there is n
 UNPACKED = 1 << 12  # codes that are expanded at a time
 
 
-class Scan(Base):
+class FlatCodeIndex(CodeIndex):
     """Codes as words of bit planes, scanned in parallel; without numba, expanded piece by piece for FAISS's kernels.
 
     Of equal distances the first rows are found.
@@ -38,7 +39,7 @@ class Scan(Base):
         super().__init__(layout)
         self._words = bit_planes.n_words(layout)
         self._segments = bit_planes.segments(layout)
-        self._groups = Rows(np.empty((0, self._words, LANES), np.uint32) if groups is None else groups)
+        self._groups = GrowingArray(np.empty((0, self._words, LANES), np.uint32) if groups is None else groups)
         self._n = n
         # The weights that all queries shared last, and their tables: they seldom change.
         self._shared: tuple[Floats | None, Floats] = None, np.empty((0, 256), np.float32)
@@ -56,7 +57,7 @@ class Scan(Base):
         return self._n
 
     def __str__(self) -> str:
-        return "Scan"
+        return "Flat"
 
     @property
     def bytes_per_vector(self) -> int:
@@ -69,7 +70,7 @@ class Scan(Base):
             code[part] = bit_planes.unpack(self._gather(rows[part]), self.layout)
         return code
 
-    def add(self, codes: Codes) -> None:
+    def append(self, codes: Codes) -> None:
         self._append(self._pack(codes))
 
     def keep(self, kept: Mask) -> None:
@@ -77,16 +78,16 @@ class Scan(Base):
         groups = np.zeros((-(-len(words) // LANES), self._words, LANES), np.uint32)
         rows = np.arange(len(words))
         groups[rows // LANES, :, rows % LANES] = words
-        self._groups, self._n = Rows(groups), len(words)  # at once, so that a lack of memory changes nothing
+        self._groups, self._n = GrowingArray(groups), len(words)  # at once, so that a lack of memory changes nothing
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         self._groups.clear()
         self._n = 0
 
-    def truncated(self, layout: CodeLayout) -> Scan:
-        return Scan(layout, bit_planes.truncate(self.groups, self.layout, layout), self._n)
+    def truncate(self, layout: CodeLayout) -> FlatCodeIndex:
+        return FlatCodeIndex(layout, bit_planes.truncate(self.groups, self.layout, layout), self._n)
 
-    def parts(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> dict[str, NDArray[Any]]:
         """Return the arrays that it is made of, by name."""
         return {"codes": self.groups}
 
@@ -95,12 +96,12 @@ class Scan(Base):
             raise ValueError(f"{name} means nothing to {self}; it takes no search parameters")
         groups, n, found = self.groups, self._n, min(k, self._n)
         allowed = np.empty(0, bool) if rows is None else rows
-        compiled, starts = loops("kernels.scanning"), range(0, len(queries) or 1, QUERIES)
+        compiled, starts = kernel("scanning"), range(0, len(queries) or 1, QUERIES)
         if compiled is None:
             done = [self._without_numba(queries[start : start + QUERIES], found, allowed) for start in starts]
             return topk.padded(*topk.joined(done, axis=0), k, np.int32(WORST))
         scan_rows = compiled.scans(*bit_planes.widths(self.layout)).rows
-        # Threads take parts of the groups; Contents has given each its queries where there are many.
+        # Threads take parts of the groups; TwoStageIndex has given each its queries where there are many.
         parts = min(faiss.omp_get_max_threads(), 1 + n * min(len(queries), QUERIES) // WORK)
         ends = [part * len(groups) // parts * LANES for part in range(parts)] + [n]
 
@@ -113,7 +114,7 @@ class Scan(Base):
 
         words = self._pack(queries)
         tasks = [(words[start : start + QUERIES], part) for start in starts for part in range(parts)]
-        done = each(scanned, tasks)
+        done = parallel_map(scanned, tasks)
         if parts > 1:
             joined = [topk.joined(done[start : start + parts], axis=1) for start in range(0, len(done), parts)]
             done = [topk.best(D, I, found, larger=False) for D, I in joined]
@@ -121,7 +122,7 @@ class Scan(Base):
 
     def distances(self, queries: Codes, rows: Ids) -> Distances:
         topk.check_rows(rows, self._n)
-        compiled = loops("kernels.scanning")
+        compiled = kernel("scanning")
         if compiled is None:
             return super().distances(queries, rows)
         D = np.empty(rows.shape, np.int32)
@@ -132,7 +133,7 @@ class Scan(Base):
 
     def weighted_sums(self, rows: Ids, weights: Floats, shared: Floats | None) -> tuple[Floats, Floats]:
         topk.check_rows(rows, self._n)
-        compiled = loops("kernels.scanning")
+        compiled = kernel("scanning")
         if compiled is None:
             return super().weighted_sums(rows, weights, shared)
         groups, places, (pairs, others) = self.groups, self._place(rows), bit_planes.widths(self.layout)
@@ -151,11 +152,11 @@ class Scan(Base):
                 pairs, others, groups, places[part], weights[part], cached[1], own[part], common[part]
             )
 
-        each(summed, shares(len(rows)))
+        parallel_map(summed, even_slices(len(rows)))
         return own, common
 
     def _pack(self, code: Codes) -> Words:
-        compiled = loops("kernels.scanning")
+        compiled = kernel("scanning")
         if compiled is None:
             return bit_planes.pack(code, self.layout)
         words = np.empty((len(code), self._words), np.uint32)
@@ -179,7 +180,7 @@ class Scan(Base):
             self._groups.append(np.zeros((missing, self._words, LANES), np.uint32))
             self.groups[rows // LANES, :, rows % LANES] = words
         except BaseException:  # what was written beyond the last row is read by nobody
-            self._groups.cut(before)
+            self._groups.shrink(before)
             raise
         self._n += len(words)
 
@@ -188,7 +189,7 @@ class Scan(Base):
         return nearest_of(self, queries, rows, k)
 
 
-def nearest_of(base: Base, queries: Codes, rows: Ids, k: int) -> tuple[Distances, Ids]:
+def nearest_of(base: CodeIndex, queries: Codes, rows: Ids, k: int) -> tuple[Distances, Ids]:
     """Return the ``k`` nearest codes of ``rows`` of ``base``, of equal distances the first, by FAISS's kernels."""
     D, I = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), CHUNK):

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 
 from faiss_qama import topk
 from faiss_qama.arrays import LANES, WORST, Codes, Distances, Ids, Mask, Words
-from faiss_qama.growing import Rows
+from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming import bit_planes
-from faiss_qama.hamming.flat import CHUNK, Scan, nearest_of
+from faiss_qama.hamming.flat import CHUNK, FlatCodeIndex, nearest_of
+from faiss_qama.kernels import kernel
 from faiss_qama.quantizer.bit_packing import levels, of_levels, truncate, twice
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.threads import each, loops, shares
+from faiss_qama.threads import even_slices, parallel_map
 
 QUERIES, HITS = 1024, 1 << 19  # that look at a list together, and what they may find
 BULK = 1 / 4  # share of what is there from which on what is added puts all lists in order
@@ -27,7 +28,7 @@ NEAR = 8  # lists that a code's own is sought among
 Centroids = NDArray[np.uint8]
 
 
-class ScanIVF(Scan):
+class IVFCodeIndex(FlatCodeIndex):
     """Lists of codes that lie near each other, of which a search probes the nearest.
 
     A list is a chain of groups of ``LANES`` codes, of which the last may have room left. Centroids are means of levels,
@@ -52,21 +53,21 @@ class ScanIVF(Scan):
     def _set_centroids(self, centroids: Centroids) -> None:
         """Take centroids (nlist, units), in ``STEPS`` from level to level."""
         self._centroids = centroids
-        self._coarse = Scan(CodeLayout(2 * self.layout.segments))
+        self._coarse = FlatCodeIndex(CodeLayout(2 * self.layout.segments))
         rounded = [(centroids + np.uint8(quarter * STEPS // 4)) // STEPS for quarter in (1, 3)]
-        self._coarse.add(of_levels(np.concatenate(rounded, axis=1), self._coarse.layout))
+        self._coarse.append(of_levels(np.concatenate(rounded, axis=1), self._coarse.layout))
 
     def _clear(self) -> None:
-        self._groups, self._n = Rows(np.empty((0, self._words, LANES), np.uint32)), 0
-        self._rows = Rows(np.empty((0, LANES), np.int32))  # of the codes of a group, -1 where there is none
-        self._places = Rows(np.empty(0, np.int32))  # of rows: LANES * group + lane
-        self._following = Rows(np.empty(0, np.int32))  # the next group of the list, or -1
-        self._lists = Rows(np.empty(0, np.int32))  # of groups
+        self._groups, self._n = GrowingArray(np.empty((0, self._words, LANES), np.uint32)), 0
+        self._rows = GrowingArray(np.empty((0, LANES), np.int32))  # of the codes of a group, -1 where there is none
+        self._places = GrowingArray(np.empty(0, np.int32))  # of rows: LANES * group + lane
+        self._following = GrowingArray(np.empty(0, np.int32))  # the next group of the list, or -1
+        self._lists = GrowingArray(np.empty(0, np.int32))  # of groups
         self._heads, self._tails = np.full((2, self.nlist), -1, np.int32)  # groups
         self._sizes = np.zeros(self.nlist, np.int64)
 
     def __str__(self) -> str:
-        return f"ScanIVF{self.nlist}"
+        return f"IVF{self.nlist}"
 
     @property
     def bytes_per_vector(self) -> int:
@@ -105,7 +106,7 @@ class ScanIVF(Scan):
         kmeans.train(points)
         self._set_centroids(np.rint(STEPS * kmeans.centroids).astype(np.uint8))
 
-    def add(self, codes: Codes) -> None:
+    def append(self, codes: Codes) -> None:
         words, lists = self._pack(codes), self._nearest_lists(codes)
         if len(codes) >= BULK * self._n:
             there = np.arange(self._n)
@@ -118,26 +119,26 @@ class ScanIVF(Scan):
         rows = np.flatnonzero(kept)
         self._fill(self._gather(rows), self._lists_of(rows))
 
-    def reset(self) -> None:
+    def clear(self) -> None:
         self._clear()
 
-    def truncated(self, layout: CodeLayout) -> ScanIVF:
-        other = ScanIVF(layout, self.nlist)
+    def truncate(self, layout: CodeLayout) -> IVFCodeIndex:
+        other = IVFCodeIndex(layout, self.nlist)
         other.nprobe = self.nprobe
         other._set_centroids(self._centroids[:, : other._centroids.shape[1]])
-        other._groups = Rows(bit_planes.truncate(self.groups, self.layout, layout))
+        other._groups = GrowingArray(bit_planes.truncate(self.groups, self.layout, layout))
         other._n, other._rows, other._places = self._n, self._rows, self._places
         other._following, other._lists = self._following, self._lists
         other._heads, other._tails, other._sizes = self._heads, self._tails, self._sizes
         return other
 
-    def prefix(self, layout: CodeLayout) -> Scan:
-        other = Scan(layout)
-        other.add(truncate(self.codes, layout))
+    def flat_prefix(self, layout: CodeLayout) -> FlatCodeIndex:
+        other = FlatCodeIndex(layout)
+        other.append(truncate(self.codes, layout))
         return other
 
-    def parts(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that it is made of, by name, groups in the order of their lists; for :meth:`of_parts`."""
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that it is made of, by name and groups in the order of their lists."""
         order = np.argsort(self._lists.array, kind="stable")
         rows = self._rows.array[order]
         places = np.empty(self._n, np.int32)
@@ -152,7 +153,7 @@ class ScanIVF(Scan):
         }
 
     @classmethod
-    def of_parts(cls, layout: CodeLayout, nlist: int, parts: Mapping[str, NDArray[Any]]) -> ScanIVF:
+    def from_arrays(cls, layout: CodeLayout, nlist: int, parts: Mapping[str, NDArray[Any]]) -> IVFCodeIndex:
         """Return the base of :meth:`parts`; its codes, rows and places may be read-only memory maps."""
         base = cls(layout, nlist)
         base._set_centroids(np.asarray(parts["centroids"]))
@@ -163,9 +164,13 @@ class ScanIVF(Scan):
         base._tails = np.where(groups, ends - np.int32(1), np.int32(-1))
         following = np.arange(1, groups.sum() + 1, dtype=np.int32)
         following[base._tails[groups > 0]] = -1
-        base._following = Rows(following)
-        base._lists = Rows(np.repeat(np.arange(nlist, dtype=np.int32), groups))
-        base._groups, base._rows, base._places = Rows(parts["codes"]), Rows(parts["rows"]), Rows(parts["places"])
+        base._following = GrowingArray(following)
+        base._lists = GrowingArray(np.repeat(np.arange(nlist, dtype=np.int32), groups))
+        base._groups, base._rows, base._places = (
+            GrowingArray(parts["codes"]),
+            GrowingArray(parts["rows"]),
+            GrowingArray(parts["places"]),
+        )
         base._n = len(parts["places"])
         return base
 
@@ -183,7 +188,7 @@ class ScanIVF(Scan):
     def _probe(self, queries: Codes, k: int, rows: Mask | None, nprobe: int) -> tuple[Distances, Ids]:
         """Search the ``nprobe`` nearest lists."""
         D, I = np.full((len(queries), k), WORST, np.int32), np.full((len(queries), k), -1)
-        compiled, words = loops("kernels.scanning"), self._pack(queries)
+        compiled, words = kernel("scanning"), self._pack(queries)
         allowed = np.empty(0, bool) if rows is None else rows
 
         def scanned(part: slice) -> None:
@@ -199,7 +204,7 @@ class ScanIVF(Scan):
                 scan_lists(*chains, probes, words[block], allowed, D[block], I[block])
 
         if k:
-            each(scanned, shares(len(queries)))
+            parallel_map(scanned, even_slices(len(queries)))
         return D, I
 
     def _without_lists(self, queries: Codes, probes: Ids, allowed: Mask, D: Distances, I: Ids) -> None:
@@ -275,7 +280,7 @@ class ScanIVF(Scan):
             self._n += len(order)
         except BaseException:
             for rows, length in lengths.items():
-                rows.cut(length)
+                rows.shrink(length)
             there = group < len(self.groups)
             self._rows.array[group[there], lane[there]] = -1
             self._following.array[tails[ended]] = -1

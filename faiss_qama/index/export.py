@@ -21,15 +21,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Codes, Floats, Ids
-from faiss_qama.hamming.code_index import Base
-from faiss_qama.hamming.faiss_binary import FaissBase
-from faiss_qama.hamming.flat import Scan
-from faiss_qama.index.two_stage import Contents
+from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.hamming.faiss_binary import FaissCodeIndex
+from faiss_qama.hamming.flat import FlatCodeIndex
+from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.quantizer.transform import Linear
-from faiss_qama.rescore.rescorer import BorrowedStore, FloatStore
+from faiss_qama.rescore.rescorer import StoredVectors, UserVectors
 
 KINDS = ("hamming", "fastscan", "binary")
 K_FACTOR = 20  # candidates of IndexRefine a neighbour, at most; it cannot be told a recall, so set your own
@@ -37,32 +37,32 @@ K_FACTOR = 20  # candidates of IndexRefine a neighbour, at most; it cannot be to
 SAFE_K = 100
 
 
-def to_faiss(held: Contents, kind: str, rescore: str) -> Any:
+def to_faiss(held: TwoStageIndex, kind: str, rescore: str) -> Any:
     """Return what ``held`` holds, rescored from ``rescore``, as a stock index of one of ``KINDS``."""
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-    live = held.labels.live
+    live = held.id_map.live_rows
     code = np.ascontiguousarray(held.base.take(live))
-    ids = None if held.labels.ids is None else held.labels.of(live)
+    ids = None if held.id_map.ids is None else held.id_map.ids_of(live)
     if kind == "binary":
         return _binary(held.base, code, ids)
     quantizer = held.quantizer
     index = _hamming(quantizer, code) if kind == "hamming" else _fastscan(quantizer, code)
-    if isinstance(held.store, FloatStore | BorrowedStore):
+    if isinstance(held.rescorer, StoredVectors | UserVectors):
         index = _refined(index, rescore, held, live)
     if ids is None:
         return index
     return _with_ids(index, ids, faiss.IndexIDMap2(faiss.IndexFlat(quantizer.d, quantizer.metric)))
 
 
-def _binary(base: Base, code: Codes, ids: Ids | None) -> Any:
-    kind = "BFlat" if isinstance(base, Scan) else str(base)
+def _binary(base: CodeIndex, code: Codes, ids: Ids | None) -> Any:
+    kind = "BFlat" if isinstance(base, FlatCodeIndex) else str(base)
     if kind == str(base) and len(code) == len(base) and not kind.startswith("BHash"):
         index = faiss.clone_binary_index(base.index)
     else:  # without what was removed from a graph; and hash tables cannot be cloned
-        made = FaissBase(kind, base.layout)
+        made = FaissCodeIndex(kind, base.layout)
         made.set(base.settings if kind == str(base) else {})
-        made.add(code)
+        made.append(code)
         index = made.index
     return index if ids is None else _with_ids(index, ids, faiss.IndexBinaryIDMap2(faiss.IndexBinaryFlat(index.d)))
 
@@ -155,7 +155,7 @@ def _padded_columns(
     return columns, np.where(columns[:, None] >= 0, values[columns], 0), np.concatenate([p for _, p in parts], axis=1)
 
 
-def _refined(index: Any, rescore: str, held: Contents, live: Ids) -> Any:
+def _refined(index: Any, rescore: str, held: TwoStageIndex, live: Ids) -> Any:
     """Return ``index`` within an IndexRefine over the vectors of ``held``."""
     quantizer = held.quantizer
     kinds = {"fp16": faiss.ScalarQuantizer.QT_fp16, "sq8": faiss.ScalarQuantizer.QT_8bit}
@@ -176,7 +176,7 @@ def _query_transforms(quantizer: Quantizer, matrix: Floats, bias: Floats) -> lis
     """Return what is done to a query: brought to the corpus' length under the inner product, then the linear map."""
     if quantizer.metric == faiss.METRIC_L2:
         return [_linear(matrix, bias)]
-    return [faiss.NormalizationTransform(quantizer.d, 2.0), _linear(matrix * np.float32(quantizer.scale), bias)]
+    return [faiss.NormalizationTransform(quantizer.d, 2.0), _linear(matrix * np.float32(quantizer.rms_norm), bias)]
 
 
 def _linear(matrix: Floats, bias: Floats) -> Any:

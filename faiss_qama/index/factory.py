@@ -1,7 +1,7 @@
 """Factory strings: ``Qama2x192,BHNSW32,Refine(SQfp16)``.
 
 That is ``Qama`` and a layout, in brackets if it has commas, or the name of a layout in brackets (``Qama(hybrid)``);
-then the base index, ``Scan``, ``ScanIVFn`` or a string of ``faiss.index_binary_factory`` (``Scan`` if left out); then
+then the base index, ``Flat``, ``IVFn`` or a string of ``faiss.index_binary_factory`` (``Flat`` if left out); then
 what rescores, nothing if left out: ``Refine(codes)``, ``Refine(SQ8)``, ``Refine(SQfp16)``, ``Refine(Flat)`` or
 ``RFlat``.
 """
@@ -16,7 +16,7 @@ from faiss_qama.hamming.factory import DEFAULT
 from faiss_qama.index.qama_index import QamaIndex, Unfitted
 
 _FORM = re.compile(
-    r"Qama(?:\((?P<brackets>[^()]+)\)|(?P<layout>[^,()]+))(?:,(?P<base>Scan(?:IVF\d+)?|B.*?|IDMap2?,B.*?))?(?:,(?P<refine>Refine\(\w+\)|RFlat))?"
+    r"Qama(?:\((?P<brackets>[^()]+)\)|(?P<layout>[^,()]+))(?:,(?P<base>Flat|IVF\d+|auto|B.*?|IDMap2?,B.*?))?(?:,(?P<refine>Refine\(\w+\)|RFlat))?"
 )
 _STAGES = {"codes": "codes", "SQ8": "sq8", "SQfp16": "fp16", "Flat": "fp32", "RFlat": "fp32"}
 

@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from faiss_qama.arrays import Ids, Mask
-from faiss_qama.growing import Rows
+from faiss_qama.growing import GrowingArray
 
 
-class Labels:
+class IdMap:
     """Ids of the rows 0, 1, ... of a base index, some of which may be removed but still there.
 
     Without ids of the user's own, ids are 0, 1, ... over the rows that are left: removing shifts them, as in IndexFlat.
@@ -26,7 +26,7 @@ class Labels:
 
     def __init__(self, n: int = 0, ids: Ids | None = None, alive: Mask | None = None) -> None:
         self.n = n
-        self._ids = None if ids is None else Rows(ids)
+        self._ids = None if ids is None else GrowingArray(ids)
         self.alive = alive
         self._all: Ids | None = None  # the id of each row, where it is not in _ids
         self._sorted: tuple[Ids, Ids] | None = None  # places among the rows that are left by id, and the ids
@@ -41,11 +41,11 @@ class Labels:
         return None if self._ids is None else self._ids.array
 
     @property
-    def live(self) -> Ids:
+    def live_rows(self) -> Ids:
         """Rows that are not removed."""
         return np.arange(self.n) if self.alive is None else np.flatnonzero(self.alive)
 
-    def of(self, rows: Ids) -> Ids:
+    def ids_of(self, rows: Ids) -> Ids:
         """Return the ids of ``rows``; -1 stays -1."""
         if self._ids is not None:
             return np.where(rows >= 0, self._ids.array[rows], -1)
@@ -55,9 +55,9 @@ class Labels:
             self._all = np.cumsum(self.alive) - 1
         return np.where(rows >= 0, self._all[rows], -1)
 
-    def rows(self, ids: ArrayLike) -> Ids:
+    def rows_of(self, ids: ArrayLike) -> Ids:
         """Return the row of each of ``ids``: of several rows with one id, the last. Raises IndexError for others."""
-        wanted, live = _integers(ids), self.live
+        wanted, live = _integers(ids), self.live_rows
         if self._ids is None:
             places, found = wanted, (wanted >= 0) & (wanted < len(live))
         else:
@@ -73,13 +73,13 @@ class Labels:
         rows: Ids = live[places]
         return rows
 
-    def members(self, selector: Any) -> Mask:
+    def matching(self, selector: Any) -> Mask:
         """Return which rows are there and have an id that ``selector``, a faiss.IDSelector or ids, takes: (n,) bool."""
         if not isinstance(selector, faiss.IDSelector):
             selector = faiss.IDSelectorBatch(_integers(selector).ravel())
-        live = self.live
+        live = self.live_rows
         ids = faiss.Int64Vector()
-        faiss.copy_array_to_vector(np.ascontiguousarray(self.of(live)), ids)
+        faiss.copy_array_to_vector(np.ascontiguousarray(self.ids_of(live)), ids)
         # faiss tests one id at a time in Python; taking members out of an index of row numbers does so in C++.
         numbers = faiss.IndexBinaryFlat(64)
         numbers.add(live.view(np.uint8).reshape(len(live), 8))
@@ -92,17 +92,17 @@ class Labels:
         """Add ``n`` rows; with ``ids``, rows that had none of their own keep those that they have."""
         if ids is not None:
             if self._ids is None:
-                self._ids = Rows(self.of(np.arange(self.n)))
+                self._ids = GrowingArray(self.ids_of(np.arange(self.n)))
             self._ids.append(ids)
         if self.alive is not None:
             self.alive = np.append(self.alive, np.ones(n, dtype=bool))
         self.n += n
         self._changed()
 
-    def cut(self, n: int) -> None:
+    def shrink(self, n: int) -> None:
         """Drop the rows from ``n`` on."""
         if self._ids is not None:
-            self._ids.cut(n)
+            self._ids.shrink(n)
         if self.alive is not None:
             self.alive = self.alive[:n]
         self.n = min(n, self.n)

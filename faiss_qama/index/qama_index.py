@@ -13,20 +13,20 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama import topk
 from faiss_qama.arrays import Codes, Floats, Ids
-from faiss_qama.hamming.code_index import Base
+from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index import export
-from faiss_qama.index.id_map import Labels, as_ids
+from faiss_qama.index.id_map import IdMap, as_ids
 from faiss_qama.index.lock import ReadWriteLock
-from faiss_qama.index.tuning import ASKED, RECALL, Tried, fastest, tune
-from faiss_qama.index.two_stage import Contents
+from faiss_qama.index.tuning import ASKED, RECALL, BaseTrial, fastest, tune
+from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.progress import progress
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.faiss_vectors import FaissVectors
-from faiss_qama.rescore.rescorer import DTYPES, STORES, BorrowedStore, CodesStore, FloatStore, Store
-from faiss_qama.rescore.residual import ResidualStore
+from faiss_qama.rescore.rescorer import DTYPES, RESCORE_KINDS, CodeRescorer, Rescorer, StoredVectors, UserVectors
+from faiss_qama.rescore.residual import ResidualRescorer
 from faiss_qama.storage import atomic_files, bundle
-from faiss_qama.threads import uninterrupted
+from faiss_qama.threads import defer_interrupt
 from faiss_qama.vectors import Corpus, PathLike, as_vectors
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class QamaIndex:
         ``codes`` (the codes themselves, decoded; no further memory, but for the residual's codes if the quantizer has
         any; other second stages do without), ``sq8``, ``fp16`` or ``fp32`` (the vectors, kept);
         or vectors that you keep, whose i-th is the i-th that is added: an (n, d) array, a memory map, a faiss.Index
-    base : what scans the codes: ``Scan``, ``ScanIVFn``, a string of ``faiss.index_binary_factory``, or an empty
-        faiss.IndexBinary; ``auto`` for the fastest of ``Scan`` and some ``ScanIVFn``, which ``train`` finds out
+    base : what scans the codes: ``Flat``, ``IVFn``, a string of ``faiss.index_binary_factory``, or an empty
+        faiss.IndexBinary; ``auto`` for the fastest of ``Flat`` and some ``IVFn``, which ``train`` finds out
 
     Attributes
     ----------
@@ -69,14 +69,14 @@ class QamaIndex:
     """
 
     def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = DEFAULT) -> None:
-        if isinstance(rescore, str) and rescore not in STORES:
-            raise ValueError(f"rescore must be one of {', '.join(STORES)}, or vectors; got {rescore!r}")
+        if isinstance(rescore, str) and rescore not in RESCORE_KINDS:
+            raise ValueError(f"rescore must be one of {', '.join(RESCORE_KINDS)}, or vectors; got {rescore!r}")
         self.rescore: str = rescore if isinstance(rescore, str) else BORROWED
         self._source = rescore
         self._plan: Unfitted | None = None
-        self._made_of: tuple[tuple[Contents, int], ...] = ()  # by truncate, which copied codes at these versions
+        self._made_of: tuple[tuple[TwoStageIndex, int], ...] = ()  # by truncate, which copied codes at these versions
         self._lock, self._read_only = ReadWriteLock(), False
-        self.tried: list[Tried] = []
+        self.tried: list[BaseTrial] = []
         self._auto = isinstance(base, str) and base == AUTO  # and none is yet
         base = DEFAULT if self._auto else base
         if not isinstance(quantizer, Quantizer | Unfitted):
@@ -85,7 +85,7 @@ class QamaIndex:
             self._plan = quantizer
             self._base = make_base(base, quantizer.config.layout_in(quantizer.d))
         else:
-            self._hold(quantizer, make_base(base, quantizer.layout), Labels())
+            self._hold(quantizer, make_base(base, quantizer.layout), IdMap())
 
     # What it is.
 
@@ -95,17 +95,17 @@ class QamaIndex:
         return self._fitted.quantizer
 
     @property
-    def binary(self) -> Any:
+    def base_index(self) -> Any:
         """The faiss.IndexBinary of the codes, whose ids are row numbers. Set ``nprobe`` and ``efSearch`` here.
 
-        Raises ValueError where the base is ``Scan`` or ``ScanIVFn``.
+        Raises ValueError where the base is ``Flat`` or ``IVFn``.
         """
         return self._base.index
 
     @property
-    def second_stage(self) -> Store | None:
-        """What scores candidates again; ``second_stage.scores(xq, rows)`` does. None with ``rescore='none'``."""
-        return self._fitted.store
+    def rescorer(self) -> Rescorer | None:
+        """What scores candidates again; ``rescorer.scores(xq, rows)`` does. None with ``rescore='none'``."""
+        return self._fitted.rescorer
 
     @property
     def d(self) -> int:
@@ -120,7 +120,7 @@ class QamaIndex:
     @property
     def ntotal(self) -> int:
         """Number of vectors."""
-        return 0 if self._plan else len(self._fitted.labels)
+        return 0 if self._plan else len(self._fitted.id_map)
 
     @property
     def is_trained(self) -> bool:
@@ -131,8 +131,8 @@ class QamaIndex:
     def bytes_per_vector(self) -> tuple[int, int]:
         """Bytes a vector of codes, links and ids, and of the vectors kept to rescore with."""
         held = self._fitted
-        own_ids = 0 if held.labels.ids is None else 8
-        kept = 0 if held.store is None else held.store.bytes_per_vector
+        own_ids = 0 if held.id_map.ids is None else 8
+        kept = 0 if held.rescorer is None else held.rescorer.bytes_per_vector
         return held.base.bytes_per_vector + own_ids, kept
 
     @property
@@ -156,8 +156,8 @@ class QamaIndex:
     @property
     def ids(self) -> Ids:
         """The ids (ntotal,) of the vectors, in the order of their rows."""
-        labels = self._fitted.labels
-        return labels.of(labels.live)
+        id_map = self._fitted.id_map
+        return id_map.ids_of(id_map.live_rows)
 
     @property
     def factory_string(self) -> str:
@@ -170,9 +170,9 @@ class QamaIndex:
     def vectors(self) -> Corpus | None:
         """The floats kept to rescore with, row by row, or None if there are none or rows are marked as removed."""
         held = self._fitted
-        if not isinstance(held.store, FloatStore) or self.rescore == "sq8" or held.labels.alive is not None:
+        if not isinstance(held.rescorer, StoredVectors) or self.rescore == "sq8" or held.id_map.alive is not None:
             return None
-        return Corpus(held.store.rows, self.d, "stored vectors", held.store.scale)
+        return Corpus(held.rescorer.rows, self.d, "stored vectors", held.rescorer.scale)
 
     def __repr__(self) -> str:
         metric = "inner product" if self.metric_type == faiss.METRIC_INNER_PRODUCT else "L2"
@@ -207,14 +207,14 @@ class QamaIndex:
                 quantizer = fit(x, config=self._plan.config, metric=self._plan.metric, queries=queries)
             if self._auto:
                 base = self._choose(quantizer, quantizer.encode(x), _queries(x, queries, self.d), recall, memory)
-                base.reset()
-                self._hold(quantizer, base, Labels())
+                base.clear()
+                self._hold(quantizer, base, IdMap())
             if not self._base.is_trained:
                 self._base.train(quantizer.encode(x))
             if self._plan is not None:
-                self._hold(quantizer, self._base, Labels())
+                self._hold(quantizer, self._base, IdMap())
 
-    def tune(self, queries: ArrayLike, k: int = 10, *, recall: float = RECALL) -> Tried:
+    def tune(self, queries: ArrayLike, k: int = 10, *, recall: float = RECALL) -> BaseTrial:
         """Set ``nprobe`` or ``efSearch`` to the smallest value that keeps ``recall``, and return what was measured.
 
         Parameters
@@ -224,9 +224,9 @@ class QamaIndex:
 
         Raises ValueError if nothing does.
         """
-        xq, k = as_vectors(queries, self.d, "queries"), topk.as_k(k)
+        xq, k = as_vectors(queries, self.d, "queries"), topk.check_k(k)
         with self._lock.write():
-            if not len(self._fitted.labels):
+            if not len(self._fitted.id_map):
                 raise ValueError("tune measures searches of what the index holds, and it is empty: add vectors first")
             tried = tune(self._fitted, xq, k, recall)
         if tried is None:
@@ -258,7 +258,7 @@ class QamaIndex:
         """
         with self._lock.write():
             self._check_writable()
-            gone = self._fitted.labels.members(ids)
+            gone = self._fitted.id_map.matching(ids)
             if gone.any():
                 self._fitted.remove(gone)
             return int(np.count_nonzero(gone))
@@ -267,8 +267,8 @@ class QamaIndex:
         """Build the base index anew without what was removed from it."""
         with self._lock.write():
             self._check_writable()
-            if self._fitted.labels.alive is not None:
-                self._fitted.keep(self._fitted.labels.alive)
+            if self._fitted.id_map.alive is not None:
+                self._fitted.keep(self._fitted.id_map.alive)
 
     def merge_from(self, other: QamaIndex, add_id: int = 0) -> None:
         """Move the vectors of ``other``, which must have the same quantizer and second stage, to the end of this index.
@@ -290,21 +290,21 @@ class QamaIndex:
                 raise ValueError(
                     f"rescore is {other.rescore} there and {self.rescore} here; merging needs one that keeps"
                 )
-            if not mine.quantizer.encodes_like(theirs.quantizer):
+            if not mine.quantizer.is_compatible_with(theirs.quantizer):
                 raise ValueError("the two indexes have different quantizers; fit one and share it")
-            if mine.labels.ids is not None and theirs.labels.ids is None and not add_id:
+            if mine.id_map.ids is not None and theirs.id_map.ids is None and not add_id:
                 raise ValueError("this index has ids of its own and the other has none; pass add_id")
-            live = theirs.labels.live
+            live = theirs.id_map.live_rows
             ids = None
-            if theirs.labels.ids is not None or add_id:
-                ids = theirs.labels.of(live)
+            if theirs.id_map.ids is not None or add_id:
+                ids = theirs.id_map.ids_of(live)
                 ends = [int(end) + operator.index(add_id) for end in (ids.min(initial=0), ids.max(initial=0))]
                 if ends[0] < 0 or ends[1] > np.iinfo(np.int64).max:
                     raise ValueError(f"add_id {add_id} makes ids {ends[0]} to {ends[1]}; 0 to 2**63 - 1 are possible")
                 ids = ids + add_id
-            stored = np.empty(0) if theirs.store is None else theirs.store.stored(live)
+            stored = np.empty(0) if theirs.rescorer is None else theirs.rescorer.encoded(live)
             code = theirs.base.take(live)
-            with uninterrupted():  # else they might be in both
+            with defer_interrupt():  # else they might be in both
                 mine.append(code, stored, ids)
                 theirs.clear()
 
@@ -323,7 +323,7 @@ class QamaIndex:
         *,
         oversample: float | None = None,
         recall: float | None = None,
-        prefix: int | None = None,
+        truncate_dim: int | None = None,
         sel: Any = None,
         params: Any = None,
         **settings: int,
@@ -337,7 +337,7 @@ class QamaIndex:
         oversample : k * oversample candidates are taken from the Hamming scan and scored again
         recall : instead, the share of the true k nearest to find, from what was measured when fitting, with exhaustive
             scans. With neither, 0.95 when floats rescore, and 99 % of what codes can reach when they do.
-        prefix : scan the codes' first ``prefix`` components alone, and whole codes only for what that finds
+        truncate_dim : scan the codes' first ``truncate_dim`` components alone, and whole codes only for what that finds
         sel : a faiss.IDSelector: only ids that it takes are found, and k of them if there are so many
         params : faiss.SearchParameters instead, with ``sel``, ``nprobe`` or ``efSearch``
         settings : ``nprobe`` or ``efSearch``, where the base index has them
@@ -348,11 +348,11 @@ class QamaIndex:
             int32 Hamming distances, smallest first, where ``rescore`` is ``none``
         I : (nq, k) int64 ids
         """
-        xq, k = as_vectors(x, self.d, "queries"), topk.as_k(k)
+        xq, k = as_vectors(x, self.d, "queries"), topk.check_k(k)
         sel, settings = _parameters(sel, params, settings)
         with self._lock.read():
             D, I, _ = self._search(
-                xq, k, oversample=oversample, recall=recall, prefix=prefix, sel=sel, settings=settings
+                xq, k, oversample=oversample, recall=recall, truncate_dim=truncate_dim, sel=sel, settings=settings
             )
             return D, I
 
@@ -362,8 +362,8 @@ class QamaIndex:
 
     def search_and_reconstruct(self, x: ArrayLike, k: int, **options: Any) -> tuple[NDArray[Any], Ids, Floats]:
         """Return D and I of :meth:`search`, and the vectors (nq, k, d), NaN where there is none."""
-        xq, k = as_vectors(x, self.d, "queries"), topk.as_k(k)
-        chosen = {name: options.pop(name, None) for name in ("oversample", "recall", "prefix")}
+        xq, k = as_vectors(x, self.d, "queries"), topk.check_k(k)
+        chosen = {name: options.pop(name, None) for name in ("oversample", "recall", "truncate_dim")}
         sel, settings = _parameters(options.pop("sel", None), options.pop("params", None), options)
         with self._lock.read():
             D, I, rows = self._search(xq, k, **chosen, sel=sel, settings=settings)
@@ -389,10 +389,10 @@ class QamaIndex:
         sel, settings = _parameters(sel, params, settings)
         with self._lock.read():
             held = self._fitted
-            hits = held.within(xq, radius, sel=sel, settings=settings)
+            hits = held.range_search(xq, radius, sel=sel, settings=settings)
             lims = np.cumsum([0] + [len(rows) for _, rows in hits])
             scores = np.concatenate([D for D, _ in hits]).astype(held.worst.dtype)
-            return lims, scores, held.labels.of(np.concatenate([rows for _, rows in hits]))
+            return lims, scores, held.id_map.ids_of(np.concatenate([rows for _, rows in hits]))
 
     def reconstruct(self, key: int) -> Floats:
         """Return the vector (d,) of an id: the one kept, or the decoded one. Raises IndexError if there is none."""
@@ -402,7 +402,7 @@ class QamaIndex:
     def reconstruct_batch(self, keys: ArrayLike) -> Floats:
         """Return the vectors (n, d) of the ids ``keys`` (n,)."""
         with self._lock.read():
-            return self._fitted.take(self._fitted.labels.rows(keys))
+            return self._fitted.take(self._fitted.id_map.rows_of(keys))
 
     def reconstruct_n(self, n0: int = 0, ni: int = -1) -> Floats:
         """Return the vectors (ni, d) of the ids n0, n0 + 1, ...; all that there are from n0 on if ``ni`` is -1."""
@@ -454,13 +454,13 @@ class QamaIndex:
         """Return a read-only index of the codes' first ``components``, sharing the vectors to rescore from.
 
         Nothing is encoded or trained again. A prefix is a good code of its own where the quantizer was fitted with
-        ``slices``; those have a calibration too.
+        ``matryoshka_dims``; those have a calibration too.
         """
         with self._lock.read():
             held, quantizer = self._fitted, self.quantizer.truncate(operator.index(components))
-            base = held.base.truncated(quantizer.layout)
-            store = CodesStore(quantizer, base) if self.rescore == "codes" else held.store
-            other = self._sharing(Contents(quantizer, base, held.labels, store), self.rescore)
+            base = held.base.truncate(quantizer.layout)
+            store = CodeRescorer(quantizer, base) if self.rescore == "codes" else held.rescorer
+            other = self._sharing(TwoStageIndex(quantizer, base, held.id_map, store), self.rescore)
             other._made_of = (*self._made_of, (held, held.version))
             return other
 
@@ -469,11 +469,11 @@ class QamaIndex:
         if rescore not in ("none", "codes"):
             raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
         held = self._fitted
-        store: Store | None = None
-        if rescore == "codes" and isinstance(held.own_store, CodesStore):
-            store = held.own_store
+        store: Rescorer | None = None
+        if rescore == "codes" and isinstance(held.own_rescorer, CodeRescorer):
+            store = held.own_rescorer
         elif rescore == "codes":  # and no codes of the residual were kept
-            store = CodesStore(held.quantizer.truncate(held.quantizer.layout.components), held.base)
+            store = CodeRescorer(held.quantizer.truncate(held.quantizer.layout.components), held.base)
         return self._sharing(held.rescored_by(store), rescore)
 
     def to_faiss(self, kind: str = "hamming") -> Any:
@@ -502,8 +502,8 @@ class QamaIndex:
         """
         saved = bundle.read(path, mmap=mmap)
         index = cls(saved.quantizer, saved.rescore)
-        labels = Labels(len(saved.base), saved.arrays.get("ids"), saved.arrays.get("alive"))
-        index._hold(saved.quantizer, saved.base, labels, saved.arrays)
+        id_map = IdMap(len(saved.base), saved.arrays.get("ids"), saved.arrays.get("alive"))
+        index._hold(saved.quantizer, saved.base, id_map, saved.arrays)
         index._read_only = mmap
         return index
 
@@ -534,7 +534,7 @@ class QamaIndex:
         if chosen:
             code = np.concatenate([quantizer.encode(x) for x in progress(corpus.chunks(), "encoding", corpus.n_chunks)])
             filled = index._choose(quantizer, code, _queries(sample, queries, index.d), recall, memory)
-            index._hold(quantizer, filled, Labels(len(filled)))
+            index._hold(quantizer, filled, IdMap(len(filled)))
         elif not index.is_trained:
             index.train(sample)
         held = index._fitted
@@ -543,17 +543,17 @@ class QamaIndex:
             first = 0
             for x in progress(corpus.chunks(), "storing" if chosen else "encoding", corpus.n_chunks):
                 if not chosen:
-                    held.base.add(quantizer.encode(x))
-                yield x if held.store is None else held.store.convert(x, first)
+                    held.base.append(quantizer.encode(x))
+                yield x if held.rescorer is None else held.rescorer.convert(x, first)
                 first += len(x)
 
-        if isinstance(held.store, FloatStore):
+        if isinstance(held.rescorer, StoredVectors):
             made = index._bundle()
-            made.arrays["store"] = atomic_files.Stream((len(corpus), held.store.width), held.store.dtype, rows())
+            made.arrays["store"] = atomic_files.Stream((len(corpus), held.rescorer.width), held.rescorer.dtype, rows())
         else:
             for stored in rows():
-                if held.store is not None:
-                    held.store.append(stored)
+                if held.rescorer is not None:
+                    held.rescorer.append(stored)
             made = index._bundle()
         bundle.write(path, made)
         loaded = cls.load(path, mmap=True)
@@ -563,7 +563,7 @@ class QamaIndex:
     # Inside.
 
     @property
-    def _fitted(self) -> Contents:
+    def _fitted(self) -> TwoStageIndex:
         """The contents. Raises ValueError if there is no quantizer yet."""
         if self._plan is not None:
             raise ValueError("this index is not trained: call train(x) first")
@@ -572,28 +572,28 @@ class QamaIndex:
         return self._contents
 
     def _hold(
-        self, quantizer: Quantizer, base: Base, labels: Labels, arrays: Mapping[str, NDArray[Any]] | None = None
+        self, quantizer: Quantizer, base: CodeIndex, id_map: IdMap, arrays: Mapping[str, NDArray[Any]] | None = None
     ) -> None:
         """Take contents in, and with them the quantizer; ``arrays`` are those of a store that was saved."""
-        store: Store | None = None
+        store: Rescorer | None = None
         if self.rescore in DTYPES:
-            store = FloatStore(quantizer, self.rescore, None if arrays is None else arrays["store"])
+            store = StoredVectors(quantizer, self.rescore, None if arrays is None else arrays["store"])
         elif self.rescore == "codes" and quantizer.residual is not None:
-            store = ResidualStore(quantizer, base, arrays, 0 if arrays is None else labels.n)
+            store = ResidualRescorer(quantizer, base, arrays, 0 if arrays is None else id_map.n)
         elif self.rescore == "codes":
-            store = CodesStore(quantizer, base)
+            store = CodeRescorer(quantizer, base)
         elif self.rescore == BORROWED:
-            store = BorrowedStore(quantizer, self._source)
+            store = UserVectors(quantizer, self._source)
         self._plan, self._base = None, base
-        self._contents = Contents(quantizer, base, labels, store)
+        self._contents = TwoStageIndex(quantizer, base, id_map, store)
 
-    def _choose(self, quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float | None) -> Base:
+    def _choose(self, quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float | None) -> CodeIndex:
         """Return the fastest base of ``code`` that keeps ``recall`` within ``memory``, filled."""
         base, self.tried = fastest(quantizer, code, xq, recall, memory)
         self._auto = False
         return base
 
-    def _sharing(self, contents: Contents, rescore: str) -> QamaIndex:
+    def _sharing(self, contents: TwoStageIndex, rescore: str) -> QamaIndex:
         """Return a read-only index of ``contents``, which share something with those of this one."""
         other = QamaIndex(contents.quantizer, "none")
         other.rescore, other._base, other._read_only, other._lock = rescore, contents.base, True, self._lock
@@ -631,39 +631,39 @@ class QamaIndex:
             self._check_writable()
             self._check_trained()
             held = self._fitted
-            if ids is None and held.labels.ids is not None:
+            if ids is None and held.id_map.ids is not None:
                 raise ValueError("this index has ids of its own: use add_with_ids")
-            held.append(code, x if held.store is None else held.store.convert(x), ids)
+            held.append(code, x if held.rescorer is None else held.rescorer.convert(x), ids)
 
     def _search(self, xq: Floats, k: int, **options: Any) -> tuple[NDArray[Any], Ids, Ids]:
         """Return scores, ids and rows, (nq, k) each but for the rows, which are not padded."""
         held = self._fitted
-        D, rows = held.nearest(xq, k, **options)
-        return *topk.padded(D, held.labels.of(rows), k, held.worst), rows
+        D, rows = held.search(xq, k, **options)
+        return *topk.padded(D, held.id_map.ids_of(rows), k, held.worst), rows
 
     def _bundle(self) -> bundle.Bundle:
-        held, n = self._fitted, self._fitted.labels.n
-        arrays: dict[str, Any] = {"ids": held.labels.ids, "alive": held.labels.alive}
+        held, n = self._fitted, self._fitted.id_map.n
+        arrays: dict[str, Any] = {"ids": held.id_map.ids, "alive": held.id_map.alive}
         rescore = self.rescore
-        if isinstance(held.store, BorrowedStore):
+        if isinstance(held.rescorer, UserVectors):
             chunks = (held.take(np.arange(i, min(i + CHUNK, n))) for i in range(0, n, CHUNK))
             rescore, arrays["store"] = "fp32", atomic_files.Stream((n, self.d), DTYPES["fp32"], chunks)
-        elif held.store is not None:
-            arrays |= held.store.arrays()
+        elif held.rescorer is not None:
+            arrays |= held.rescorer.arrays()
         arrays = {name: array for name, array in arrays.items() if array is not None}
         return bundle.Bundle(held.quantizer, rescore, held.base, arrays)
 
 
 def _queries(x: Floats, queries: ArrayLike | None, d: int) -> Floats:
     """Return what a base is chosen with: some of ``queries``, or documents ``x`` that stand in for them."""
-    from faiss_qama.training.split import draw  # here, because run time does not depend on training
+    from faiss_qama.training.split import split_corpus  # here, because run time does not depend on training
 
     if queries is not None:
         return as_vectors(queries, d, "queries")[:ASKED]
-    drawn = draw(Corpus(x), None, len(x), seed=0)
-    if not len(drawn.calibration):
+    split = split_corpus(Corpus(x), None, len(x), seed=0)
+    if not len(split.validation):
         raise ValueError(f"base auto is chosen with queries, or with 200 documents or more; got {len(x)} documents")
-    return drawn.calibration
+    return split.validation
 
 
 def _parameters(sel: Any, params: Any, settings: dict[str, int]) -> tuple[Any, dict[str, int]]:

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 from functools import partial
 
 from faiss_qama.arrays import Codes, Floats, Ids
-from faiss_qama.hamming.code_index import Base
-from faiss_qama.hamming.faiss_binary import EF_WIDTH, FaissBase
-from faiss_qama.hamming.flat import Scan
-from faiss_qama.hamming.ivf import ScanIVF
-from faiss_qama.index.id_map import Labels
-from faiss_qama.index.two_stage import Contents
+from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.hamming.faiss_binary import EF_WIDTH, FaissCodeIndex
+from faiss_qama.hamming.flat import FlatCodeIndex
+from faiss_qama.hamming.ivf import IVFCodeIndex
+from faiss_qama.index.id_map import IdMap
+from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import MISSES
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import CodesStore
+from faiss_qama.rescore.rescorer import CodeRescorer
 
 RECALL, K = 0.95, 10
 ASKED = 1000  # queries, at most, that a base is chosen with
@@ -34,7 +34,7 @@ ROUNDS = 3
 
 
 @dataclass(frozen=True)
-class Tried:
+class BaseTrial:
     """What was measured of a base.
 
     Parameters
@@ -59,7 +59,7 @@ class Tried:
         )
 
 
-def tune(contents: Contents, xq: Floats, k: int, recall: float) -> Tried | None:
+def tune(contents: TwoStageIndex, xq: Floats, k: int, recall: float) -> BaseTrial | None:
     """Set ``nprobe`` or ``efSearch`` to the smallest value with which ``recall`` is kept; None if none does.
 
     Half of what may be missed is left to the scan of codes, as a search with ``recall=`` does, and half to the base.
@@ -69,29 +69,29 @@ def tune(contents: Contents, xq: Floats, k: int, recall: float) -> Tried | None:
     contents : what is searched
     xq : (nq, d) queries like those to come
     """
-    full = contents.over(contents.base.prefix(contents.quantizer.layout))
+    full = contents.over(contents.base.flat_prefix(contents.quantizer.layout))
     oversample = _oversample(contents, k, recall)
-    wanted = full.nearest(xq, k, oversample=oversample, settings={})[1]
+    wanted = full.search(xq, k, oversample=oversample, settings={})[1]
     return _smallest(contents, xq, k, recall, oversample, wanted)
 
 
 def fastest(
     quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float | None = None
-) -> tuple[Base, list[Tried]]:
+) -> tuple[CodeIndex, list[BaseTrial]]:
     """Return the fastest base of ``code`` (n, code_size) that keeps ``recall``, filled; and what was tried, it first.
 
     Candidates are scored again from their codes, whatever the second stage will be. Raises ValueError where no base is
     within ``memory``, bytes a vector of codes, lists and links.
     """
     check_memory(quantizer.layout, memory)
-    bases: list[tuple[Base, Tried]] = []
+    bases: list[tuple[CodeIndex, BaseTrial]] = []
     oversample, wanted = None, None
     for make in progress(list(_bases(quantizer, code)), "choosing a base"):
         base = make()
-        contents = Contents(quantizer, base, Labels(len(base)), CodesStore(quantizer, base))
+        contents = TwoStageIndex(quantizer, base, IdMap(len(base)), CodeRescorer(quantizer, base))
         if wanted is None:  # the full scan, which the others are compared with
             oversample = _oversample(contents, K, recall)
-            wanted = contents.nearest(xq, K, oversample=oversample, settings={})[1]
+            wanted = contents.search(xq, K, oversample=oversample, settings={})[1]
         tried = _smallest(contents, xq, K, recall, oversample, wanted)
         if tried is not None and (memory is None or tried.bytes_per_vector <= memory):
             bases.append((base, tried))
@@ -101,28 +101,28 @@ def fastest(
 
 def check_memory(layout: CodeLayout, memory: float | None) -> None:
     """Raise ValueError unless codes of ``layout`` fit into ``memory``, bytes a vector; None is no bound."""
-    least = Scan(layout).bytes_per_vector
+    least = FlatCodeIndex(layout).bytes_per_vector
     if memory is not None and not least <= memory:
         raise ValueError(
             f"memory: {memory:g} bytes a vector, and codes of {layout} alone take {least}: fit a shorter layout"
         )
 
 
-def _bases(quantizer: Quantizer, code: Codes) -> Iterator[Callable[[], Base]]:
-    def scan() -> Base:
-        base = Scan(quantizer.layout)
-        base.add(code)
+def _bases(quantizer: Quantizer, code: Codes) -> Iterator[Callable[[], CodeIndex]]:
+    def scan() -> CodeIndex:
+        base = FlatCodeIndex(quantizer.layout)
+        base.append(code)
         return base
 
-    def lists(number: int) -> Base:
-        base = ScanIVF(quantizer.layout, number)
+    def lists(number: int) -> CodeIndex:
+        base = IVFCodeIndex(quantizer.layout, number)
         base.train(code[:: max(1, len(code) // (TRAINING * number))])
-        base.add(code)
+        base.append(code)
         return base
 
-    def graph() -> Base:
-        base = FaissBase(GRAPH, quantizer.layout)
-        base.add(code)
+    def graph() -> CodeIndex:
+        base = FaissCodeIndex(GRAPH, quantizer.layout)
+        base.append(code)
         return base
 
     yield scan
@@ -133,7 +133,7 @@ def _bases(quantizer: Quantizer, code: Codes) -> Iterator[Callable[[], Base]]:
             yield graph
 
 
-def _settings(base: Base, candidates: int) -> Iterator[dict[str, int]]:
+def _settings(base: CodeIndex, candidates: int) -> Iterator[dict[str, int]]:
     """Yield settings from small to large; one that is empty where a base has none."""
     if "nprobe" in base.settings:
         least, most = 2.0, float(base.nlist)  # type: ignore[attr-defined]
@@ -149,22 +149,22 @@ def _settings(base: Base, candidates: int) -> Iterator[dict[str, int]]:
         value *= STEP
 
 
-def _oversample(contents: Contents, k: int, recall: float) -> float | None:
+def _oversample(contents: TwoStageIndex, k: int, recall: float) -> float | None:
     """Return how many times k candidates a search for ``recall`` scores again; None where nothing is."""
-    if contents.store is None:
+    if contents.rescorer is None:
         return None
     calibration = contents.quantizer.calibration
-    return None if calibration is None else calibration.oversample(k, len(contents.labels), "floats", recall)
+    return None if calibration is None else calibration.oversample(k, len(contents.id_map), "floats", recall)
 
 
 def _smallest(
-    contents: Contents, xq: Floats, k: int, recall: float, oversample: float | None, wanted: Ids
-) -> Tried | None:
+    contents: TwoStageIndex, xq: Floats, k: int, recall: float, oversample: float | None, wanted: Ids
+) -> BaseTrial | None:
     """Set the smallest setting that keeps enough of the hits ``wanted`` (nq, k), and time it; if none does, none."""
     before, candidates = contents.base.settings, math.ceil(k * (oversample or 1))
     for settings in _settings(contents.base, candidates):
         contents.base.set(settings)
-        found = contents.nearest(xq, k, oversample=oversample, settings={})[1]
+        found = contents.search(xq, k, oversample=oversample, settings={})[1]
         kept = float((wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean())
         lists = getattr(contents.base, "nlist", math.inf)
         everything = settings.get("nprobe", 0) == lists  # is scanned, but that of ties others may be found
@@ -174,10 +174,10 @@ def _smallest(
     return None
 
 
-def _timed(contents: Contents, xq: Floats, candidates: int, kept: float) -> Tried:
+def _timed(contents: TwoStageIndex, xq: Floats, candidates: int, kept: float) -> BaseTrial:
     base, code, seconds = contents.base, contents.quantizer.encode_queries(xq), []
     for _ in range(ROUNDS):
         start = time.perf_counter()
         base.search(code, min(candidates, len(base)), None, {})
         seconds.append(time.perf_counter() - start)
-    return Tried(str(base), base.settings, kept, len(xq) / statistics.median(seconds), base.bytes_per_vector)
+    return BaseTrial(str(base), base.settings, kept, len(xq) / statistics.median(seconds), base.bytes_per_vector)

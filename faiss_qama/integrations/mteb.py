@@ -76,7 +76,7 @@ class QamaEncoder:
         x = as_vectors(embedded.float().cpu().numpy() if hasattr(embedded, "cpu") else embedded, what="embeddings")
         if prompt_type == PromptType.query and not self.symmetric:
             return self.quantizer.adapt_queries(x) if isinstance(self.quantizer, Quantizer) else x
-        return self._quantizer_of((task_metadata.name, hf_subset), x).approximate(x)
+        return self._quantizer_of((task_metadata.name, hf_subset), x).encode_decode(x)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
         """Return the similarities of all pairs, (n1, n2), larger for nearer ones."""

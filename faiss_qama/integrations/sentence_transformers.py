@@ -59,7 +59,7 @@ def semantic_search_faiss(
         from faiss_qama.training import fit  # here, because run time does not depend on training
 
         quantizer = fit(corpus_embeddings if calibration_embeddings is None else calibration_embeddings)
-        index = QamaIndex(quantizer, _STORES[corpus_precision], base="Scan" if exact else "BHNSW16")
+        index = QamaIndex(quantizer, _STORES[corpus_precision], base="Flat" if exact else "BHNSW16")
         index.add(corpus_embeddings)
     elif index is None or corpus_embeddings is not None:
         raise ValueError("pass corpus_embeddings or corpus_index, one of them")

@@ -1,1 +1,22 @@
-"""What numba compiles; importing this package compiles nothing."""
+"""The hot loops, compiled by numba. Importing this package compiles nothing and does not import numba."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from functools import cache
+from typing import Any
+
+from faiss_qama.threads import defer_interrupt
+
+
+@cache
+def kernel(name: str) -> Any:
+    """Return the module ``scanning``, ``scoring`` or ``encoding``, or None without numba (``scanning`` warns)."""
+    try:
+        with defer_interrupt():
+            return importlib.import_module(f"faiss_qama.kernels.{name}")  # here: importing numba takes half a second
+    except ImportError as error:  # there is none, or it is older than numpy needs
+        if name == "scanning":
+            warnings.warn(f"Flat is slower without numba ({error}): pip install numba", stacklevel=2)
+        return None

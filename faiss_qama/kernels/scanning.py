@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 
 from faiss_qama.arrays import LANES, WORST
 from faiss_qama.progress import announced
-from faiss_qama.threads import uninterrupted
+from faiss_qama.threads import defer_interrupt
 
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
@@ -59,7 +59,7 @@ def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
             compiled = njit(cache=True, nogil=True, **options)(function)
         except RuntimeError:  # no such folder can be written
             compiled = njit(nogil=True, **options)(function)
-        compiled.compile = uninterrupted()(compiled.compile)  # which loads from the cache, too
+        compiled.compile = defer_interrupt()(compiled.compile)  # which loads from the cache, too
         return compiled
 
     return make

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Codes, Floats
+from faiss_qama.kernels import kernel
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.threads import loops
 
 
 def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
@@ -31,7 +31,7 @@ def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
     -------
     (n, layout.code_size) uint8
     """
-    compiled = loops("kernels.encoding")
+    compiled = kernel("encoding")
     if compiled is not None:
         z, cuts = (np.ascontiguousarray(array, np.float32) for array in (z, thresholds.T))
         code = np.empty((len(z), layout.code_size), np.uint8)

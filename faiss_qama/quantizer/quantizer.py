@@ -17,7 +17,7 @@ from faiss_qama.quantizer.calibration import Calibration
 from faiss_qama.quantizer.decoder import BitDecoder, Decoder
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Linear, Transform, from_arrays
-from faiss_qama.threads import each
+from faiss_qama.threads import parallel_map
 from faiss_qama.vectors import as_vectors
 
 CHUNK = 4096  # vectors whose columns stay in cache until they are packed
@@ -35,8 +35,8 @@ class Quantizer:
     thresholds : (columns, max_levels - 1) float32, ascending, +inf where a column has fewer
     decoder : from levels back to R^d
     metric : ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``, of the float vectors
-    unit : whether the vectors that it was fitted on had length 1; decoded vectors are then normalised
-    scale : root mean square length of the corpus' vectors
+    normalized : whether the vectors that it was fitted on had length 1; decoded vectors are then normalised
+    rms_norm : root mean square length of the corpus' vectors
     query_transform : what a query goes through before it is cut, which gives queries a centre, a spread and, if it was
         trained, directions of their own; without any of that it is ``transform``
     query_adapter : from R^d to R^d, what a float query goes through before it is scored against decoded codes; None
@@ -52,8 +52,8 @@ class Quantizer:
     thresholds: Floats
     decoder: Decoder
     metric: int
-    unit: bool
-    scale: float
+    normalized: bool
+    rms_norm: float
     query_transform: Transform
     query_adapter: Linear | None = None
     residual: Quantizer | None = None
@@ -107,12 +107,12 @@ class Quantizer:
 
         Under the inner product a query's length does not change the ranking, so it is brought to the corpus' scale.
         """
-        return self.query_codes(as_vectors(xq, self.d, "queries"))
+        return self.encode_queries_unchecked(as_vectors(xq, self.d, "queries"))
 
-    def query_codes(self, x: Floats) -> Codes:
+    def encode_queries_unchecked(self, x: Floats) -> Codes:
         """Return :meth:`encode_queries` of what :func:`~faiss_qama.vectors.as_vectors` returned."""
         if self.metric == faiss.METRIC_INNER_PRODUCT:
-            x = scale_to_norm(x, self.scale)
+            x = scale_to_norm(x, self.rms_norm)
         return self._encode(x, self.query_transform)
 
     def adapt_queries(self, xq: Floats) -> Floats:
@@ -122,24 +122,24 @@ class Quantizer:
     def encode_residual(self, x: Floats, code: Codes) -> Codes:
         """Return the codes, (n, residual.code_size) uint8, of what ``code`` leaves over of documents ``x`` (n, d)."""
         assert self.residual is not None
-        return self.residual.encode(x - self.sum_of_levels(code))
+        return self.residual.encode(x - self.decode_unnormalized(code))
 
     def decode(self, code: Codes, residual: Codes | None = None) -> Floats:
         """Return the vectors, (n, d) float32, that ``code`` (n, code_size) stands for, with codes of its residual."""
-        x = self.sum_of_levels(code)
+        x = self.decode_unnormalized(code)
         if residual is not None and self.residual is not None:
-            x += self.residual.sum_of_levels(residual)
-        return scale_to_norm(x, 1.0) if self.unit else x
+            x += self.residual.decode_unnormalized(residual)
+        return scale_to_norm(x, 1.0) if self.normalized else x
 
-    def approximate(self, x: ArrayLike) -> Floats:
+    def encode_decode(self, x: ArrayLike) -> Floats:
         """Return documents ``x`` (n, d) encoded and decoded, by all codes that there are."""
         x = as_vectors(x, self.d)
-        sums = self.sum_of_levels(self.encode(x))
+        sums = self.decode_unnormalized(self.encode(x))
         if self.residual is not None:
-            sums += self.residual.sum_of_levels(self.residual.encode(x - sums))
-        return scale_to_norm(sums, 1.0) if self.unit else sums
+            sums += self.residual.decode_unnormalized(self.residual.encode(x - sums))
+        return scale_to_norm(sums, 1.0) if self.normalized else sums
 
-    def sum_of_levels(self, code: Codes) -> Floats:
+    def decode_unnormalized(self, code: Codes) -> Floats:
         """Return :meth:`decode` of ``code`` before it is normalised."""
         if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
@@ -154,7 +154,7 @@ class Quantizer:
 
         It has no residual.
         The smaller quantizer is as good as one fitted at that size only where rotations stayed inside the slices
-        (``FitConfig(slices=...)``), and only there its calibration is known.
+        (``FitConfig(matryoshka_dims=...)``), and only there its calibration is known.
         """
         layout = self.layout.truncate(components)
         if layout == self.layout:
@@ -171,11 +171,11 @@ class Quantizer:
             calibration=self.calibration.prefixes.get(components) if self.calibration else None,
         )
 
-    def encodes_like(self, other: Quantizer) -> bool:
+    def is_compatible_with(self, other: Quantizer) -> bool:
         """Return whether the codes of ``other`` mean the same, and so do stored vectors."""
         (a, settings), (b, others) = self.to_state(), other.to_state()
         named = [name for name in a if not name.startswith(("calibration.", "query_"))]
-        same = [settings[key] == others[key] for key in ("d", "layout", "metric", "unit", "scale")]
+        same = [settings[key] == others[key] for key in ("d", "layout", "metric", "normalized", "rms_norm")]
         return all(same) and all(name in b and np.array_equal(a[name], b[name]) for name in named)
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -197,8 +197,8 @@ class Quantizer:
             "d": self.d,
             "layout": str(self.layout),
             "metric": self.metric_name,
-            "unit": self.unit,
-            "scale": self.scale,
+            "normalized": self.normalized,
+            "rms_norm": self.rms_norm,
             "config": dict(self.config),
         }
         if self.residual is not None:
@@ -232,8 +232,8 @@ class Quantizer:
             thresholds=arrays["thresholds"],
             decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
             metric=METRICS[settings["metric"]],
-            unit=settings["unit"],
-            scale=settings["scale"],
+            normalized=settings["normalized"],
+            rms_norm=settings["rms_norm"],
             query_transform=query_transform,
             query_adapter=Linear(arrays["query_adapter.matrix"], arrays["query_adapter.bias"])
             if "query_adapter.matrix" in arrays
@@ -260,5 +260,5 @@ class Quantizer:
         def encode(chunk: slice) -> None:
             out[chunk] = bit_packing.encode(transform(x[chunk]), self.thresholds, self.layout)
 
-        each(encode, [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)])
+        parallel_map(encode, [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)])
         return out

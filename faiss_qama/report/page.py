@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats
 from faiss_qama.comparison.methods import measure
-from faiss_qama.evaluation.recall import Dataset, Measured, exact
+from faiss_qama.evaluation.recall import Dataset, MethodResult, exact
 from faiss_qama.index.tuning import RECALL
-from faiss_qama.pipeline import K, Outcome
+from faiss_qama.pipeline import FitResult, K
 from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES
 from faiss_qama.quantizer.layout import CodeLayout, Segment
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.report.tables import bytes_text
 from faiss_qama.storage import atomic_files
-from faiss_qama.training.layout_choice import SAMPLE, Trial
+from faiss_qama.training.layout_choice import SAMPLE, LayoutTrial
 from faiss_qama.vectors import Corpus, PathLike
 
 try:
@@ -37,10 +37,10 @@ except ModuleNotFoundError as error:
     raise ImportError("a report needs jinja2 and matplotlib: pip install 'faiss-qama[report]'") from None
 
 PQ_NEEDS = 1000  # vectors to train 16 centroids on; 256, at as many bytes, take FAISS minutes
-SHOWN = 4  # components whose cuts are drawn
+SHOWN = 4  # components whose cuts are split
 
 
-def write_page(outcome: Outcome, path: PathLike, command: str) -> None:
+def write_page(outcome: FitResult, path: PathLike, command: str) -> None:
     """Write what ``outcome`` is worth to ``path``: one HTML file that loads nothing.
 
     ``command`` is what remakes it. Takes some seconds more: the alternatives are measured on a sample of the corpus.
@@ -60,7 +60,7 @@ def write_page(outcome: Outcome, path: PathLike, command: str) -> None:
     atomic_files.write_text(path, page)
 
 
-def summary(outcome: Outcome) -> str:
+def summary(outcome: FitResult) -> str:
     """Return in a sentence what was gained and what it costs."""
     n, d = outcome.corpus.shape
     size, _ = _bytes(outcome)
@@ -76,9 +76,9 @@ def summary(outcome: Outcome) -> str:
     )
 
 
-def page_charts(outcome: Outcome) -> list[Chart]:
+def page_charts(outcome: FitResult) -> list[Chart]:
     """Return the charts that there is something to show for."""
-    quantizer, sample = outcome.index.quantizer, outcome.drawn.train[:: -(-len(outcome.drawn.train) // SAMPLE)]
+    quantizer, sample = outcome.index.quantizer, outcome.split.train[:: -(-len(outcome.split.train) // SAMPLE)]
     out = [] if outcome.choice is None else [_frontier(outcome, sample)]
     if quantizer.calibration is not None:
         out.append(_candidates(outcome))
@@ -88,14 +88,14 @@ def page_charts(outcome: Outcome) -> list[Chart]:
     return out + ([_training(outcome)] if "training" in quantizer.config else [])
 
 
-def alternatives(outcome: Outcome, sample: Floats) -> list[Measured]:
+def alternatives(outcome: FitResult, sample: Floats) -> list[MethodResult]:
     """Return what other codes are worth, on the vectors and the queries that the layouts were tried on."""
     n, d = sample.shape
     names = ["binary", "binary+codes", "scalar", f"faiss:RR{d},RaBitQ"]
     if d % 4 == 0 and n >= PQ_NEEDS:
         names.append(f"faiss:PQ{d // 4}x4np")  # np: without what polysemous search alone needs
     # Documents that stand in for queries are not in the sample: none is to be excluded.
-    dataset = Dataset(Corpus(sample), outcome.drawn.calibration)
+    dataset = Dataset(Corpus(sample), outcome.split.validation)
     truth = exact(dataset, K, outcome.index.quantizer.metric)
     threads = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(1)  # a PQ's trainings are so small that threads would mostly wait for each other
@@ -107,7 +107,7 @@ def alternatives(outcome: Outcome, sample: Floats) -> list[Measured]:
         faiss.omp_set_num_threads(threads)
 
 
-def _frontier(outcome: Outcome, sample: Floats) -> Chart:
+def _frontier(outcome: FitResult, sample: Floats) -> Chart:
     choice = outcome.choice
     assert choice is not None
     rescore = "none" if outcome.index.rescore == "none" else "codes"
@@ -117,7 +117,7 @@ def _frontier(outcome: Outcome, sample: Floats) -> Chart:
     ours = [(trial.bytes, trial.recall(rescore)) for trial in choice.trials]
     chosen = choice.chosen
 
-    def worth(trial: Trial) -> str:
+    def worth(trial: LayoutTrial) -> str:
         if outcome.index.rescore in ("none", "codes"):
             return f"recall {trial.recall(rescore):.3f}"
         return f"recall {trial.recall():.3f}, and {RECALL} by scoring {trial.candidates():,.0f} candidates again"
@@ -133,7 +133,7 @@ def _frontier(outcome: Outcome, sample: Floats) -> Chart:
     ] + [[name, str(size), f"{recall:.3f}", "-"] for name, size, recall in others]
     note = (
         f"The codes alone, before any rescoring, on a sample of {len(sample):,} vectors and "
-        f"{len(outcome.drawn.calibration)} {_asked(outcome)}. Taken: {chosen.layout} with rotation {chosen.rotation}, "
+        f"{len(outcome.split.validation)} {_asked(outcome)}. Taken: {chosen.layout} with rotation {chosen.rotation}, "
         f"{chosen.bytes} bytes, {worth(chosen)}."
     )
     rivals = [
@@ -145,7 +145,7 @@ def _frontier(outcome: Outcome, sample: Floats) -> Chart:
     return Chart("How much quality each byte buys", note, svg, header, rows)
 
 
-def _candidates(outcome: Outcome) -> Chart:
+def _candidates(outcome: FitResult) -> Chart:
     index, calibration = outcome.index, outcome.index.quantizer.calibration
     assert calibration is not None
     row, n = KS.index(K), len(outcome.corpus)
@@ -162,13 +162,13 @@ def _candidates(outcome: Outcome) -> Chart:
             f" A search that names neither recall nor oversample aims at {aim:.3f} and scores {marks[0][0]:,.0f} "
             f"again: what the aim takes here, and a margin for {n:,} vectors."
         )
-    note += f" Measured on {calibration.n:,} vectors with {len(outcome.drawn.calibration)} {_asked(outcome)}."
+    note += f" MethodResult on {calibration.n:,} vectors with {len(outcome.split.validation)} {_asked(outcome)}."
     rows = [[f"{size:,.0f}", *(f"{curve[i]:.3f}" for curve in curves.values())] for i, size in enumerate(sizes)]
     svg = charts.candidates(sizes, curves, marks)
     return Chart("How far a search has to look", note, svg, ["candidates", *curves], rows)
 
 
-def _bars(outcome: Outcome) -> Chart:
+def _bars(outcome: FitResult) -> Chart:
     measured = outcome.measured
     names = [_name(m.name).replace(" rescoring", "") for m in measured]
     speeds = [m.mean.queries_per_second for m in measured]
@@ -187,7 +187,7 @@ def _bars(outcome: Outcome) -> Chart:
     return Chart("Against exact search", note, svg, ["", "bytes", f"recall@{K}", "queries/s"], rows)
 
 
-def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
+def _spectrum(outcome: FitResult, sample: Floats) -> Chart:
     quantizer = outcome.index.quantizer
     variance = _variance(sample, quantizer)
     whole = variance.sum() or 1
@@ -200,7 +200,7 @@ def _spectrum(outcome: Outcome, sample: Floats) -> Chart:
     )
     if quantizer.residual is not None:
         layout = quantizer.residual.layout
-        left = _variance(sample - quantizer.sum_of_levels(quantizer.encode(sample)), quantizer) / whole
+        left = _variance(sample - quantizer.decode_unnormalized(quantizer.encode(sample)), quantizer) / whole
         curves["left over"] = left, _bits(layout, len(left))
         note += (
             f" That leaves {100 * left.sum():.1f} % over, whose own components have a second code, of "
@@ -247,7 +247,7 @@ def _levels(layout: CodeLayout) -> str:
     )
 
 
-def _histograms(outcome: Outcome, sample: Floats) -> Chart:
+def _histograms(outcome: FitResult, sample: Floats) -> Chart:
     quantizer = outcome.index.quantizer
     z = quantizer.transform(sample)
     shown = np.unique(np.linspace(0, z.shape[1] - 1, SHOWN).astype(int))
@@ -270,7 +270,7 @@ def _histograms(outcome: Outcome, sample: Floats) -> Chart:
     )
 
 
-def _training(outcome: Outcome) -> Chart:
+def _training(outcome: FitResult) -> Chart:
     record = outcome.index.quantizer.config["training"]
     losses = [sum(line["losses"].values()) for line in record["log"]]
     gains = [100 * line["gain"] for line in record["log"]]
@@ -285,7 +285,7 @@ def _training(outcome: Outcome) -> Chart:
     return Chart("How the training went", note, charts.training(losses, gains), ["epoch", "loss", "gain, %"], rows)
 
 
-def _tiles(outcome: Outcome) -> list[dict[str, str]]:
+def _tiles(outcome: FitResult) -> list[dict[str, str]]:
     d, (size, kept) = outcome.corpus.shape[1], _bytes(outcome)
     tiles = [
         {
@@ -315,21 +315,21 @@ def _tiles(outcome: Outcome) -> list[dict[str, str]]:
     return tiles
 
 
-def _bytes(outcome: Outcome) -> tuple[int, int]:
+def _bytes(outcome: FitResult) -> tuple[int, int]:
     """Return bytes a vector in memory, and on disk, where vectors may stay, but no second code."""
     codes, kept = outcome.index.bytes_per_vector
     return (codes + kept, 0) if outcome.index.rescore == "codes" else (codes, kept)
 
 
-def _speedup(outcome: Outcome) -> float:
+def _speedup(outcome: FitResult) -> float:
     ours, floats = outcome.measured[-1].mean, outcome.measured[0].mean
     return ours.queries_per_second / floats.queries_per_second
 
 
-def _asked(outcome: Outcome) -> str:
+def _asked(outcome: FitResult) -> str:
     return (
         "held-out queries"
-        if outcome.drawn.train_queries is not None
+        if outcome.split.train_queries is not None
         else "held-out documents, moved away by noise as queries are"
     )
 

@@ -7,17 +7,17 @@ from typing import Any
 
 from tabulate import tabulate
 
-from faiss_qama.comparison.tasks import TaskMeasured
-from faiss_qama.evaluation.bootstrap import interval, percent
-from faiss_qama.evaluation.ranking_metrics import Values
-from faiss_qama.evaluation.recall import Measured
+from faiss_qama.comparison.tasks import TaskResult
+from faiss_qama.evaluation.bootstrap import bootstrap_interval, percent
+from faiss_qama.evaluation.ranking_metrics import PerQuery
+from faiss_qama.evaluation.recall import MethodResult
 from faiss_qama.quantizer.quantizer import Quantizer
 
 _ROTATIONS = {"itq": "ITQ rotation", "random": "random rotation"}
 _THRESHOLDS = {"lloyd": "Lloyd-Max", "normal": "Gaussian-optimal"}
 
 
-def results_table(measured: Sequence[Measured], k: int, what: str = "") -> str:
+def results_table(measured: Sequence[MethodResult], k: int, what: str = "") -> str:
     """Return the table of methods, exact floats first: bytes, recall, what grades say where there are any, speed.
 
     ``what`` heads the column of names.
@@ -37,7 +37,7 @@ def results_table(measured: Sequence[Measured], k: int, what: str = "") -> str:
     return _plain([*header, "queries/s"], rows)
 
 
-def task_table(measured: Sequence[TaskMeasured]) -> str:
+def task_table(measured: Sequence[TaskResult]) -> str:
     """Return the table of methods on a task, exact floats first: bytes, score, % of float and its 95 % interval."""
     rows = []
     for method in measured:
@@ -47,11 +47,11 @@ def task_table(measured: Sequence[TaskMeasured]) -> str:
     return _plain(["", "bytes/vector", measured[0].task.measure, "% of float", "95 % interval"], rows)
 
 
-def _share(values: Values, floats: Values) -> tuple[str, str]:
+def _share(values: PerQuery, floats: PerQuery) -> tuple[str, str]:
     """Return a mean in % of the floats', and its interval, both over the same queries."""
     if not floats.any():
         return "-", "-"
-    low, high = interval(lambda rows: percent(values[rows].mean(), floats[rows].mean()), len(values))
+    low, high = bootstrap_interval(lambda rows: percent(values[rows].mean(), floats[rows].mean()), len(values))
     return f"{100 * values.mean() / floats.mean():.1f}", f"{low:.1f} to {high:.1f}"
 
 
@@ -83,8 +83,8 @@ def quantizer_text(quantizer: Quantizer) -> str:
         _ROTATIONS.get(config["rotation"], ""),
     ]
     transform = " + ".join(step for step in steps if step) or "no rotation"
-    if config["slices"]:
-        slices = config["slices"]
+    if config["matryoshka_dims"]:
+        slices = config["matryoshka_dims"]
         transform += f" inside slices {slices if isinstance(slices, str) else '/'.join(map(str, slices))}"
     thresholds = config["thresholds"]
     text = f"{quantizer.layout}, {transform}, {_THRESHOLDS.get(thresholds, thresholds + ' thresholds')}"

@@ -1,7 +1,7 @@
 """The second stage: candidates from the Hamming scan are scored again with the float query.
 
-A store answers ``scores(xq, rows)``: the scores of candidates in the metric of the floats. ``FloatStore`` keeps the
-vectors; ``BorrowedStore`` reads them where the user has them; ``CodesStore`` decodes the codes that the index holds
+A store answers ``scores(xq, rows)``: the scores of candidates in the metric of the floats. ``StoredVectors`` keeps the
+vectors; ``UserVectors`` reads them where the user has them; ``CodeRescorer`` decodes the codes that the index holds
 anyway.
 """
 
@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from faiss_qama import topk
 from faiss_qama.arrays import Floats, Ids, Mask
-from faiss_qama.growing import Rows
-from faiss_qama.hamming.code_index import Base
+from faiss_qama.growing import GrowingArray
+from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.kernels import kernel
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.faiss_vectors import FaissVectors
-from faiss_qama.threads import each, loops, shares
+from faiss_qama.threads import even_slices, parallel_map
 from faiss_qama.vectors import check_dtype_and_shape
 
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -29,10 +30,10 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "fp16": np.dtype(np.float16),
     "fp32": np.dtype(np.float32),
 }
-STORES = ("none", "codes", *DTYPES)
+RESCORE_KINDS = ("none", "codes", *DTYPES)
 
 
-class Store:
+class Rescorer:
     """What scores candidates. Rows are those of the codes. This one keeps nothing, as what decodes codes need not.
 
     Attributes
@@ -65,7 +66,7 @@ class Store:
     def append(self, stored: NDArray[Any]) -> None:
         """Append what :meth:`convert` returned."""
 
-    def stored(self, rows: Ids) -> NDArray[Any]:
+    def encoded(self, rows: Ids) -> NDArray[Any]:
         """Return ``rows`` as :meth:`append` takes them, for another store of this kind."""
         return np.empty((len(rows), 0))
 
@@ -73,7 +74,7 @@ class Store:
         """Return what it keeps, by the names of a bundle's files."""
         return {}
 
-    def cut(self, n: int) -> None:
+    def shrink(self, n: int) -> None:
         """Drop the rows from ``n`` on."""
 
     def keep(self, kept: Mask) -> None:
@@ -83,7 +84,7 @@ class Store:
         """Drop every row."""
 
 
-class _Vectors(Store):
+class VectorRescorer(Rescorer):
     """Scoring from vectors."""
 
     scale = 1.0  # what gathered vectors are to be multiplied by
@@ -105,10 +106,12 @@ class _Vectors(Store):
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         out = np.empty(rows.shape, dtype=np.float32)
         xq = xq / np.float32(self.scale)
-        there = self._in_place(rows) if loops("kernels.scoring") else None
+        there = self._in_place(rows) if kernel("scoring") else None
         if there is not None:
             topk.check_rows(there[1], len(there[0]))
-            each(lambda part: self._compare(there[0], there[1][part], xq[part], out[part]), shares(len(rows)))
+            parallel_map(
+                lambda part: self._compare(there[0], there[1][part], xq[part], out[part]), even_slices(len(rows))
+            )
         else:
             for block in topk.blocks(rows, self.quantizer.d):
                 x = self._gather(rows[block])  # (queries, k', d)
@@ -119,7 +122,7 @@ class _Vectors(Store):
 
     def _compare(self, x: NDArray[Any], rows: Ids, xq: Floats, out: Floats) -> None:
         """Fill ``out`` (nq, k') with the scores of ``rows`` of ``x``."""
-        dots, inner_product = loops("kernels.scoring"), self.quantizer.metric == faiss.METRIC_INNER_PRODUCT
+        dots, inner_product = kernel("scoring"), self.quantizer.metric == faiss.METRIC_INNER_PRODUCT
         if dots is not None:
             dots.scores(inner_product)(x.view(np.uint16) if x.dtype == np.float16 else x, rows, xq, out)
         elif inner_product:
@@ -129,7 +132,7 @@ class _Vectors(Store):
             out[:] = np.einsum("qkd,qkd->qk", differences, differences)
 
 
-class FloatStore(_Vectors):
+class StoredVectors(VectorRescorer):
     """Vectors in float32, float16 or 8 bits, row i belonging to code i; in memory, or a read-only memory map.
 
     float16 keeps 11 bits of each value between 6e-5 and 65504, so vectors are divided by the power of two next to the
@@ -142,10 +145,10 @@ class FloatStore(_Vectors):
         super().__init__(quantizer)
         self.kind, self.dtype = kind, DTYPES[kind]
         self.width = quantizer.d + (4 if kind == "sq8" else 0)
-        self.scale = 2.0 ** round(math.log2(quantizer.scale)) if kind == "fp16" else 1.0
+        self.scale = 2.0 ** round(math.log2(quantizer.rms_norm)) if kind == "fp16" else 1.0
         self._half = faiss.IndexScalarQuantizer(quantizer.d, faiss.ScalarQuantizer.QT_fp16)  # casts faster than numpy
         self.bytes_per_vector = self.width * self.dtype.itemsize
-        self._rows = Rows(np.empty((0, self.width), self.dtype) if rows is None else rows)
+        self._rows = GrowingArray(np.empty((0, self.width), self.dtype) if rows is None else rows)
 
     @property
     def rows(self) -> NDArray[Any]:
@@ -171,14 +174,14 @@ class FloatStore(_Vectors):
     def append(self, stored: NDArray[Any]) -> None:
         self._rows.append(stored)
 
-    def stored(self, rows: Ids) -> NDArray[Any]:
+    def encoded(self, rows: Ids) -> NDArray[Any]:
         return self.rows[rows]
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         return {"store": self.rows}
 
-    def cut(self, n: int) -> None:
-        self._rows.cut(n)
+    def shrink(self, n: int) -> None:
+        self._rows.shrink(n)
 
     def keep(self, kept: Mask) -> None:
         self._rows.keep(kept)
@@ -202,7 +205,7 @@ class FloatStore(_Vectors):
         return x
 
 
-class BorrowedStore(_Vectors):
+class UserVectors(VectorRescorer):
     """Vectors that the user keeps: an array, a memory map, or a faiss.Index. Row i is its i-th vector.
 
     It is not written to, but for one case: what is added to an index in step with a faiss.Index is added to that too.
@@ -220,7 +223,7 @@ class BorrowedStore(_Vectors):
             raise ValueError(f"rescore: dimension {source.d}, but {quantizer.d} is needed")
         self._source = source
         self._used = 0
-        self._places: Rows | None = None  # of our rows, once some were removed
+        self._places: GrowingArray | None = None  # of our rows, once some were removed
 
     def convert(self, x: Floats, first: int = 0) -> NDArray[Any]:
         there, needed = len(self._source), self._used + len(x)
@@ -238,21 +241,21 @@ class BorrowedStore(_Vectors):
             self._places.append(np.arange(self._used, self._used + len(stored)))
         self._used += len(stored)
 
-    def cut(self, n: int) -> None:
+    def shrink(self, n: int) -> None:
         if isinstance(self._source, np.ndarray):  # whose rows can be added again; those of a faiss.Index were others
             self._used -= (self._used if self._places is None else len(self._places)) - n
         elif self._places is None:
-            self._places = Rows(np.arange(self._used))
+            self._places = GrowingArray(np.arange(self._used))
         if self._places is not None:
-            self._places.cut(n)
+            self._places.shrink(n)
 
     def keep(self, kept: Mask) -> None:
         if self._places is None:
-            self._places = Rows(np.arange(self._used))
+            self._places = GrowingArray(np.arange(self._used))
         self._places.keep(kept)
 
     def clear(self) -> None:
-        self._places = Rows(np.empty(0, np.int64))
+        self._places = GrowingArray(np.empty(0, np.int64))
 
     def _in_place(self, rows: Ids) -> tuple[NDArray[Any], Ids] | None:
         x = self._source
@@ -270,7 +273,7 @@ class BorrowedStore(_Vectors):
         return x
 
 
-class CodesStore(Store):
+class CodeRescorer(Rescorer):
     """Rescoring from the codes: asymmetric distances, the query in float and the document decoded.
 
     Parameters
@@ -281,13 +284,13 @@ class CodesStore(Store):
 
     stage = "codes"
 
-    def __init__(self, quantizer: Quantizer, base: Base) -> None:
+    def __init__(self, quantizer: Quantizer, base: CodeIndex) -> None:
         super().__init__(quantizer)
         self._base = base
 
-    def over(self, base: Base) -> CodesStore:
+    def over(self, base: CodeIndex) -> CodeRescorer:
         """Return this store on another base of the same codes."""
-        return CodesStore(self.quantizer, base)
+        return CodeRescorer(self.quantizer, base)
 
     def take(self, rows: Ids) -> Floats:
         return self.quantizer.decode(self._base.take(rows))
@@ -295,7 +298,7 @@ class CodesStore(Store):
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         quantizer, decoder = self.quantizer, self.quantizer.bit_decoder
         xq = quantizer.adapt_queries(xq)
-        plain = not quantizer.unit and quantizer.metric == faiss.METRIC_INNER_PRODUCT  # no norms are needed
+        plain = not quantizer.normalized and quantizer.metric == faiss.METRIC_INNER_PRODUCT  # no norms are needed
         squares = None if plain else decoder.energy_steps
         products, energies = self._base.weighted_sums(rows, decoder.weights(xq), squares)
         products += np.einsum("qd,d->q", xq, decoder.offset)[:, None]
@@ -306,7 +309,7 @@ class CodesStore(Store):
         else:
             # The affine form may come out a rounding error below 0 for a vector that decodes to 0.
             energies = np.maximum(energies + np.float32(decoder.energy_offset), 0)
-        if quantizer.unit:
+        if quantizer.normalized:
             products /= np.sqrt(np.where(energies > 0, energies, 1))
             energies = (energies > 0).astype(np.float32)
         if quantizer.metric == faiss.METRIC_L2:

@@ -8,14 +8,14 @@ codes-G.npy, and version 1 a gain and a shift in place of the queries' transform
     manifest.json                quantizer's settings, and name, size, SHA-256 of the files
     quantizer-G.safetensors      its arrays
     codes-G.faissindex           the faiss.IndexBinary of the codes; for hash tables, which are made anew, a flat one
-    codes-G.npy                  instead, of the base Scan: (groups, words, 16) uint32, see hamming.bit_planes
-    rows-G.npy, places-G.npy     of the base ScanIVF, whose groups lie in the order of its lists: (groups, 16) int32,
+    codes-G.npy                  instead, of the base Flat: (groups, words, 16) uint32, see hamming.bit_planes
+    rows-G.npy, places-G.npy     of the base IVF, whose groups lie in the order of its lists: (groups, 16) int32,
                                  the rows of codes, -1 where there is none; (n,) int32, where each row's code lies
     sizes-G.npy, centroids-G.npy (nlist,) int64, codes in each list; (nlist, units) uint8, what lists lie around, in
                                  64ths of a level
     store-G.npy                  what rescores, a row a code, where it is kept: float16, float32, or int8 (sq8)
     residual-G.npy               instead, codes of a residual, where codes rescore: (groups, words, 16) uint32
-    lengths-G.npy                of the sums of both: (n,) float16 of unit vectors, float32 under L2
+    norms-G.npy                of the sums of both: (n,) float16 of unit vectors, float32 under L2
     ids-G.npy                    (n,) int64, the user's own ids, where there are any
     alive-G.npy                  (n,) bool, false where a row is removed, where there are any
 """
@@ -42,15 +42,15 @@ from safetensors import SafetensorError
 from faiss_qama._version import __version__
 from faiss_qama.arrays import LANES
 from faiss_qama.hamming.bit_planes import n_words
-from faiss_qama.hamming.code_index import Base
-from faiss_qama.hamming.faiss_binary import FaissBase
-from faiss_qama.hamming.flat import Scan
-from faiss_qama.hamming.ivf import STEPS, ScanIVF
+from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.hamming.faiss_binary import FaissCodeIndex
+from faiss_qama.hamming.flat import FlatCodeIndex
+from faiss_qama.hamming.ivf import STEPS, IVFCodeIndex
 from faiss_qama.quantizer.bit_packing import levels
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import DTYPES, FloatStore
-from faiss_qama.rescore.residual import ResidualStore
+from faiss_qama.rescore.rescorer import DTYPES, StoredVectors
+from faiss_qama.rescore.residual import ResidualRescorer
 from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import PathLike, open_npy
 
@@ -58,15 +58,15 @@ FORMAT, VERSION, OLDEST = "faiss-qama", 6, 1
 NEEDED: dict[str, type] = {"generation": int, "ntotal": int, "rescore": str, "written_by": str}
 NEEDED |= {"quantizer": dict, "files": dict}
 MANIFEST, LOCK = "manifest.json", ".lock"
-ARRAYS = ("store", "residual", "lengths", "ids", "alive")
-PARTS: dict[type[Base], tuple[str, ...]] = {
-    Scan: ("codes",),
-    ScanIVF: ("codes", "rows", "places", "sizes", "centroids"),
+ARRAYS = ("store", "residual", "norms", "ids", "alive")
+PARTS: dict[type[CodeIndex], tuple[str, ...]] = {
+    FlatCodeIndex: ("codes",),
+    IVFCodeIndex: ("codes", "rows", "places", "sizes", "centroids"),
 }
-MAPPED = ("store", "residual", "lengths", "rows", "places")
+MAPPED = ("store", "residual", "norms", "rows", "places")
 _OURS = re.compile(
     r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|manifest\.json\.new"
-    r"|(codes|rows|places|sizes|centroids|store|residual|lengths|ids|alive)-\d+\.npy)"
+    r"|(codes|rows|places|sizes|centroids|store|residual|norms|ids|alive)-\d+\.npy)"
 )
 
 
@@ -83,7 +83,7 @@ class Bundle:
 
     quantizer: Quantizer
     rescore: str
-    base: Base
+    base: CodeIndex
     arrays: dict[str, Any] = field(default_factory=dict)
 
 
@@ -212,12 +212,12 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
                     entry.unlink()
 
 
-def _write_codes(paths: Mapping[str, Path], base: Base) -> None:
-    if isinstance(base, Scan):
-        for role, array in base.parts().items():
+def _write_codes(paths: Mapping[str, Path], base: CodeIndex) -> None:
+    if isinstance(base, FlatCodeIndex):
+        for role, array in base.arrays().items():
             atomic_files.write_stream(paths[role], atomic_files.Stream(array.shape, array.dtype, [array]))
         return
-    assert isinstance(base, FaissBase)
+    assert isinstance(base, FaissCodeIndex)
     path = paths["codes"]
     binary = base.storable
     atomic_files.faiss_writes(faiss.write_index_binary, binary, path)
@@ -229,7 +229,7 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
     named, ntotal, rescore = manifest["files"], manifest["ntotal"], manifest["rescore"]
     kind = manifest.get("base", "BFlat")
     for role, entry in named.items():
-        mapped = mmap and (role in MAPPED or role == "codes" and kind.startswith(("BFlat", "Scan")))
+        mapped = mmap and (role in MAPPED or role == "codes" and kind.startswith(("BFlat", "Flat")))
         _verify(folder / entry["name"], entry, hash_it=not mapped)
     quantizer = _read_quantizer(folder / named["quantizer"]["name"], manifest["quantizer"])
     paths = {role: folder / entry["name"] for role, entry in named.items()}
@@ -242,9 +242,9 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
         "alive": ((ntotal,), np.dtype(bool)),
     }
     if rescore in DTYPES:
-        wanted["store"] = (ntotal, FloatStore(quantizer, rescore).width), DTYPES[rescore]
+        wanted["store"] = (ntotal, StoredVectors(quantizer, rescore).width), DTYPES[rescore]
     elif rescore == "codes" and quantizer.residual is not None:
-        wanted |= ResidualStore.shapes(quantizer, ntotal)
+        wanted |= ResidualRescorer.shapes(quantizer, ntotal)
     for name in wanted:
         if name not in named and name not in ("ids", "alive"):
             raise ValueError(f"{folder / MANIFEST}: rescore is {rescore}, but no {name} is named")
@@ -253,18 +253,20 @@ def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bund
         for name in ARRAYS
         if name in named
     }
-    lengths = arrays.get("lengths", np.empty(0))
-    if not mmap and not (np.isfinite(lengths) & (lengths >= 0)).all():
-        raise ValueError(f"{folder / named['lengths']['name']}: a length is not finite, or below 0")
+    norms = arrays.get("norms", np.empty(0))
+    if not mmap and not (np.isfinite(norms) & (norms >= 0)).all():
+        raise ValueError(f"{folder / named['lengths']['name']}: a norm is not finite, or below 0")
     return Bundle(quantizer, rescore, base, arrays)
 
 
-def _read_base(paths: Mapping[str, Path], layout: CodeLayout, kind: str, ntotal: int, mmap: bool, version: int) -> Base:
-    if kind == "Scan":
+def _read_base(
+    paths: Mapping[str, Path], layout: CodeLayout, kind: str, ntotal: int, mmap: bool, version: int
+) -> CodeIndex:
+    if kind == "Flat":
         shape = -(-ntotal // LANES), n_words(layout), LANES
-        return Scan(layout, _read_array(paths["codes"], shape, np.dtype("<u4"), mmap), ntotal)
-    if kind.startswith("ScanIVF"):
-        return _read_lists(paths, layout, int(kind.removeprefix("ScanIVF")), ntotal, mmap, version)
+        return FlatCodeIndex(layout, _read_array(paths["codes"], shape, np.dtype("<u4"), mmap), ntotal)
+    if kind.startswith("IVF"):
+        return _read_lists(paths, layout, int(kind.removeprefix("IVF")), ntotal, mmap, version)
     path = paths["codes"]
     try:
         binary = faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
@@ -274,17 +276,17 @@ def _read_base(paths: Mapping[str, Path], layout: CodeLayout, kind: str, ntotal:
         raise ValueError(f"{path}: not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
     if binary.code_size != layout.code_size:
         raise ValueError(f"{path}: codes of {binary.code_size} bytes; the manifest says {layout.code_size}")
-    base = FaissBase(binary, layout, filled=True)
+    base = FaissCodeIndex(binary, layout, filled=True)
     if str(base) == kind:
         return base
-    made_anew = FaissBase(kind, layout)
-    made_anew.add(base.codes)
+    made_anew = FaissCodeIndex(kind, layout)
+    made_anew.append(base.codes)
     return made_anew
 
 
 def _read_lists(
     paths: Mapping[str, Path], layout: CodeLayout, nlist: int, ntotal: int, mmap: bool, version: int
-) -> ScanIVF:
+) -> IVFCodeIndex:
     sizes = _read_array(paths["sizes"], (nlist,), np.dtype("<i8"), mmap=False)
     if sizes.min() < 0 or sizes.max() > ntotal or sizes.sum() != ntotal:
         raise ValueError(f"{paths['sizes']}: lists of {sizes.sum()} codes; the manifest says {ntotal}")
@@ -302,7 +304,7 @@ def _read_lists(
             raise ValueError(f"{paths[role]}: {array.min()} to {array.max()}; {least} to {most - 1} are possible")
     if version == 4:
         parts["centroids"] = np.uint8(STEPS) * levels(parts["centroids"], layout)
-    return ScanIVF.of_parts(layout, nlist, parts | {"sizes": sizes})
+    return IVFCodeIndex.from_arrays(layout, nlist, parts | {"sizes": sizes})
 
 
 def _read_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], mmap: bool) -> NDArray[Any]:
