@@ -24,7 +24,7 @@ from tables import remake
 from threadpoolctl import threadpool_limits
 
 from faiss_qama.arrays import Floats, Ids
-from faiss_qama.evaluation.recall import Dataset
+from faiss_qama.evaluation.datasets import Dataset
 
 TARGETS = (0.95, 0.99)
 QUERIES, ROUNDS = 1000, 9

@@ -31,7 +31,9 @@ import faiss_qama
 from faiss_qama import QamaIndex
 from faiss_qama.arrays import Floats
 from faiss_qama.comparison import methods
-from faiss_qama.evaluation.recall import Dataset, MethodResult, evaluate, exact
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import evaluate, exact
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.index.export import K_FACTOR
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus

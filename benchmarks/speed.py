@@ -27,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
 from faiss_qama.arrays import Codes, Floats
-from faiss_qama.evaluation.recall import Dataset
+from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.hamming.factory import make_base
 from faiss_qama.hamming.flat import FlatCodeIndex
 from faiss_qama.index.id_map import IdMap

@@ -21,8 +21,9 @@ from results import METRIC, write
 from tables import remake
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
+from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.ranking_metrics import ndcg
-from faiss_qama.evaluation.recall import Dataset, Truth, exact, recall
+from faiss_qama.evaluation.recall import Truth, exact, recall
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form

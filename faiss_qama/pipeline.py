@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from faiss_qama.evaluation.recall import Dataset, MethodResult, evaluate, exact
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import evaluate, exact
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index.tuning import FEWEST, RECALL, check_memory

@@ -19,6 +19,7 @@ from conftest import make_vectors
 
 from faiss_qama.cli.app import cli
 from faiss_qama.evaluation import recall
+from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.report import page as report_page
@@ -193,7 +194,7 @@ def test_alternatives_are_measured_as_the_layouts_were(trained):
     index = faiss.IndexScalarQuantizer(x.shape[1], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
     index.train(x)
     index.add(x)
-    dataset = recall.Dataset(Corpus(x), xq)
+    dataset = Dataset(Corpus(x), xq)
     expected = recall.evaluate(index, dataset, recall.exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)).recall
     found = {m.name: m for m in report_page.alternatives(outcome, x)}
     assert found["scalar"].mean.recall == pytest.approx(expected)

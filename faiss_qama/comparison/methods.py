@@ -16,7 +16,9 @@ import faiss
 import numpy as np
 
 from faiss_qama.arrays import Floats
-from faiss_qama.evaluation.recall import TIMED_RUNS, Dataset, MethodResult, Searchable, Truth, evaluate
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import TIMED_RUNS, Searchable, Truth, evaluate
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.hamming.factory import DEFAULT, code_bytes
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.quantizer import bit_packing

@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats
 from faiss_qama.comparison.methods import measure
-from faiss_qama.evaluation.recall import Dataset, MethodResult, exact
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import exact
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.index.tuning import RECALL
 from faiss_qama.pipeline import FitResult, K
 from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from faiss_qama.comparison.tasks import TaskResult
 from faiss_qama.evaluation.bootstrap import bootstrap_interval, percent
 from faiss_qama.evaluation.ranking_metrics import PerQuery
-from faiss_qama.evaluation.recall import MethodResult
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.quantizer.quantizer import Quantizer
 
 _ROTATIONS = {"itq": "ITQ rotation", "random": "random rotation"}
