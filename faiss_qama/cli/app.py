@@ -164,7 +164,7 @@ def fit(
         **chosen_by,
         compare=compare,
     )
-    click.echo(outcome)
+    click.echo(tables.fit_summary(outcome))
     if page is not None:
         write_page(outcome, page, shlex.join(["faiss-qama", *sys.argv[1:]]))
         click.echo(f"wrote {page}")
@@ -314,4 +314,4 @@ def demo(output: Path) -> None:
     """Fit and search the documentation of Python's standard library, embedded with all-MiniLM-L6-v2."""
     from faiss_qama.texts.demo import run
 
-    run(output)
+    click.echo(f"\n{tables.fit_summary(run(output))}")
