@@ -212,7 +212,7 @@ def test_the_mean_over_seeds():
     ("name", "message"),
     [
         ("nonsense", "unknown method 'nonsense'"),
-        ("2x18+fp8", r"what rescores is one of \+none, \+codes"),
+        ("2x18+fp8", r"the second stage is one of \+none, \+codes"),
         ("faiss:Nonsense", "faiss:Nonsense"),
         ("faiss:Flat;nonsense=3", "nonsense"),
     ],
