@@ -54,6 +54,24 @@ def case(request):
     return x, xq, faiss.METRIC_INNER_PRODUCT if metric == "ip" else faiss.METRIC_L2
 
 
+class PartsInMemory:
+    """A PartReader of arrays in memory."""
+
+    def __init__(self, parts):
+        self._parts = parts
+
+    def array(self, name, shape, dtype, *, mapped=True):
+        array = self._parts[name]
+        assert (array.shape, array.dtype) == (shape, np.dtype(dtype)), name
+        return array
+
+    def has(self, name):
+        return name in self._parts
+
+    def invalid(self, name, reason):
+        return ValueError(f"{name}: {reason}")
+
+
 def fit_quietly(x, **settings):
     """Fit without the note that a small corpus gets."""
     metric = settings.pop("metric", faiss.METRIC_INNER_PRODUCT)
