@@ -17,6 +17,8 @@ from conftest import make_vectors
 
 from faiss_qama import QamaIndex, cli, embedding
 
+pytestmark = pytest.mark.slow
+
 
 def run(*arguments, cwd, check=0, **options):
     command = [sys.executable, "-m", "faiss_qama.cli", *map(str, arguments)]

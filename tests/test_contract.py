@@ -12,7 +12,7 @@ import inspect
 import faiss
 import numpy as np
 import pytest
-from conftest import D, fit_quietly, make_vectors
+from conftest import D, fit_quietly, make_vectors, slow_except
 
 from faiss_qama import QamaIndex, contents, index_factory
 
@@ -38,12 +38,12 @@ def world(metric):
     return quantizer, x[:N], make_vectors(7, seed=1, unit=False)
 
 
-@pytest.fixture(params=STORES)
+@pytest.fixture(params=slow_except(["codes", "fp16"], STORES))
 def store(request):
     return request.param
 
 
-@pytest.fixture(params=BASES)
+@pytest.fixture(params=slow_except(["Scan", "BFlat"], BASES))
 def base(request):
     return request.param
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import make_vectors
+from conftest import make_vectors, slow_except
 from sybil import Region, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
@@ -75,7 +75,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:fitted on")  # few vectors, of as many components as the pages speak of
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", slow_except(["README.md"], PAGES))
 def test_blocks_run(page, folder):
     document = BLOCKS.parse(ROOT / page)
     for example in document:

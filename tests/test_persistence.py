@@ -182,6 +182,7 @@ def test_a_streamed_build_names_the_row_of_the_corpus_that_float16_cannot_hold(s
     assert not (tmp_path / "i.qama").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_the_old_index(corpus, tmp_path):
     """SIGKILL at many moments: what can be loaded afterwards is one index or the other, never a mixture."""
     path = tmp_path / "i.qama"

@@ -204,6 +204,7 @@ def test_without_numba_the_remedy_is_named(monkeypatch):
     scan.loops.cache_clear()
 
 
+@pytest.mark.slow
 def test_what_is_compiled_needs_no_folder_for_its_cache(tmp_path):
     """As in a container whose file system cannot be written."""
     program = (

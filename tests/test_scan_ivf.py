@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import slow_except
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scan import random_codes
@@ -66,7 +67,7 @@ def probed(base: ScanIVF, code: np.ndarray, query: np.ndarray, nprobe: int) -> n
 
 
 @pytest.mark.parametrize("text", ["2x7", "1x9", "2x33,1.5x7,1x3,0.5x4"])
-@pytest.mark.parametrize("n", [7, 255, 1025])
+@pytest.mark.parametrize("n", slow_except([255], [7, 255, 1025]))
 @pytest.mark.parametrize("nprobe", [1, 2, NLIST])
 def test_what_is_found_is_what_the_nearest_lists_hold(kernels, text, n, nprobe):
     base, code = filled(text, n)
@@ -141,6 +142,7 @@ def test_bytes_are_counted_in_full():
     assert base.bytes_per_vector == round(sum(array.nbytes for array in arrays_of(base)) / 1025)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [Scan, ScanIVF])
 @pytest.mark.parametrize("n", [3, 900])
 def test_ctrl_c_at_any_line_leaves_everything_as_it_was(kind, n):

@@ -191,6 +191,7 @@ def test_moving_thresholds_keep_the_share_of_documents_below_them():
     assert off() < 0.03
 
 
+@pytest.mark.slow
 def test_training_on_pairs_learns_what_floats_cannot_know():
     x, xq, qrels = make_pairs(900)
     settings = TrainConfig(
@@ -209,6 +210,7 @@ def test_training_on_pairs_learns_what_floats_cannot_know():
     assert record["trained"]["adc"]["nDCG@10"] > record["closed form"]["adc"]["nDCG@10"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
 @pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
 def test_training_does_not_depend_on_the_unit_of_length(metric, factor):
@@ -256,6 +258,7 @@ def test_same_seed_same_quantizer_and_another_seed_another():
     assert (a.encode(x) != c.encode(x)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruning", [None, PruningConfig(base=0.5)])
 def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, pruning):
     x, xq, qrels = make_pairs()
