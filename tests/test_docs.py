@@ -23,7 +23,7 @@ from faiss_qama.training import train as training
 
 ROOT = Path(__file__).parents[1]
 DOCS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
-PAGES = ["README.md", "CHANGELOG.md", *DOCS]
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", *DOCS]
 
 
 def run_shell(example):

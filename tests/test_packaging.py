@@ -10,6 +10,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
+
+from faiss_qama import __version__
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"faiss_qama": "faiss_qama", "training": "faiss_qama/training"}  # in the tree and in a wheel
@@ -34,6 +37,10 @@ def test_every_package_is_declared():
     assert set(declared) == found
 
 
+def test_the_citation_names_the_version():
+    assert yaml.safe_load((ROOT / "CITATION.cff").read_text())["version"] == __version__
+
+
 @pytest.mark.slow
 def test_distributions_hold_every_file(tmp_path):
     pytest.importorskip("build")
@@ -54,4 +61,5 @@ def test_distributions_hold_every_file(tmp_path):
     with tarfile.open(source) as archive:
         held = {name.partition("/")[2] for name in archive.getnames()}
     wanted = {f"{folder}/{name}" for folder in (*FOLDERS, *KEPT) for name in files(folder)}
-    assert wanted | {"CHANGELOG.md", "LICENSE", "Makefile", "README.md", "constraints.txt", ".ci/run"} <= held
+    wanted |= {".ci/run", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "Makefile", "README.md"}
+    assert wanted | {"constraints.txt"} <= held

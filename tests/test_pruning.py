@@ -19,6 +19,7 @@ from faiss_qama.training.train_config import PruningConfig
 PRUNED = {"losses": {"hamming.distillation": 1.0}, "epochs": 4, "epoch_steps": 10, "batch": 32, "random": 64}
 
 
+@pytest.mark.slow
 def test_pruned_codes_are_shorter_and_rank_as_the_masked_ones():
     settings = TrainConfig(pruning=PruningConfig(), **PRUNED)
     _, model, x, xq = trained(FitConfig(layout=f"1x{D}", rotation="none", train=settings))

@@ -225,6 +225,7 @@ def in_a_child(program: str) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_child_process_can_change_what_its_parent_searches():
     program = (
         "import os, threading, numpy as np\nfrom faiss_qama import QamaIndex\nfrom faiss_qama.training import fit\n"
@@ -237,6 +238,7 @@ def test_a_child_process_can_change_what_its_parent_searches():
     in_a_child(program)
 
 
+@pytest.mark.slow
 def test_a_child_process_scans_too():
     program = (
         "import os, faiss, numpy as np\nfrom faiss_qama import scan\nfrom faiss_qama.layout import CodeLayout\n"

@@ -90,6 +90,7 @@ def test_what_is_found_is_what_the_nearest_lists_hold(kernels, text, n, nprobe):
                 assert (distances[len(hits) :] == WORST).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 120), min_size=1, max_size=8), seed=st.integers(0, 99))
 def test_lists_hold_every_code_once_however_codes_come_and_go(sizes, seed):

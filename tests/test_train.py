@@ -243,6 +243,7 @@ def test_a_training_that_does_harm_is_not_kept():
     assert quantizer.encodes_like(fit(x, config=FitConfig(layout="2x18"), queries=xq))
 
 
+@pytest.mark.slow
 def test_same_seed_same_quantizer_and_another_seed_another():
     x, xq, qrels = make_pairs()
     a, b, c = (
@@ -288,6 +289,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, 
     assert all(np.isfinite(list(line["losses"].values())).all() for line in lines)
 
 
+@pytest.mark.slow
 def test_another_or_a_damaged_checkpoint_is_not_gone_on_from(tmp_path):
     x, xq, qrels = make_pairs()
     config = FitConfig(layout="2x18", train=TrainConfig(**SHORT))
