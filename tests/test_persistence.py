@@ -82,7 +82,8 @@ def test_saving_again_replaces_and_leaves_nothing_behind(small, corpus, tmp_path
     before = reader.search(corpus[:5], 3)
     (path / "store-7.npy").write_bytes(b"left by a save that was killed")
     make(small, "none", corpus[:200]).save(path)
-    assert files(path) == {"manifest.json", "quantizer-2.safetensors", "codes-2.npy"}
+    if os.name != "nt":  # Windows keeps what the reader has mapped
+        assert files(path) == {"manifest.json", "quantizer-2.safetensors", "codes-2.npy"}
     assert QamaIndex.load(path).ntotal == 200
     for a, b in zip(before, reader.search(corpus[:5], 3), strict=True):  # still on the generation that it mapped
         np.testing.assert_array_equal(a, b)
@@ -187,6 +188,7 @@ def test_a_streamed_build_names_the_row_of_the_corpus_that_float16_cannot_hold(s
     assert not (tmp_path / "i.qama").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_save_leaves_the_old_index(corpus, tmp_path):
     """SIGKILL at many moments: what can be loaded afterwards is one index or the other, never a mixture."""
     path = tmp_path / "i.qama"

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import PartsInMemory
+from conftest import PartsInMemory, slow_except
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_scan import random_codes
@@ -69,7 +69,7 @@ def probed(base: IVFCodeIndex, code: np.ndarray, query: np.ndarray, nprobe: int)
 
 
 @pytest.mark.parametrize("text", ["2x7", "1x9", "2x33,1.5x7,1x3,0.5x4"])
-@pytest.mark.parametrize("n", [7, 255, 1025])
+@pytest.mark.parametrize("n", slow_except([255], [7, 255, 1025]))
 @pytest.mark.parametrize("nprobe", [1, 2, NLIST])
 def test_what_is_found_is_what_the_nearest_lists_hold(kernels, text, n, nprobe):
     base, code = filled(text, n)
@@ -92,6 +92,7 @@ def test_what_is_found_is_what_the_nearest_lists_hold(kernels, text, n, nprobe):
                 assert (distances[len(hits) :] == WORST).all()
 
 
+@pytest.mark.slow
 @settings(deadline=None)
 @given(sizes=st.lists(st.integers(0, 120), min_size=1, max_size=8), seed=st.integers(0, 99))
 def test_lists_hold_every_code_once_however_codes_come_and_go(sizes, seed):
@@ -148,6 +149,7 @@ def test_bytes_are_counted_in_full():
     assert base.bytes_per_vector == round(sum(array.nbytes for array in arrays_of(base)) / 1025)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", [FlatCodeIndex, IVFCodeIndex])
 @pytest.mark.parametrize("n", [3, 900])
 def test_ctrl_c_at_any_line_leaves_everything_as_it_was(kind, n):

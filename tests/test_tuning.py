@@ -17,6 +17,8 @@ from faiss_qama.index_spec import IndexSpec
 from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.vectors import Corpus
 
+pytestmark = pytest.mark.slow
+
 X = make_vectors(12_000, seed=81)
 QUERIES, OTHERS = make_vectors(300, seed=82), make_vectors(300, seed=83)
 QUANTIZER = fit_quietly(X, layout="2x18")
