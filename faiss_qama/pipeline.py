@@ -14,8 +14,10 @@ from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
+from faiss_qama.index.build import build_index
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.index.tuning import RECALL, check_memory
+from faiss_qama.index.tuning import check_memory
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
@@ -95,7 +97,8 @@ def fit_index(
     quantizer, choice = job.run(split, work)
     seconds = time.perf_counter() - start
     asked = split.validation if len(split.validation) else None
-    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, asked, recall or RECALL, memory)
+    spec = IndexSpec(base=base, rescore=rescore, settings=settings or {}, recall=recall, memory=memory)
+    index = build_index(path, quantizer, corpus, spec, asked)
     _discard(config, work)
     if len(split.test) == 0:
         return FitResult(index, path, corpus, split, choice, seconds, "nothing", [])

@@ -8,9 +8,8 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Floats
 from faiss_qama.comparison.methods import measure_alternatives, shared_bytes
 from faiss_qama.evaluation.datasets import Dataset
-from faiss_qama.index.tuning import RECALL
 from faiss_qama.pipeline import FitResult, K
-from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES
+from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES, RECALL
 from faiss_qama.quantizer.layout import CodeLayout, Segment
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.report import charts

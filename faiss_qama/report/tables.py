@@ -11,7 +11,7 @@ from faiss_qama.comparison.tasks import TaskResult
 from faiss_qama.evaluation.bootstrap import bootstrap_interval, percent
 from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.evaluation.results import MethodResult
-from faiss_qama.index.tuning import FEWEST
+from faiss_qama.index.tuning import MIN_VECTORS
 from faiss_qama.pipeline import FitResult, K
 from faiss_qama.quantizer.quantizer import Quantizer
 
@@ -42,9 +42,9 @@ def fit_summary(result: FitResult) -> str:
     ]
     if result.choice is not None:
         rows.append(("chosen", f"{result.choice.chosen.layout}: {result.choice.reason}"))
-    if index.tried:
-        chosen, *others = index.tried
-        reason = "the fastest of" if others else f"as no other fits, or is tried below {FEWEST:,} vectors"
+    if index.base_trials:
+        chosen, *others = index.base_trials
+        reason = "the fastest of" if others else f"as no other fits, or is tried below {MIN_VECTORS:,} vectors"
         rows += [("base", f"{chosen}, {reason}"), *(("", str(trial)) for trial in others)]
     if "training" in quantizer.config:
         rows += training_facts(quantizer.config["training"])
