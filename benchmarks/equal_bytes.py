@@ -62,7 +62,7 @@ def of_ours(x: Floats, size: int) -> Variant:
     index = QamaIndex(quantizer, "codes", base="Flat")
     index.add(x)
     shared = sum(array.nbytes for array in quantizer.to_state()[0].values()) / len(x)
-    name = f"{quantizer.layout} {quantizer.config['rotation']}"
+    name = f"{quantizer.layout} {quantizer.fit_record.rotation}"
     built = shared, lambda xq: index.search(xq, K, oversample=OVERSAMPLE)[1]
     return Variant("ours", name, sum(index.bytes_per_vector), lambda: built)
 

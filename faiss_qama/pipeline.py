@@ -75,8 +75,8 @@ class FitResult:
             why = "the fastest of" if others else f"as no other fits, or is tried below {FEWEST:,} vectors"
             head.append(("base", f"{chosen}, {why}"))
             head += [("", str(tried)) for tried in others]
-        if "training" in quantizer.config:
-            head += tables.training_facts(quantizer.config["training"])
+        if quantizer.fit_record.training is not None:
+            head += tables.training_facts(quantizer.fit_record.training)
         codes, kept = (n * part for part in self.index.bytes_per_vector)
         what_is_kept = "residual codes" if self.index.rescore == "codes" else "vectors"
         sizes = tables.size_text(codes) + (f" + {tables.size_text(kept)} {what_is_kept}" if kept else "")

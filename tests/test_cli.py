@@ -116,7 +116,7 @@ def test_fit_from_shards_config_queries_and_bytes(folder, tmp_path):
     assert re.search(rf"quantizer +{tried[1]}, PCA \+ (random|ITQ) rotation, Gaussian-optimal", done.stdout)
     index = QamaIndex.load(tmp_path / "a.qama")
     assert index.ntotal == 1200
-    assert index.quantizer.config["real_queries"]
+    assert index.quantizer.fit_record.real_queries
     assert np.abs(index.quantizer.query_transform.bias - index.quantizer.transform.bias).max() > 0
     assert "2x6" in run(*arguments, "--layout", "2x6", cwd=tmp_path).stdout
 

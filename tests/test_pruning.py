@@ -12,6 +12,7 @@ from conftest import D, fit_quietly, make_vectors
 from test_train import seen, trained
 
 from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.training import FitConfig, TrainConfig
 from faiss_qama.training.pruning import FEWEST, Pruning
 from faiss_qama.training.train_config import PruningConfig
@@ -88,10 +89,10 @@ def test_a_fit_with_pruning_logs_what_is_left():
     x = make_vectors(1003)
     settings = TrainConfig(pruning=PruningConfig(base=0.4), **PRUNED, learning_rate=1e-3)
     quantizer = fit_quietly(x, layout=f"1x{D}", rotation="none", train=settings)
-    assert quantizer.config["training"]["kept"] == "trained"
-    record = quantizer.config["training"]
-    log = record["log"]
-    kept = log[-1]["active"] if record["kept"] == "trained" else D
+    assert quantizer.fit_record.trained
+    record = quantizer.fit_record.training
+    log = record.log
+    kept = log[-1]["active"] if record.kept else D
     assert quantizer.layout.components == kept
     assert [line["active"] for line in log[:2]] == [D, D]
     assert FEWEST <= log[-1]["active"] < D
@@ -111,5 +112,5 @@ def test_l2_prunes_too():
     _, model, x, xq = trained(FitConfig(layout=f"1x{D}", train=settings), faiss.METRIC_L2, unit=False)
     model.pruning.mask[[1, 2]] = 0
     quantizer = model.frozen()
-    assert dataclasses.replace(quantizer, config={}).layout.components == D - 2
+    assert dataclasses.replace(quantizer, fit_record=FitRecord()).layout.components == D - 2
     assert np.isfinite(quantizer.decode(quantizer.encode(x))).all()

@@ -128,7 +128,7 @@ def test_its_numbers_are_those_of_the_outcome(trained):
     calibration = outcome.index.quantizer.calibration
     row = KS.index(10)
     assert ("10", f"{calibration.floats[row, 0]:.3f}", f"{calibration.codes[row, 0]:.3f}") in rows
-    for line in outcome.index.quantizer.config["training"]["log"]:
+    for line in outcome.index.quantizer.fit_record.training.log:
         assert (str(line["epoch"]), f"{sum(line['losses'].values()):.4g}", f"{100 * line['gain']:+.2f}") in rows
 
 

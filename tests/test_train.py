@@ -205,8 +205,8 @@ def test_training_on_pairs_learns_what_floats_cannot_know():
         losses={"adc.contrastive": 1.0, "hamming.contrastive": 1.0}, epochs=4, steps_per_epoch=60, learning_rate=3e-3
     )
     quantizer = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq[:600], qrels[:600]))
-    record = quantizer.config["training"]
-    assert record["kept"] == "trained"
+    record = quantizer.fit_record.training
+    assert record.kept
     assert record["measure"] == "nDCG@10"
     index = QamaIndex(quantizer, "codes")
     index.add(x)
@@ -214,7 +214,7 @@ def test_training_on_pairs_learns_what_floats_cannot_know():
     _, by_floats = faiss.knn(xq[600:], x, 1, metric=faiss.METRIC_INNER_PRODUCT)
     ours, theirs = ((f[:, 0] == qrels[600:, 1]).mean() for f in (found, by_floats))
     assert ours > 1.5 * theirs
-    assert record["trained"]["adc"]["nDCG@10"] > record["closed form"]["adc"]["nDCG@10"]
+    assert record.trained["adc"]["nDCG@10"] > record.untrained["adc"]["nDCG@10"]
 
 
 @pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
@@ -225,7 +225,8 @@ def test_training_does_not_depend_on_the_unit_of_length(metric, factor):
     x *= 3  # so that neither is of length 1
     a = fit(x, config=config, metric=metric, queries=xq)
     b = fit(np.float32(factor) * x, config=config, metric=metric, queries=np.float32(factor) * xq)
-    assert a.config["training"]["kept"] == b.config["training"]["kept"] == "trained"
+    assert a.fit_record.trained
+    assert b.fit_record.trained
     np.testing.assert_array_equal(a.encode(x), b.encode(np.float32(factor) * x))
 
 
@@ -246,8 +247,9 @@ def test_a_training_that_does_harm_is_not_kept():
     x, xq, qrels = make_pairs()
     settings = TrainConfig(**SHORT | {"epochs": 1, "steps_per_epoch": 3}, learning_rate=1e3, max_grad_norm=1e9)
     quantizer = fit(x, config=FitConfig(layout="2x18", train=settings), queries=xq)
-    assert quantizer.config["training"]["kept"] == "closed form"
-    assert quantizer.config["training"]["gain"] <= 0
+    assert not quantizer.fit_record.training.kept
+    assert not quantizer.fit_record.trained
+    assert quantizer.fit_record.training.gain <= 0
     assert quantizer.is_compatible_with(fit(x, config=FitConfig(layout="2x18"), queries=xq))
 
 
@@ -303,7 +305,7 @@ def test_another_or_a_damaged_checkpoint_is_not_gone_on_from(tmp_path):
     with pytest.warns(UserWarning, match=r"checkpoint.safetensors.old: the checkpoint of another training"):
         again = fit(x, config=other, pairs=(xq, qrels), checkpoint=tmp_path / "t")
     assert (tmp_path / "t" / f"{CHECKPOINT}.old").exists()
-    assert again.config["training"]["log"] != first.config["training"]["log"]
+    assert again.fit_record.training.log != first.fit_record.training.log
     whole = (tmp_path / "t" / CHECKPOINT).read_bytes()
     (tmp_path / "t" / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
     with pytest.warns(UserWarning, match="checkpoint.safetensors: a damaged checkpoint, so the training begins anew"):
@@ -342,11 +344,11 @@ def test_rates_may_be_written_as_yaml_does_not_read_them():
 def test_early_stopping_keeps_the_best_epoch():
     x, xq, qrels = make_pairs()
     settings = TrainConfig(**SHORT | {"epochs": 30, "steps_per_epoch": 5}, patience=2, learning_rate=0.1)
-    record = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq, qrels)).config["training"]
-    gains = [line["gain"] for line in record["log"]]
+    record = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq, qrels)).fit_record.training
+    gains = [line["gain"] for line in record.log]
     assert len(gains) < 30
     assert len(gains) - 1 - int(np.argmax(gains)) == 2
-    assert record["gain"] == pytest.approx(max(0, *gains))
+    assert record.gain == pytest.approx(max(0, *gains))
 
 
 def test_batches_hold_relevant_hard_and_random_documents():

@@ -57,7 +57,7 @@ def _measure(quantizer: Quantizer, split: Split) -> Calibration:
     query_code = quantizer.encode_queries(xq)
     decoded = quantizer.encode_decode(x)
     # What was trained on pairs is not to find the floats' neighbours again: its own best hits are what is looked for.
-    own = quantizer.config.get("training", {}).get("kept") == "trained" and len(split.validation_qrels) > 0
+    own = quantizer.fit_record.trained and len(split.validation_qrels) > 0
     sign = 1 if quantizer.metric == faiss.METRIC_INNER_PRODUCT else -1
 
     floats = np.zeros((len(KS), len(OVERSAMPLES)))

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Codes, Floats, row_norms, scale_to_norm
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.decoder import Decoder
+from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import METRICS, Quantizer
 from faiss_qama.quantizer.transform import Linear
@@ -78,13 +79,15 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
         normalized=are_normalized(norms),
         rms_norm=scale,
         query_transform=transform,
-        config=config.to_dict() | {"fitted_on": len(x), "real_queries": split.train_queries is not None},
+        fit_record=FitRecord(
+            config=config.to_dict(), fitted_on=len(x), real_queries=split.train_queries is not None
+        ),
     )
 
     def with_query_side(own: Floats, gain: float) -> Quantizer:
         shift = matrix @ (middle - center) - gain * (matrix @ (own - center))
-        settings = dict(quantizer.config) | {"query_gain": gain}
-        return replace(quantizer, query_transform=transform.then(gain, shift.astype(np.float32)), config=settings)
+        record = replace(quantizer.fit_record, query_gain=gain)
+        return replace(quantizer, query_transform=transform.then(gain, shift.astype(np.float32)), fit_record=record)
 
     gain = config.query_gain or (1.0 if split.train_queries is None else QUERY_GAIN)
     sides = [with_query_side(own, gain)]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import faiss
 
+from faiss_qama.quantizer.fit_record import TrainingRecord
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.calibrate import calibrate
 from faiss_qama.training.closed_form import closed_form
@@ -102,13 +102,14 @@ def _trained(start: Quantizer, split: Split, config: FitConfig, checkpoint: Path
     with locked(checkpoint):
         training = train(start, split, config.train, ends, config.seed, checkpoint)
     kept = training.quantizer if training.better else start
-    record: dict[str, Any] = {
-        "kept": "trained" if training.better else "closed form",
-        "measure": training.measure,
-        "closed form": training.closed_form,
-        "trained": training.trained,
-        "gain": training.gain,
-        "seconds": sum(line["seconds"] for line in training.log),
-        "log": training.log,
-    }
-    return replace(kept, config=dict(kept.config) | {"training": record})
+    record = TrainingRecord(
+        kept=training.better,
+        adapter=config.train.adapter,
+        measure=training.measure,
+        untrained=training.closed_form,
+        trained=training.trained,
+        gain=training.gain,
+        seconds=sum(line["seconds"] for line in training.log),
+        log=training.log,
+    )
+    return replace(kept, fit_record=replace(kept.fit_record, training=record))

@@ -67,7 +67,7 @@ class Model(nn.Module):
 
         documents = config.adapter != "none"
         self.adapter = Adapter(of_document, config.adapter, round(config.expansion * start.d))
-        self.gain = float(start.config.get("query_gain", 1.0))
+        self.gain = start.fit_record.query_gain
         shift = of_query.bias - np.float32(self.gain) * of_document.bias
         self.register_buffer("shift", torch.from_numpy(shift))
         # Of the two query sides, one that no loss reaches would stay behind while the documents' side moves.

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
+from faiss_qama.quantizer.fit_record import Quality
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import losses
 from faiss_qama.training.batches import Batch, Batches
@@ -24,7 +25,7 @@ from faiss_qama.training.closed_form import fit_decoder
 from faiss_qama.training.model import Model
 from faiss_qama.training.split import Split
 from faiss_qama.training.train_config import SCORE_LOSSES, STAGES, TrainConfig, interpolate
-from faiss_qama.training.validation import Quality, Validation
+from faiss_qama.training.validation import Validation
 
 DECODED = 20_000  # documents that a decoder is fitted to
 AVERAGING = 0.99  # what is kept is a moving average of the parameters: steps are noisy, because cuts are

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any
 
 import faiss
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Ids
 from faiss_qama.evaluation.ranking_metrics import ndcg
 from faiss_qama.evaluation.recall import TIE
+from faiss_qama.quantizer.fit_record import Quality
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.near_duplicates import NearDuplicates, drop_one
 from faiss_qama.training.split import Split
@@ -20,9 +21,6 @@ SAMPLE = 100_000  # fewer documents would forgive a quantizer that confuses them
 K = 10
 LITTLE = 0.001  # added to what is compared, so that a stage which finds next to nothing does not decide alone
 NOISE = 0.005  # a difference that some hundred queries cannot tell from none
-
-
-Quality: TypeAlias = dict[str, dict[str, float]]  # by stage, then by measure
 
 
 class Validation:

@@ -260,7 +260,7 @@ def inspect(index_path: Path) -> None:
         ("bytes", f"{tables.bytes_text(index.bytes_per_vector)} a vector"),
     ]
     if calibration is not None:
-        source = "real queries" if quantizer.config.get("real_queries") else "held-out documents made harder"
+        source = "real queries" if quantizer.fit_record.real_queries else "held-out documents made harder"
         rows.append(("calibrated", f"on {source} against {calibration.n:,} vectors; oversample for recall@10:"))
         needs = []
         for recall in (0.9, 0.95, 0.99):
@@ -269,11 +269,11 @@ def inspect(index_path: Path) -> None:
             except ValueError:
                 needs.append(f"{recall}: out of reach")
         rows.append(("", ", ".join(needs) + " (rescoring from floats)"))
-    config = dict(quantizer.config)
-    training = config.pop("training", None)
-    rows.append(("settings", ", ".join(f"{name} {value}" for name, value in config.items() if value not in (None, []))))
-    if training is not None:
-        rows += tables.training_facts(training)
+    record = quantizer.fit_record
+    settings = {**record.config, "fitted_on": record.fitted_on, "query_gain": record.query_gain}
+    rows.append(("settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, []))))
+    if record.training is not None:
+        rows += tables.training_facts(record.training)
     rows.append(("written by", f"{manifest['written_by']}, generation {manifest['generation']}"))
     rows += [("", f"{f['name']}  {tables.size_text(f['bytes'])}  checksum ok") for f in manifest["files"].values()]
     click.echo(tables.facts(rows))

@@ -94,7 +94,7 @@ def eval_command(
         dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
         truth = exact(dataset, k, index.metric_type)
         results = [evaluate(_ByRow(index), dataset, truth, **options, **settings)]
-        measured = [MethodResult(target.name, index.bytes_per_vector, results, index.quantizer.config)]
+        measured = [MethodResult(target.name, index.bytes_per_vector, results, index.quantizer.fit_record.to_dict())]
     else:
         if qrels or corpus_path or settings:
             raise ValueError("--qrels, --corpus, --nprobe, --efsearch are for an index; a data set folder has its own")

@@ -15,6 +15,7 @@ from faiss_qama.arrays import Codes, Floats, scale_to_norm
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.calibration import Calibration
 from faiss_qama.quantizer.decoder import BitDecoder, Decoder
+from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Linear, Transform, from_arrays
 from faiss_qama.threads import parallel_map
@@ -43,7 +44,7 @@ class Quantizer:
         where it is scored as it is
     residual : the quantizer of what codes leave over, x less what its code decodes to, or None: a second code that is
         added to the first (Chen et al., "Approximate Nearest Neighbor Search by Residual Vector Quantization", 2010)
-    config : how it was fitted, for people to read
+    fit_record : how it was fitted
     calibration : how much oversampling which recall needs, or None if it was not measured
     """
 
@@ -57,7 +58,7 @@ class Quantizer:
     query_transform: Transform
     query_adapter: Linear | None = None
     residual: Quantizer | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    fit_record: FitRecord = field(default_factory=FitRecord)
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -199,7 +200,7 @@ class Quantizer:
             "metric": self.metric_name,
             "normalized": self.normalized,
             "rms_norm": self.rms_norm,
-            "config": dict(self.config),
+            "fit_record": self.fit_record.to_dict(),
         }
         if self.residual is not None:
             own, settings["residual"] = self.residual.to_state()
@@ -208,7 +209,8 @@ class Quantizer:
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Quantizer:
-        """Return the quantizer of :meth:`to_state`. Raises KeyError or ValueError for parts missing or misshapen."""
+        """Return the quantizer of :meth:`to_state`. Raises KeyError, TypeError or ValueError for
+        parts that are missing or have a wrong shape."""
         calibrations = {}
         for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):
             curves = arrays[f"{name}.floats"], arrays[f"{name}.codes"]
@@ -217,29 +219,24 @@ class Quantizer:
         if calibration is not None:
             prefixes = {int(name.removeprefix("calibration.")): c for name, c in calibrations.items()}
             calibration = replace(calibration, prefixes=prefixes)
-        transform = from_arrays(arrays, "transform")
-        if "query_shift" in arrays:  # format version 1
-            query_transform = transform.then(settings["query_gain"], arrays["query_shift"])
-        else:
-            query_transform = from_arrays(arrays, "query_transform")
         residual = None
         if "residual" in settings:
             own = {n.removeprefix("residual."): array for n, array in arrays.items() if n.startswith("residual.")}
             residual = cls.from_state(own, settings["residual"])
         return cls(
-            transform=transform,
+            transform=from_arrays(arrays, "transform"),
             layout=CodeLayout.parse(settings["layout"]),
             thresholds=arrays["thresholds"],
             decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
             metric=METRICS[settings["metric"]],
             normalized=settings["normalized"],
             rms_norm=settings["rms_norm"],
-            query_transform=query_transform,
+            query_transform=from_arrays(arrays, "query_transform"),
             query_adapter=Linear(arrays["query_adapter.matrix"], arrays["query_adapter.bias"])
             if "query_adapter.matrix" in arrays
             else None,
             residual=residual,
-            config=dict(settings["config"]),
+            fit_record=FitRecord.from_dict(settings["fit_record"]),
             calibration=calibration,
         )
 

@@ -85,7 +85,7 @@ def page_charts(outcome: FitResult) -> list[Chart]:
     if outcome.measured:
         out.append(_bars(outcome))
     out += [_spectrum(outcome, sample), _histograms(outcome, sample)]
-    return out + ([_training(outcome)] if "training" in quantizer.config else [])
+    return out + ([_training(outcome)] if quantizer.fit_record.training is not None else [])
 
 
 def alternatives(outcome: FitResult, sample: Floats) -> list[MethodResult]:
@@ -221,7 +221,7 @@ def _variance(x: Floats, quantizer: Quantizer) -> NDArray[np.float64]:
 
     That is principal components, or the embedding's own.
     """
-    if quantizer.config.get("projection") != "pca":
+    if quantizer.fit_record.projection != "pca":
         return np.asarray(x.var(axis=0, dtype=np.float64))
     principal = np.linalg.eigvalsh(np.atleast_2d(np.cov(x.T.astype(np.float64))))[::-1]
     return np.maximum(principal, 0)
@@ -271,13 +271,14 @@ def _histograms(outcome: FitResult, sample: Floats) -> Chart:
 
 
 def _training(outcome: FitResult) -> Chart:
-    record = outcome.index.quantizer.config["training"]
-    losses = [sum(line["losses"].values()) for line in record["log"]]
-    gains = [100 * line["gain"] for line in record["log"]]
+    record = outcome.index.quantizer.fit_record.training
+    assert record is not None
+    losses = [sum(line["losses"].values()) for line in record.log]
+    gains = [100 * line["gain"] for line in record.log]
     note = (
-        f"{len(losses)} epochs: the loss went from {losses[0]:.3g} to {losses[-1]:.3g}, and {record['measure']} on "
+        f"{len(losses)} epochs: the loss went from {losses[0]:.3g} to {losses[-1]:.3g}, and {record.measure} on "
         f"held-out queries changed by at most {max(gains):+.1f} % from the closed form's. "
-        f"Kept: the {record['kept']} quantizer."
+        f"Kept: the {'trained' if record.kept else 'untrained'} quantizer."
     )
     rows = [
         [str(i + 1), f"{loss:.4g}", f"{gain:+.2f}"] for i, (loss, gain) in enumerate(zip(losses, gains, strict=True))
