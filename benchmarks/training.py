@@ -36,13 +36,13 @@ TRAININGS: list[tuple[str, str | None, str, int]] = [
     ("pairs", None, "pairs", 2),
     ("distill", None, "queries", 2),
     ("distill", None, "corpus", 1),
-    ("binary", None, "queries", 1),
-    ("ternary", None, "queries", 1),
+    ("distill", "binary", "queries", 1),
+    ("distill", "ternary", "queries", 1),
     ("adaptive-pruning", None, "queries", 1),
     ("matryoshka", "2x384", "queries", 1),
     ("matryoshka", "2x192", "queries", 1),
     ("qama", None, "queries", 1),
-    ("qama-2bit", None, "queries", 1),
+    ("qama", "2-bit", "queries", 1),
 ]
 WIDE = 10_000  # documents, at most, for presets with QAMA's network of 32 d hidden units: it takes ten minutes a fit
 PREFIX = {"2x384": 192, "2x192": 96}  # of Matryoshka codes

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from faiss_qama.training import losses
-from faiss_qama.training.train_config import CODE_LOSSES, SCORE_LOSSES
+from faiss_qama.training.gradient_estimators import ESTIMATORS
+from faiss_qama.training.train_config import CODE_LOSSES, QUANTIZERS, SCORE_LOSSES
 
 RNG = np.random.default_rng(0)
 TEACHER = RNG.uniform(-0.2, 0.9, (5, 12))
@@ -195,3 +196,7 @@ def test_reconstruction_is_the_share_that_is_lost():
 def test_entropy_is_least_for_decided_bits():
     assert value(losses.entropy, np.full((3, 2), 0.5)) == pytest.approx(np.log(2))
     assert value(losses.entropy, np.ones((3, 2))) < 1e-4
+
+
+def test_settings_name_every_way_through_the_thresholds():
+    assert set(QUANTIZERS) == set(ESTIMATORS)

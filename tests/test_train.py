@@ -207,7 +207,7 @@ def test_training_on_pairs_learns_what_floats_cannot_know():
     quantizer = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq[:600], qrels[:600]))
     record = quantizer.fit_record.training
     assert record.kept
-    assert record["measure"] == "nDCG@10"
+    assert record.measure == "nDCG@10"
     index = QamaIndex(quantizer, "codes")
     index.add(x)
     _, found = index.search(xq[600:], 1, oversample=100)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,9 @@ import yaml
 
 from faiss_qama.quantizer.layout import CodeLayout, Segment
 from faiss_qama.training.candidate_layouts import default_layout
-from faiss_qama.training.train_config import TrainConfig, from_mapping
+from faiss_qama.training.settings import check_types, from_mapping
+from faiss_qama.training.thresholds import RULES
+from faiss_qama.training.train_config import TrainConfig
 from faiss_qama.vectors import PathLike
 
 # Layouts by name, for any dimension.
@@ -26,7 +28,7 @@ LAYOUTS: dict[str, Callable[[int], str]] = {
 NESTED = (8, 4, 3, 2)  # QAMA's slices are these parts of the dimension, and all of it
 PROJECTIONS = ("pca", "none")
 ROTATIONS = ("itq", "random", "none")
-THRESHOLDS = ("lloyd", "normal", "uniform", "quantile", "log", "zero", "mean", "median")
+THRESHOLDS = tuple(RULES)
 DECODERS = ("transpose", "least-squares")
 
 
@@ -82,7 +84,7 @@ class FitConfig:
         object.__setattr__(self, "matryoshka_dims", "nested" if self.matryoshka_dims == "nested" else listed)
         if self.train is not None and not isinstance(self.train, TrainConfig):
             object.__setattr__(self, "train", from_mapping(TrainConfig, self.train, "train"))
-        _check_types(self)
+        check_types(self)
         if self.layout is not None and self.layout not in LAYOUTS:
             CodeLayout.parse(self.layout)
         if self.layout is not None and self.bytes is not None:
@@ -115,16 +117,8 @@ class FitConfig:
                 settings = yaml.safe_load(file)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 99 is a ValueError
             raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-        if settings is None:
-            settings = {}
-        if not isinstance(settings, dict):
-            raise ValueError(f"{path}: a mapping of settings is needed; got {type(settings).__name__}")
-        known = [f.name for f in fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise ValueError(f"{path}: unknown setting {key!r}; there are {', '.join(known)}")
         try:
-            return cls(**settings)
+            return from_mapping(cls, {} if settings is None else settings)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -187,27 +181,7 @@ def _listed(dims: Iterable[int] | str) -> tuple[int, ...]:
     """Return the component counts that are given as numbers."""
     if dims != "nested" and (isinstance(dims, str) or not isinstance(dims, Iterable)):
         raise ValueError(f"matryoshka_dims must be component counts, or 'nested'; got {dims!r}")
-    return () if isinstance(dims, str) else tuple(dims)
-
-
-def _check_types(config: FitConfig) -> None:
-    """Raise TypeError for a value that YAML or a caller gave the wrong type."""
-    wanted: dict[str, tuple[type, ...]] = {
-        "layout": (str, type(None)),
-        "bytes": (int, type(None)),
-        "residual": (bool, type(None)),
-        "center": (bool,),
-        "projection": (str,),
-        "rotation": (str,),
-        "thresholds": (str,),
-        "decoder": (str,),
-        "query_center": (float, int),
-        "query_gain": (float, int, type(None)),
-        "sample": (int,),
-        "seed": (int,),
-    }
-    values = {name: (getattr(config, name), types) for name, types in wanted.items()}
-    values |= {f"matryoshka_dims[{i}]": (s, (int,)) for i, s in enumerate(_listed(config.matryoshka_dims))}
-    for name, (value, types) in values.items():
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise TypeError(f"{name} must be {' or '.join(t.__name__ for t in types)}; got {value!r}")
+    listed = () if isinstance(dims, str) else tuple(dims)
+    if not all(isinstance(count, int) and not isinstance(count, bool) for count in listed):
+        raise TypeError(f"matryoshka_dims must be component counts, or 'nested'; got {dims!r}")
+    return listed

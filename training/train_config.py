@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.training.settings import as_number, check_types, from_mapping
 
 SCORE_LOSSES = ("mse", "kl", "distillation", "rank", "correlation", "contrastive")
 STAGES = ("float", "adc", "hamming")
@@ -56,6 +57,7 @@ class PruningConfig:
     regularisation: float = 0.001
 
     def __post_init__(self) -> None:
+        check_types(self, "pruning.")
         for f in dataclasses.fields(self):
             most = 1 if f.name == "start" else 1e6
             if not 0 <= getattr(self, f.name) <= most:
@@ -124,6 +126,7 @@ class TrainConfig:
             object.__setattr__(self, name, _schedule(name, getattr(self, name)))
         if self.pruning is not None and not isinstance(self.pruning, PruningConfig):
             object.__setattr__(self, "pruning", from_mapping(PruningConfig, self.pruning, "pruning"))
+        check_types(self, "train.")
         self._check_names()
         self._check_ranges()
         if self.adapter == "none" and not self.query_side:
@@ -135,7 +138,7 @@ class TrainConfig:
         if self.pruning is not None and self.thresholds != "learned":
             raise ValueError(f"pruning learns its thresholds; got thresholds {self.thresholds}")
         if self.hard_negatives + self.random_negatives < 1:
-            raise ValueError("hard and random are both 0, so a step would have no documents")
+            raise ValueError("hard_negatives and random_negatives are both 0, so a step would have no documents")
 
     def check(self, layout: CodeLayout, d: int) -> None:
         """Raise ValueError where ``layout`` of vectors of dimension ``d`` cannot be trained so."""
@@ -191,33 +194,8 @@ def interpolate(schedule: Schedule, done: float) -> float:
     return schedule[0] + (schedule[1] - schedule[0]) * done
 
 
-def from_mapping(kind: Any, settings: object, where: str) -> Any:
-    """Return ``kind(**settings)``; raises ValueError or TypeError naming the setting."""
-    if not isinstance(settings, Mapping):
-        raise TypeError(f"{where}: a mapping of settings is needed; got {settings!r}")
-    known, checked = {f.name: f for f in dataclasses.fields(kind)}, {}
-    for key, value in settings.items():
-        if key not in known:
-            raise ValueError(f"{where}: unknown setting {key!r}; there are {', '.join(known)}")
-        if known[key].type == "float":
-            value = _number(value)
-        wanted = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(str(known[key].type))
-        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
-            raise TypeError(f"{where}.{key} must be {known[key].type}; got {value!r}")
-        checked[key] = value
-    return kind(**checked)
-
-
-def _number(value: Any) -> Any:
-    """Return a number that YAML took for text, which is what it does with 1e-4; all else as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 def _schedule(name: str, value: Any) -> Schedule:
-    ends: list[Any] = [_number(v) for v in (value if isinstance(value, list | tuple) else (value, value))]
+    ends: list[Any] = [as_number(v) for v in (value if isinstance(value, list | tuple) else (value, value))]
     if len(ends) != 2 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in ends):
         raise TypeError(f"{name} must be a number, or [first, last]; got {value!r}")
     if not all(0 <= v < float("inf") for v in ends):
