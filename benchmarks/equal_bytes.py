@@ -30,7 +30,7 @@ from faiss_qama.arrays import Floats
 from faiss_qama.evaluation.bootstrap import bootstrap_interval
 from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.evaluation.recall import Dataset, exact, mean_interval, ranking_values
-from faiss_qama.training import FitConfig, fit
+from faiss_qama.training import fit
 
 BUDGETS = (24, 48, 96)  # bytes a vector
 QUERIES = 1000
@@ -58,7 +58,7 @@ Rows = list[dict[str, Any]]
 
 def of_ours(x: Floats, size: int) -> Variant:
     """Return what a user gets who asks for this many bytes."""
-    quantizer = fit(x, config=FitConfig(bytes=size, residual=True), metric=METRIC)
+    quantizer = fit(x, bytes=size, metric=METRIC, rescore="codes")
     index = QamaIndex(quantizer, "codes", base="Flat")
     index.add(x)
     shared = sum(array.nbytes for array in quantizer.to_state()[0].values()) / len(x)

@@ -126,7 +126,10 @@ def main_job(folder: Path) -> None:
             results = [evaluate(index, dataset, truth, runs=1, **options) for index in found]
             rows.append(
                 MethodResult(
-                    label + ", queries=" * queries, found[0].bytes_per_vector, results, fits[0].quantizer.fit_record.to_dict()
+                    label + ", queries=" * queries,
+                    found[0].bytes_per_vector,
+                    results,
+                    fits[0].quantizer.fit_record.to_dict(),
                 )
             )
             click.echo(f"{folder.name}: {rows[-1].name}: recall {rows[-1].mean.recall:.3f}")

@@ -384,7 +384,7 @@ def test_base_auto_says_what_it_took_and_holds_no_more_than_it_may(folder):
     assert "memory: 0.5 bytes a vector, and codes of" in done.stderr
     assert run("fit", *arguments, "--memory", "nan", cwd=folder, check=2).stderr.startswith("error: memory: nan bytes")
     done = run("fit", "corpus.npy", "--memory", "60", cwd=folder, check=2)
-    assert done.stderr == "error: --memory is for --base auto; the base is Flat\n"
+    assert done.stderr == "error: memory is for base auto; the base is Flat\n"
 
 
 def test_few_vectors_get_a_layout_by_rule_but_no_recall(tmp_path):

@@ -19,6 +19,7 @@ from conftest import make_vectors
 
 from faiss_qama.cli.app import cli
 from faiss_qama.evaluation import recall
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.report import page as report_page
@@ -71,7 +72,7 @@ def made(folder, x, name="corpus.npy", rescore="fp16", **settings):
             folder / "corpus.qama",
             FitConfig(**settings),
             faiss.METRIC_INNER_PRODUCT,
-            rescore,
+            IndexSpec(rescore=rescore),
             compare=True,
         )
     report_page.write_page(outcome, folder / "report.html", COMMAND)

@@ -268,13 +268,18 @@ def test_same_seed_same_quantizer_and_another_seed_another():
     assert (a.encode(x) != c.encode(x)).any()
 
 
+def kept_in(folder, config):
+    """``config`` with a checkpoint in ``folder``."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint=folder))
+
+
 @pytest.mark.parametrize("pruning", [None, PruningConfig(base=0.5)])
 def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, pruning):
     x, xq, qrels = make_pairs()
     quantizer = "stochastic" if pruning is None else "sigmoid"
     settings = TrainConfig(quantizer=quantizer, losses=SCORES, pruning=pruning, **SHORT | {"epochs": 4})
     config = FitConfig(layout="2x18" if pruning is None else "1x36", train=settings)
-    straight = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "straight")
+    straight = fit(x, config=kept_in(tmp_path / "straight", config), pairs=(xq, qrels))
     measure, calls = Validation.quality, []
 
     def interrupted(self, quantizer):
@@ -285,9 +290,9 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(Validation, "quality", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "stopped")
+        fit(x, config=kept_in(tmp_path / "stopped", config), pairs=(xq, qrels))
     assert len((tmp_path / "stopped" / LOG).read_text().splitlines()) == 2
-    resumed = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "stopped")
+    resumed = fit(x, config=kept_in(tmp_path / "stopped", config), pairs=(xq, qrels))
     # The closed form, and the epochs that were left; where it was pruned, besides it the closed form's prefix.
     assert len(calls) == 4 + 1 + 2 * (1 if pruning is None else 2)
     for name, array in straight.to_state()[0].items():
@@ -300,16 +305,16 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, 
 def test_another_or_a_damaged_checkpoint_is_not_gone_on_from(tmp_path):
     x, xq, qrels = make_pairs()
     config = FitConfig(layout="2x18", train=TrainConfig(**SHORT))
-    first = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+    first = fit(x, config=kept_in(tmp_path / "t", config), pairs=(xq, qrels))
     other = dataclasses.replace(config, train=TrainConfig(**SHORT | {"learning_rate": 1e-2}))
     with pytest.warns(UserWarning, match=r"checkpoint.safetensors.old: the checkpoint of another training"):
-        again = fit(x, config=other, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+        again = fit(x, config=kept_in(tmp_path / "t", other), pairs=(xq, qrels))
     assert (tmp_path / "t" / f"{CHECKPOINT}.old").exists()
     assert again.fit_record.training.log != first.fit_record.training.log
     whole = (tmp_path / "t" / CHECKPOINT).read_bytes()
     (tmp_path / "t" / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
     with pytest.warns(UserWarning, match="checkpoint.safetensors: a damaged checkpoint, so the training begins anew"):
-        anew = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+        anew = fit(x, config=kept_in(tmp_path / "t", config), pairs=(xq, qrels))
     np.testing.assert_array_equal(anew.encode(x), first.encode(x))
 
 
@@ -317,7 +322,7 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
     x, xq, qrels = make_pairs()
     config = FitConfig(layout="2x18", train=TrainConfig(**SHORT))
     with locked(tmp_path / "t"), pytest.raises(OSError, match="t: another process is training here"):
-        fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+        fit(x, config=kept_in(tmp_path / "t", config), pairs=(xq, qrels))
 
 
 @pytest.mark.parametrize(
@@ -333,6 +338,15 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
 def test_settings_of_the_wrong_kind_are_named(settings, message):
     with pytest.raises((TypeError, ValueError), match=message):
         FitConfig(train=settings)
+
+
+def test_the_checkpoint_is_no_part_of_the_settings(tmp_path):
+    here, there = (FitConfig(train=TrainConfig(checkpoint=tmp_path / name)) for name in ("here", "there"))
+    assert here == there == FitConfig(train=TrainConfig())
+    assert here.to_dict() == FitConfig(train=TrainConfig()).to_dict()
+    assert "checkpoint" not in here.to_dict()["train"]
+    with pytest.raises(TypeError, match="train.checkpoint must be the path of a folder; got 5"):
+        TrainConfig(checkpoint=5)
 
 
 def test_rates_may_be_written_as_yaml_does_not_read_them():

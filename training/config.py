@@ -43,8 +43,6 @@ class FitConfig:
         ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the first half
     bytes : instead of ``layout``, bytes a vector, as base ``Flat`` holds them; the layout is then chosen by measuring,
         if there are 200 documents or 60 queries to measure with
-    residual : whether layouts of two codes are tried, too, the second of what the first leaves over, which
-        ``rescore="codes"`` alone reads; None for where that is known, by the command line
     center : subtract the corpus' mean first
     projection : ``pca`` orders components by variance; ``none`` keeps the order of the embedding (Matryoshka models)
     rotation : inside the kept components: ``itq`` (to where quantization loses least), ``random``, ``none``
@@ -66,7 +64,6 @@ class FitConfig:
 
     layout: str | None = None
     bytes: int | None = None
-    residual: bool | None = None
     center: bool = True
     projection: str = "pca"
     rotation: str = "itq"
@@ -124,23 +121,29 @@ class FitConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON and YAML can hold them."""
-        return asdict(self) | {
-            "matryoshka_dims": self.matryoshka_dims
-            if isinstance(self.matryoshka_dims, str)
-            else list(self.matryoshka_dims)
-        }
+        dims = self.matryoshka_dims if isinstance(self.matryoshka_dims, str) else list(self.matryoshka_dims)
+        return asdict(self) | {"matryoshka_dims": dims, "train": None if self.train is None else self.train.to_dict()}
+
+    def at(self, layout: CodeLayout) -> FitConfig:
+        """Return these settings with ``layout``, whatever they said of layout or bytes."""
+        return replace(self, layout=str(layout), bytes=None)
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether the named layout has a residual code."""
+        return "+" in (self.layout or "")
 
     def for_pairs(self) -> FitConfig:
         """Return these settings, with those of a training if there are none: pairs are always trained on.
 
         Raises ValueError for a layout with a residual.
         """
-        if "+" in (self.layout or ""):
+        if self.has_residual:
             raise ValueError(
                 f"layout {self.layout}: a residual brings decoded documents back to what they were before a training "
                 "on pairs; leave out what follows the +"
             )
-        return replace(self, train=self.train or TrainConfig(), residual=False)
+        return replace(self, train=self.train or TrainConfig())
 
     def layout_in(self, d: int) -> CodeLayout:
         """Return the layout for vectors of dimension ``d``.
@@ -148,7 +151,7 @@ class FitConfig:
         Raises ValueError if it has more components than that, or if a slice does not end between two units of it.
         """
         if self.bytes is not None:
-            layout = CodeLayout.parse(default_layout(self.bytes, d))
+            layout = default_layout(self.bytes, d)
         elif self.layout is None:
             layout = CodeLayout((Segment("2", max(1, d // 2)),))
         else:

@@ -22,7 +22,7 @@ def with_residual(quantizer: Quantizer, layout: CodeLayout | None, split: Split,
     if layout is None:
         return quantizer
     x = split.train
-    left = replace(split, train=x - quantizer.decode_unnormalized(quantizer.encode(x)), train_queries=None)
-    own = replace(config, layout=str(layout), bytes=None, matryoshka_dims=(), query_gain=1.0, train=None)
+    left = replace(split, train=quantizer.residual_of(x, quantizer.encode(x)), train_queries=None)
+    own = replace(config.at(layout), matryoshka_dims=(), query_gain=1.0, train=None)
     residual = closed_form(left, own, faiss.METRIC_INNER_PRODUCT)
     return replace(quantizer, layout=replace(quantizer.layout, residual=layout), residual=residual)

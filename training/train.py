@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -54,9 +54,7 @@ class Training:
     log: list[dict[str, Any]]
 
 
-def train(
-    start: Quantizer, split: Split, config: TrainConfig, ends: list[int], seed: int, folder: Path | None = None
-) -> Training:
+def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], seed: int) -> Training:
     """Train from ``start``.
 
     Parameters
@@ -66,7 +64,6 @@ def train(
     config : settings
     ends : numbers of components of the slices, ascending; the last is all of them
     seed : of batches, of weights, and of stochastic cuts
-    folder : where the checkpoint and the log are kept, or None; an interrupted training goes on from there
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
@@ -82,7 +79,8 @@ def train(
 
     # Begin, or go on.
     arrays, settings = start.to_state()
-    settings |= {"train": asdict(config), "ends": ends, "seed": seed}
+    settings |= {"train": config.to_dict(), "ends": ends, "seed": seed}
+    folder = None if config.checkpoint is None else Path(config.checkpoint)
     journal = Journal(folder, settings, [*arrays.values(), *split.arrays()])
     best = journal.resume({"model": model, "averaged": averaged}, optimizer)
 

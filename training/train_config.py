@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.training.settings import as_number, check_types, from_mapping
+from faiss_qama.vectors import PathLike
 
 SCORE_LOSSES = ("mse", "kl", "distillation", "rank", "correlation", "contrastive")
 STAGES = ("float", "adc", "hamming")
@@ -58,7 +59,7 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         check_types(self, "pruning.")
-        for f in dataclasses.fields(self):
+        for f in fields(self):
             most = 1 if f.name == "start" else 1e6
             if not 0 <= getattr(self, f.name) <= most:
                 raise ValueError(f"pruning.{f.name} must be from 0 to {most:g}; got {getattr(self, f.name)}")
@@ -116,6 +117,7 @@ class TrainConfig:
     steps_per_epoch: int = 50
     patience: int = 6
     pruning: PruningConfig | None = None
+    checkpoint: PathLike | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.losses, Mapping):
@@ -127,6 +129,8 @@ class TrainConfig:
         if self.pruning is not None and not isinstance(self.pruning, PruningConfig):
             object.__setattr__(self, "pruning", from_mapping(PruningConfig, self.pruning, "pruning"))
         check_types(self, "train.")
+        if not isinstance(self.checkpoint, str | os.PathLike | None):
+            raise TypeError(f"train.checkpoint must be the path of a folder; got {self.checkpoint!r}")
         self._check_names()
         self._check_ranges()
         if self.adapter == "none" and not self.query_side:
@@ -177,6 +181,10 @@ class TrainConfig:
                 low = float(min(value) if isinstance(value, tuple) else value)
                 if not least <= low <= most or low == infinite:
                     raise ValueError(f"{name} must be from {least} to {most}, and finite; got {value}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON and YAML can hold them, without the checkpoint, which changes no result."""
+        return {name: value for name, value in asdict(self).items() if name != "checkpoint"}
 
     @property
     def decodes(self) -> bool:

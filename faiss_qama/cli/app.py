@@ -21,9 +21,10 @@ from faiss_qama.cli.evaluate import (
     recall_option,
 )
 from faiss_qama.evaluation.recall import search_in_blocks
-from faiss_qama.hamming.factory import AUTO, DEFAULT
+from faiss_qama.hamming.factory import DEFAULT
 from faiss_qama.index import export
 from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.report import tables
@@ -127,6 +128,7 @@ def fit(
 ) -> None:
     """Fit a quantizer to CORPUS (one .npy file or several shards) and write an index of it."""
     from faiss_qama.training import FitConfig
+    from faiss_qama.training.fit import default_rescore
     from faiss_qama.training.pairs import read_pairs
 
     settings = FitConfig.from_yaml(config_path).to_dict() if config_path is not None else {}
@@ -136,33 +138,28 @@ def fit(
     vectors = Corpus(list(corpus))
     queries = None if queries_path is None else Corpus(queries_path, vectors.shape[1])
     output = output or corpus[0].with_suffix(".qama")
-    searched = drop_none(nprobe=nprobe, efSearch=ef_search)
-    # After a training on pairs floats would rank as they did before; and codes of a residual are read with codes alone.
-    rescore = rescore or ("fp16" if pairs is None and "+" not in (config.layout or "") else "codes")
+    spec = IndexSpec(
+        base=base,
+        rescore=rescore or default_rescore(config, pairs=pairs is not None),
+        settings=drop_none(nprobe=nprobe, efSearch=ef_search),
+        recall=recall,
+        memory=memory,
+    )
     labelled = None if pairs is None else read_pairs(*pairs, vectors)
-    chosen_by = drop_none(recall=recall, memory=memory)
-    if base != AUTO and memory is not None:
-        raise ValueError(f"--memory is for --base auto; the base is {base}")
-    if base != AUTO and recall is not None and config.layout is not None:
-        raise ValueError(f"--recall chooses the layout, or --base auto; the layout is {config.layout}, the base {base}")
     if page is not None:
         from faiss_qama.report.page import write_page  # here, because it says what to install before anything is fitted
 
         others = [*vectors.paths, output, config_path, queries_path, *(pairs or ())]
         atomic_files.check_writable(page, [path for path in others if path is not None])
-    metric_type, compare = METRIC_CHOICES[metric], page is not None
     outcome = fit_index(
         vectors,
         output,
         config,
-        metric_type,
-        rescore,
+        METRIC_CHOICES[metric],
+        spec,
         queries=queries,
-        base=base,
-        settings=searched,
         pairs=labelled,
-        **chosen_by,
-        compare=compare,
+        compare=page is not None,
     )
     click.echo(outcome)
     if page is not None:
@@ -271,7 +268,9 @@ def inspect(index_path: Path) -> None:
         rows.append(("", ", ".join(needs) + " (rescoring from floats)"))
     record = quantizer.fit_record
     settings = {**record.config, "fitted_on": record.fitted_on, "query_gain": record.query_gain}
-    rows.append(("settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, []))))
+    rows.append(
+        ("settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, [])))
+    )
     if record.training is not None:
         rows += tables.training_facts(record.training)
     rows.append(("written by", f"{manifest['written_by']}, generation {manifest['generation']}"))

@@ -18,9 +18,10 @@ from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index import export
 from faiss_qama.index.id_map import IdMap, as_ids
 from faiss_qama.index.lock import ReadWriteLock
-from faiss_qama.index.tuning import ASKED, RECALL, BaseTrial, fastest, tune
+from faiss_qama.index.tuning import ASKED, BaseTrial, fastest, tune
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.progress import progress
+from faiss_qama.quantizer.calibration import RECALL
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.faiss_vectors import FaissVectors
 from faiss_qama.rescore.rescorer import DTYPES, RESCORE_KINDS, CodeRescorer, Rescorer, StoredVectors, UserVectors

@@ -17,12 +17,11 @@ from faiss_qama.hamming.ivf import IVFCodeIndex
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.calibration import MISSES
+from faiss_qama.quantizer.calibration import MISSES, K
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import CodeRescorer
 
-RECALL, K = 0.95, 10
 ASKED = 1000  # queries, at most, that a base is chosen with
 LISTS = (2, 4)  # times the root of the number of vectors
 FEWEST = 10_000  # vectors; fewer are scanned before lists are chosen

@@ -120,10 +120,14 @@ class Quantizer:
         """Return queries ``xq`` (n, d) as they are scored against decoded codes."""
         return xq if self.query_adapter is None else self.query_adapter(xq)
 
+    def residual_of(self, x: Floats, code: Codes) -> Floats:
+        """Return the residuals, (n, d) float32: documents ``x`` less what their ``code`` (n, code_size) decodes to."""
+        return x - self.decode_unnormalized(code)
+
     def encode_residual(self, x: Floats, code: Codes) -> Codes:
-        """Return the codes, (n, residual.code_size) uint8, of what ``code`` leaves over of documents ``x`` (n, d)."""
+        """Return the residual codes, (n, residual.code_size) uint8, of documents ``x`` (n, d) with their ``code``."""
         assert self.residual is not None
-        return self.residual.encode(x - self.decode_unnormalized(code))
+        return self.residual.encode(self.residual_of(x, code))
 
     def decode(self, code: Codes, residual: Codes | None = None) -> Floats:
         """Return the vectors, (n, d) float32, that ``code`` (n, code_size) stands for, with codes of its residual."""
@@ -135,10 +139,8 @@ class Quantizer:
     def encode_decode(self, x: ArrayLike) -> Floats:
         """Return documents ``x`` (n, d) encoded and decoded, by all codes that there are."""
         x = as_vectors(x, self.d)
-        sums = self.decode_unnormalized(self.encode(x))
-        if self.residual is not None:
-            sums += self.residual.decode_unnormalized(self.residual.encode(x - sums))
-        return scale_to_norm(sums, 1.0) if self.normalized else sums
+        code = self.encode(x)
+        return self.decode(code, None if self.residual is None else self.encode_residual(x, code))
 
     def decode_unnormalized(self, code: Codes) -> Floats:
         """Return :meth:`decode` of ``code`` before it is normalised."""
@@ -209,8 +211,13 @@ class Quantizer:
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Quantizer:
-        """Return the quantizer of :meth:`to_state`. Raises KeyError, TypeError or ValueError for
-        parts that are missing or have a wrong shape."""
+        """Return the quantizer of :meth:`to_state`.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            For parts that are missing, unknown or of a wrong shape.
+        """
         calibrations = {}
         for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):
             curves = arrays[f"{name}.floats"], arrays[f"{name}.codes"]

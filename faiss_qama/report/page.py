@@ -16,14 +16,13 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Floats
 from faiss_qama.comparison.methods import measure
 from faiss_qama.evaluation.recall import Dataset, MethodResult, exact
-from faiss_qama.index.tuning import RECALL
-from faiss_qama.pipeline import FitResult, K
-from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES
+from faiss_qama.pipeline import FitResult
+from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES, RECALL, K
 from faiss_qama.quantizer.layout import CodeLayout, Segment
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.report.tables import bytes_text
 from faiss_qama.storage import atomic_files
-from faiss_qama.training.layout_choice import SAMPLE, LayoutTrial
+from faiss_qama.training.layout_choice import TRIAL_DOCUMENTS, LayoutTrial
 from faiss_qama.vectors import Corpus, PathLike
 
 try:
@@ -78,7 +77,7 @@ def summary(outcome: FitResult) -> str:
 
 def page_charts(outcome: FitResult) -> list[Chart]:
     """Return the charts that there is something to show for."""
-    quantizer, sample = outcome.index.quantizer, outcome.split.train[:: -(-len(outcome.split.train) // SAMPLE)]
+    quantizer, sample = outcome.index.quantizer, outcome.split.train[:: -(-len(outcome.split.train) // TRIAL_DOCUMENTS)]
     out = [] if outcome.choice is None else [_frontier(outcome, sample)]
     if quantizer.calibration is not None:
         out.append(_candidates(outcome))
@@ -140,7 +139,7 @@ def _frontier(outcome: FitResult, sample: Floats) -> Chart:
         f"{t.layout} {t.rotation} {worth(t)}" for t in choice.trials if t.bytes == chosen.bytes and t is not chosen
     ]
     note += f" Of the same size: {'; '.join(rivals)}." if rivals else ""
-    svg = charts.frontier(ours, others, (chosen.bytes, chosen.recall(rescore)), chosen.layout)
+    svg = charts.frontier(ours, others, (chosen.bytes, chosen.recall(rescore)), str(chosen.layout))
     header = ["method", "bytes", f"recall@{K}", "candidates for .95 rescored"]
     return Chart("How much quality each byte buys", note, svg, header, rows)
 
@@ -200,7 +199,7 @@ def _spectrum(outcome: FitResult, sample: Floats) -> Chart:
     )
     if quantizer.residual is not None:
         layout = quantizer.residual.layout
-        left = _variance(sample - quantizer.decode_unnormalized(quantizer.encode(sample)), quantizer) / whole
+        left = _variance(quantizer.residual_of(sample, quantizer.encode(sample)), quantizer) / whole
         curves["left over"] = left, _bits(layout, len(left))
         note += (
             f" That leaves {100 * left.sum():.1f} % over, whose own components have a second code, of "
