@@ -26,9 +26,9 @@ from faiss_qama.evaluation.recall import Dataset, Truth, exact, recall
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form
+from faiss_qama.training.gradient.train import Training, train
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
-from faiss_qama.training.train import Training, train
 from faiss_qama.vectors import Corpus
 
 # Preset, layout instead of its own or None, what is given besides the corpus, and seeds.

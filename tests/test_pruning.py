@@ -14,7 +14,7 @@ from test_train import seen, trained
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.training import FitConfig, TrainConfig
-from faiss_qama.training.pruning import FEWEST, Pruning
+from faiss_qama.training.published.pruning import MIN_COMPONENTS, Pruning
 from faiss_qama.training.train_config import PruningConfig
 
 PRUNED = {
@@ -63,7 +63,7 @@ def test_what_is_unimportant_for_its_place_goes():
     assert statistics["active"] == stays.sum()
     pruning = Pruning(100, PruningConfig())
     pruning.importance[:] = 0
-    assert pruning.prune(1.0)["active"] == FEWEST
+    assert pruning.prune(1.0)["active"] == MIN_COMPONENTS
 
 
 def test_importance_and_curvature_are_moving_averages():
@@ -95,7 +95,7 @@ def test_a_fit_with_pruning_logs_what_is_left():
     kept = log[-1]["active"] if record.kept else D
     assert quantizer.layout.components == kept
     assert [line["active"] for line in log[:2]] == [D, D]
-    assert FEWEST <= log[-1]["active"] < D
+    assert MIN_COMPONENTS <= log[-1]["active"] < D
     assert {"importance_min", "importance_mean", "importance_max", "temperature", "losses"} <= set(log[-1])
     assert {"entropy", "pruning"} <= set(log[-1]["losses"])
 

@@ -18,16 +18,16 @@ from faiss_qama import QamaIndex
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.transform import FeedForward
 from faiss_qama.training import FitConfig, TrainConfig, fit
-from faiss_qama.training import train as loop
-from faiss_qama.training.batches import NEIGHBOURS, Batches
-from faiss_qama.training.checkpoint import CHECKPOINT, LOG, locked
 from faiss_qama.training.closed_form import closed_form
-from faiss_qama.training.gradient_estimators import ESTIMATORS
-from faiss_qama.training.model import Model
+from faiss_qama.training.gradient import train as loop
+from faiss_qama.training.gradient.batches import NEIGHBOURS, Batches
+from faiss_qama.training.gradient.checkpoint import CHECKPOINT, LOG, locked
+from faiss_qama.training.gradient.gradient_estimators import ESTIMATORS
+from faiss_qama.training.gradient.model import Model
+from faiss_qama.training.gradient.validation import Validation
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
 from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLDS, PruningConfig
-from faiss_qama.training.validation import Validation
 from faiss_qama.vectors import Corpus
 
 CLOSE = 1e-5
@@ -520,7 +520,7 @@ def test_run_time_never_imports_torch(tmp_path):
 
 def test_without_torch_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "faiss_qama.training.train")
+    monkeypatch.delitem(sys.modules, "faiss_qama.training.gradient.train")
     with pytest.raises(ImportError, match=r"pip install 'faiss-qama\[train\]'"):
         fit_quietly(make_vectors(400), layout="2x18", train=TrainConfig(**SHORT))
 

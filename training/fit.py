@@ -159,7 +159,7 @@ def fit_split(
 def discard_checkpoint(config: FitConfig) -> None:
     """Remove the checkpoint of a training that is over, if there is one; its log stays."""
     if config.train is not None and config.train.checkpoint is not None:
-        from faiss_qama.training.checkpoint import discard  # here, because it needs torch
+        from faiss_qama.training.gradient.checkpoint import discard  # here, because it needs torch
 
         discard(Path(config.train.checkpoint))
 
@@ -191,8 +191,8 @@ def _check_trainable(split: Split) -> None:
 
 def _trained(start: Quantizer, split: Split, config: FitConfig, settings: TrainConfig) -> Quantizer:
     """Return ``start`` after training, or as it is if that is better on the validation queries."""
-    from faiss_qama.training.checkpoint import locked  # here, because a fit without training needs no torch
-    from faiss_qama.training.train import train
+    from faiss_qama.training.gradient.checkpoint import locked  # here, because a fit without training needs no torch
+    from faiss_qama.training.gradient.train import train
 
     ends = sorted({*config.dims_in(start.layout), start.layout.components})
     with locked(None if settings.checkpoint is None else Path(settings.checkpoint)):

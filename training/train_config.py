@@ -40,7 +40,7 @@ DEFAULT_LOSSES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
-    """Settings of adaptive pruning, for layouts of 1 bit; see :mod:`faiss_qama.training.pruning`.
+    """Settings of adaptive pruning, for layouts of 1 bit; see :mod:`faiss_qama.training.published.pruning`.
 
     Parameters
     ----------

@@ -15,9 +15,9 @@ from faiss_qama.arrays import Floats, row_norms
 from faiss_qama.quantizer.decoder import Decoder
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.quantizer.transform import Linear
-from faiss_qama.training.adapter import Adapter, to_numpy
-from faiss_qama.training.gradient_estimators import ESTIMATORS
-from faiss_qama.training.pruning import Pruning
+from faiss_qama.training.gradient.adapter import Adapter, to_numpy
+from faiss_qama.training.gradient.gradient_estimators import ESTIMATORS
+from faiss_qama.training.published.pruning import Pruning
 from faiss_qama.training.train_config import TrainConfig
 
 
