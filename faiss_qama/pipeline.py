@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from faiss_qama.arrays import Floats
 from faiss_qama.evaluation.recall import Dataset, MethodResult, evaluate, exact
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
+from faiss_qama.index.build import build_index
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.index.tuning import FEWEST
+from faiss_qama.index.tuning import MIN_VECTORS
 from faiss_qama.index_spec import IndexSpec
-from faiss_qama.quantizer.calibration import RECALL, K
-from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.quantizer.calibration import K
 from faiss_qama.report import tables
 from faiss_qama.storage import bundle
 from faiss_qama.vectors import Corpus
@@ -77,9 +76,9 @@ class FitResult:
         ]
         if self.choice is not None:
             head.append(("chosen", f"{self.choice.chosen.layout}: {self.choice.reason}"))
-        if self.index.tried:
-            chosen, *others = self.index.tried
-            why = "the fastest of" if others else f"as no other fits, or is tried below {FEWEST:,} vectors"
+        if self.index.base_trials:
+            chosen, *others = self.index.base_trials
+            why = "the fastest of" if others else f"as no other fits, or is tried below {MIN_VECTORS:,} vectors"
             head.append(("base", f"{chosen}, {why}"))
             head += [("", str(tried)) for tried in others]
         if quantizer.fit_record.training is not None:
@@ -156,18 +155,11 @@ def fit_index(
     split = split_corpus(corpus, queries, config.sample, config.seed, pairs)
     quantizer, choice = fit_split(split, config, metric, len(corpus), spec, compare=compare)
     seconds = time.perf_counter() - start
-    index = _build(path, quantizer, corpus, spec, split.validation if len(split.validation) else None)
+    index = build_index(path, quantizer, corpus, spec, split.validation if len(split.validation) else None)
     discard_checkpoint(config)
     measured = _measured(index, corpus, split) if len(split.test) else []
     asked = f"{len(split.test)} held-out {'documents' if split.train_queries is None else 'queries'}"
     return FitResult(index, path, corpus, split, choice, seconds, asked if measured else "nothing", measured)
-
-
-def _build(path: Path, quantizer: Quantizer, corpus: Corpus, spec: IndexSpec, queries: Floats | None) -> QamaIndex:
-    recall = spec.recall or RECALL
-    return QamaIndex.build(
-        path, quantizer, corpus, spec.rescore, spec.base, spec.settings, queries, recall, spec.memory
-    )
 
 
 def _measured(index: QamaIndex, corpus: Corpus, split: Split) -> list[MethodResult]:

@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pytest
 import yaml
-from conftest import D, fit_quietly, make_vectors
+from conftest import D, fit_quietly, make_vectors, slow_except
 
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.training import FitConfig, TrainConfig, fit, rotation, thresholds
@@ -235,11 +235,13 @@ def test_config_survives_yaml(tmp_path):
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
 AT_LAYOUTS = [("distill", "binary"), ("distill", "ternary"), ("qama", "2-bit"), ("fast", "hybrid")]
+QUICK = [("fast", None), ("fast", "hybrid")]
 
 
-@pytest.mark.parametrize(("name", "layout"), [*((name, None) for name in PRESETS), *AT_LAYOUTS])
-def test_presets_fit(name, layout, request):
+@pytest.mark.parametrize("preset", slow_except(QUICK, [*((name, None) for name in PRESETS), *AT_LAYOUTS]), ids=str)
+def test_presets_fit(preset, request):
     """Each is read, fits, and, where it trains, goes through three steps of its own training."""
+    name, layout = preset
     config = FitConfig.from_yaml(request.config.rootpath / "configs" / f"{name}.yaml")
     if layout is not None:
         config = dataclasses.replace(config, layout=layout)

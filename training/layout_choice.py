@@ -11,8 +11,7 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from faiss_qama.arrays import row_norms
-from faiss_qama.hamming.factory import AUTO, DEFAULT, code_bytes
-from faiss_qama.index.tuning import check_memory
+from faiss_qama.hamming.factory import AUTO, DEFAULT, check_memory, code_bytes
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import KS, RECALL, Calibration, K

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 import warnings
 
 import click
@@ -17,8 +18,9 @@ from faiss_qama.cli.search import build, export_command, inspect, search
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit status 2."""
     warnings.showwarning = lambda message, *_: click.echo(f"note: {message}", err=True)
+    options: dict[str, bool] = {}
     try:
-        sys.exit(cli(standalone_mode=False) or 0)
+        sys.exit(cli(standalone_mode=False, obj=options) or 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -30,22 +32,29 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
         sys.exit(0)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"error: {where}{error.strerror or error}", err=True)
+    except _MISTAKES as error:
+        click.echo(traceback.format_exc() if options.get("debug") else f"error: {_in_one_line(error)}", err=True)
         sys.exit(2)
-    except LookupError as error:  # what is mapped is not checked against its checksum
-        click.echo(f"error: {error}; is the index damaged? faiss-qama inspect verifies it", err=True)
-        sys.exit(2)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, MemoryError) as error:
-        click.echo(f"error: {str(error) or 'out of memory'}", err=True)
-        sys.exit(2)
+
+
+_MISTAKES = (OSError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, MemoryError)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
+    if isinstance(error, LookupError):  # what is mapped is not checked against its checksum
+        return f"{error}; is the index damaged? faiss-qama inspect verifies it"
+    return str(error) or "out of memory"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def cli() -> None:
+@click.option("--debug", is_flag=True, envvar="FAISS_QAMA_DEBUG", help="Show the traceback of an error.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
     """Compress text embeddings to learned codes of 0.5 to 2 bits per dimension, and search them."""
+    context.ensure_object(dict)["debug"] = debug
 
 
 for command in (fit, build, search, eval_command, inspect, export_command, embed, demo):

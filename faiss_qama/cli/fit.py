@@ -20,7 +20,7 @@ from faiss_qama.cli.options import (
 )
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
-from faiss_qama.rescore.rescorer import RESCORE_KINDS
+from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import Corpus
 

@@ -9,7 +9,7 @@ import click
 
 from faiss_qama.hamming.factory import DEFAULT
 from faiss_qama.quantizer.quantizer import METRICS
-from faiss_qama.rescore.rescorer import RESCORE_KINDS
+from faiss_qama.rescore.factory import RESCORE_KINDS
 
 METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
 PATH = click.Path(path_type=Path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import numpy as np
 
 from faiss_qama.cli.options import (
     PATH,
@@ -19,7 +20,9 @@ from faiss_qama.cli.options import (
 )
 from faiss_qama.evaluation.recall import search_in_blocks
 from faiss_qama.index import export
+from faiss_qama.index.build import build_index
 from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files, bundle
@@ -45,8 +48,8 @@ def build(
 ) -> None:
     """Write an index of CORPUS with the quantizer of INDEX, without fitting another."""
     quantizer = QamaIndex.load(index_path, mmap=True).quantizer
-    searched = drop_none(nprobe=nprobe, efSearch=ef_search)
-    index = QamaIndex.build(output, quantizer, Corpus(list(corpus), quantizer.d), rescore, base, searched)
+    spec = IndexSpec(base=base, rescore=rescore, settings=drop_none(nprobe=nprobe, efSearch=ef_search))
+    index = build_index(output, quantizer, Corpus(list(corpus), quantizer.d), spec)
     size = tables.bytes_text(index.bytes_per_vector)
     click.echo(f"wrote {output}: {index.ntotal:,} x {index.d}, {size} bytes per vector")
 
@@ -60,7 +63,8 @@ def build(
 def export_command(index_path: Path, output: Path, kind: str) -> None:
     """Write INDEX to OUTPUT as a stock FAISS index, which faiss.read_index reads without this package."""
     atomic_files.check_writable(output, index_path.glob("*"))
-    atomic_files.write_faiss(output, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
+    with atomic_files.replacing(output) as part:
+        atomic_files.write_faiss(part, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
     reader = "read_index_binary" if kind == "binary" else "read_index"
     click.echo(f"wrote {output}      next, in Python: faiss.{reader}({str(output)!r})")
 
@@ -94,7 +98,8 @@ def search(
     options = {"recall": recall, "oversample": oversample, **drop_none(nprobe=nprobe, efSearch=ef_search)}
     D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, **options)
     if output is not None:
-        atomic_files.write_hits(output, D, I)
+        with atomic_files.replacing(output) as part, part.open("wb") as file:
+            np.savez(file, D=D, I=I)
         click.echo(f"wrote {output}: D {D.shape} {D.dtype}, I {I.shape} {I.dtype}")
         return
     click.echo("query\trank\tid\tscore")
