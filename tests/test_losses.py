@@ -64,20 +64,20 @@ ORACLES = {
 
 
 def test_every_loss_has_an_oracle():
-    assert set(ORACLES) == set(losses.SCORE_LOSSES) == set(SCORE_LOSSES)
+    assert set(ORACLES) == set(losses.BY_NAME) == set(SCORE_LOSSES)
     for name in CODE_LOSSES:
         assert callable(getattr(code_losses, name))
 
 
 @pytest.mark.parametrize("name", ORACLES)
 def test_score_losses_are_numpys(name):
-    got = value(losses.SCORE_LOSSES[name], SCORES, TEACHER, GRADES, T)
+    got = value(losses.BY_NAME[name], SCORES, TEACHER, GRADES, T)
     assert got == pytest.approx(ORACLES[name](SCORES), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mse", "kl", "distillation"])
 def test_the_teacher_has_no_loss(name):
-    assert value(losses.SCORE_LOSSES[name], TEACHER, TEACHER, GRADES, T) == pytest.approx(0, abs=1e-7)
+    assert value(losses.BY_NAME[name], TEACHER, TEACHER, GRADES, T) == pytest.approx(0, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -86,7 +86,7 @@ def test_pairs_that_are_not_to_be_looked_at_do_not_count(name):
     teacher[np.arange(5), [1, 5, 7, 0, 11]] = -np.inf
     grades = np.where(np.isinf(teacher), 0, GRADES)
     other = np.where(np.isinf(teacher), 55.0, SCORES)
-    a, b = (value(losses.SCORE_LOSSES[name], s, teacher, grades, T) for s in (SCORES, other))
+    a, b = (value(losses.BY_NAME[name], s, teacher, grades, T) for s in (SCORES, other))
     assert np.isfinite(a)
     assert a == pytest.approx(b)
 
@@ -98,7 +98,7 @@ def test_rows_without_differences_have_finite_gradients(name):
     teacher = torch.zeros(3, 40)
     teacher[1] = -torch.inf
     teacher[2] = torch.linspace(0, 1, 40)
-    losses.SCORE_LOSSES[name](scores, teacher, torch.zeros(3, 40), T).backward()
+    losses.BY_NAME[name](scores, teacher, torch.zeros(3, 40), T).backward()
     assert scores.grad.isfinite().all()
 
 
@@ -110,7 +110,7 @@ def test_steps_downhill_rank_better(name):
     optimizer = torch.optim.Adam([scores], lr=0.02)
     for _ in range(300):
         optimizer.zero_grad()
-        losses.SCORE_LOSSES[name](scores, teacher, grades, T).backward()
+        losses.BY_NAME[name](scores, teacher, grades, T).backward()
         optimizer.step()
     found = scores.detach().numpy()
     if name == "contrastive":

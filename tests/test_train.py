@@ -27,7 +27,7 @@ from faiss_qama.training.gradient.model import Model
 from faiss_qama.training.gradient.validation import Validation
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
-from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLDS, PruningConfig
+from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLD_UPDATES, PruningConfig
 from faiss_qama.vectors import Corpus
 
 CLOSE = 1e-5
@@ -172,7 +172,7 @@ def test_soft_bits_harden_as_the_temperature_falls(quantizer):
         assert split.mean() == pytest.approx(1 / (1 + np.exp(0.3)), abs=0.02)
 
 
-@pytest.mark.parametrize("thresholds", THRESHOLDS)
+@pytest.mark.parametrize("thresholds", THRESHOLD_UPDATES)
 def test_thresholds_are_learned_or_follow_or_stay(thresholds):
     settings = TrainConfig(thresholds=thresholds, momentum=0.5, losses=SCORES, **SHORT)
     start, model, x, _ = trained(FitConfig(layout="2x18", train=settings))

@@ -1,4 +1,4 @@
-"""Fitting a second quantizer to what the codes of a first leave over."""
+"""Fits the residual code: a second quantizer, of the difference between a vector and its decoded code."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from faiss_qama.training.split import Split
 
 
 def with_residual(quantizer: Quantizer, layout: CodeLayout | None, split: Split, config: FitConfig) -> Quantizer:
-    """Return ``quantizer`` with a residual of ``layout``, fitted in closed form; without, if there is no layout.
+    """Return ``quantizer`` with a residual code of ``layout``, fitted without training; as it is if that is None.
 
-    What is left over has principal components of its own: those that the first layout has no room for among them, so
-    that bits go where most is still to be gained.
+    Residuals have principal components of their own. Those that the first layout has no room for are among them, so
+    bits go where most is still to be gained.
     """
     if layout is None:
         return quantizer

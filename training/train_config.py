@@ -1,4 +1,4 @@
-"""TrainConfig: what a training can be told. Part of FitConfig, under ``train``."""
+"""TrainConfig: the settings of a training, in FitConfig under ``train``."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ CODE_LOSSES = (
 LOSSES = (*(f"{stage}.{loss}" for stage in STAGES for loss in SCORE_LOSSES), *CODE_LOSSES)
 ADAPTERS = ("none", "linear", "residual", "feedforward", "bottleneck")
 QUANTIZERS = ("straight-through", "sigmoid", "tanh", "stochastic")
-THRESHOLDS = ("learned", "moving", "fixed")
+THRESHOLD_UPDATES = ("learned", "moving", "fixed")
 
-SMALLEST = 1e-8  # of what must be above 0
+MIN_POSITIVE = 1e-8  # of what must be above 0
 
 Schedule: TypeAlias = tuple[float, float]  # at the start and at the end, linear between
 DEFAULT_LOSSES = {
@@ -44,10 +44,14 @@ class PruningConfig:
 
     Parameters
     ----------
-    base, decay : component i is pruned where its importance is below base (1 + epoch / epochs) exp(decay i)
-    start : share of the epochs after which that begins
-    gradient, magnitude : weights of the two in the importance
-    regularisation : weight of the loss on scales and thresholds
+    base, decay : float
+        Component i is pruned if its importance is below base * (1 + epoch / epochs) * exp(decay * i).
+    start : float
+        Share of the epochs after which pruning begins.
+    gradient, magnitude : float
+        Weights of the gradient and the magnitude in the importance.
+    regularisation : float
+        Weight of the loss on scales and thresholds.
     """
 
     base: float = 0.1
@@ -67,31 +71,58 @@ class PruningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of a training, which starts at the closed form.
+    """Settings of a training, which starts from the quantizer without training.
 
-    Weights, temperatures: a number, or [first, last] for one that moves linearly.
+    Weights and temperatures are one number, or [first, last] for one that moves linearly from step to step.
 
     Parameters
     ----------
-    adapter : of ``ADAPTERS``, in front of the cuts; with ``none`` documents keep the codes of the closed form
-    expansion : hidden units of ``residual`` and ``feedforward``, times d
-    query_side : whether queries get maps of their own, one to their codes and one for scoring decoded documents
-    losses : weights by name, of ``LOSSES``: ``float``, ``adc`` or ``hamming`` scores by a score loss, or a code loss
-    score_temperature : what the softmaxes of score losses divide by, in units of the corpus' variance
-    matryoshka_power : the weight of a slice is its number of components to this power
-    quantizer : of ``QUANTIZERS``: how gradients pass the cuts
-    temperature : width of soft cuts, in standard deviations of a column
-    thresholds : ``learned``; ``moving`` keeps the share of documents below each, by an average; or ``fixed``
-    momentum : of that average
-    batch_size : questions a step
-    hard_negatives : documents among the nearest of each question, a step
-    random_negatives : random documents a step
-    documents_as_queries : share of the questions that are documents, where there are real queries (without: all)
-    noise : how far documents that stand in for queries are moved, times their distance from the centre
-    learning_rate, weight_decay, warmup, clip : of AdamW, its linear warm-up in steps, and of the gradient's norm
-    epochs, steps_per_epoch : how long, at most; after each epoch comes a look at the held-out queries
-    patience : epochs without a better one after which training stops
-    pruning : adaptive pruning, or None
+    adapter : str
+        The map before the thresholds, of ``ADAPTERS``. With ``none`` documents keep their codes, and only the query
+        side is trained.
+    expansion : float
+        Hidden units of ``residual`` and ``feedforward``, as a multiple of the dimension.
+    query_side : bool
+        Whether queries get maps of their own: one to their codes, and one for scoring decoded documents.
+    losses : mapping of str to float
+        Weights by name, of ``LOSSES``: a score loss on ``float``, ``adc`` or ``hamming`` scores, or a code loss.
+    score_temperature : float
+        Divisor of scores in the softmaxes of score losses, in units of the corpus' variance.
+    matryoshka_power : float
+        The weight of a Matryoshka dimension is its number of components to this power.
+    quantizer : str
+        How gradients pass the thresholds, of ``QUANTIZERS``.
+    temperature : float
+        Width of soft thresholds, in standard deviations of a column.
+    thresholds : str
+        ``learned``; ``moving`` keeps the share of documents below each threshold; or ``fixed``.
+    momentum : float
+        Momentum of the average behind ``moving``.
+    batch_size : int
+        Queries per step, real or documents.
+    hard_negatives : int
+        Documents per query that are taken from its nearest ones.
+    random_negatives : int
+        Random documents per step.
+    documents_as_queries : float
+        Share of the queries of a step that are documents, where there are real queries; otherwise all are.
+    noise : float
+        How far documents that stand in for queries are moved, as a multiple of their distance from the centre.
+    learning_rate, weight_decay : float
+        Of AdamW.
+    warmup_steps : int
+        Steps in which the learning rate rises linearly.
+    max_grad_norm : float
+        Norm that gradients are clipped to.
+    epochs, steps_per_epoch : int
+        Length of the training, at most. After each epoch the validation queries are measured.
+    patience : int
+        Epochs without improvement after which the training stops.
+    pruning : PruningConfig, or mapping, optional
+        Adaptive pruning.
+    checkpoint : str or Path, optional
+        Folder for a checkpoint and a log. A training that was interrupted resumes from there. It changes no result, so
+        it is no part of the record of a fit.
     """
 
     adapter: str = "linear"
@@ -145,7 +176,7 @@ class TrainConfig:
             raise ValueError("hard_negatives and random_negatives are both 0, so a step would have no documents")
 
     def check(self, layout: CodeLayout, d: int) -> None:
-        """Raise ValueError where ``layout`` of vectors of dimension ``d`` cannot be trained so."""
+        """Raise ValueError if ``layout``, for vectors of dimension ``d``, cannot be trained with these settings."""
         for what in ("pruning", "bottleneck"):
             wanted = self.pruning is not None if what == "pruning" else self.adapter == what
             if wanted and {segment.bits for segment in layout.segments} != {"1"}:
@@ -161,7 +192,7 @@ class TrainConfig:
             ("loss", LOSSES, list(self.losses)),
             ("adapter", ADAPTERS, [self.adapter]),
             ("quantizer", QUANTIZERS, [self.quantizer]),
-            ("thresholds", THRESHOLDS, [self.thresholds]),
+            ("thresholds", THRESHOLD_UPDATES, [self.thresholds]),
         ):
             for value in values:
                 if value not in known:
@@ -173,7 +204,11 @@ class TrainConfig:
             (("batch_size", "epochs", "steps_per_epoch", "patience"), 1, 1e9),
             (("hard_negatives", "random_negatives", "warmup_steps", "noise", "weight_decay"), 0, infinite),
             (("matryoshka_power",), -10, 10),
-            (("learning_rate", "max_grad_norm", "expansion", "temperature", "score_temperature"), SMALLEST, infinite),
+            (
+                ("learning_rate", "max_grad_norm", "expansion", "temperature", "score_temperature"),
+                MIN_POSITIVE,
+                infinite,
+            ),
             (("documents_as_queries", "momentum"), 0, 1),
         ):
             for name in names:
@@ -193,12 +228,12 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """Steps at most."""
+        """The most steps."""
         return self.epochs * self.steps_per_epoch
 
 
 def interpolate(schedule: Schedule, done: float) -> float:
-    """Return what a schedule says when ``done``, from 0 to 1, of the training is over."""
+    """Return the value of a schedule when the share ``done`` (0 to 1) of the training is over."""
     return schedule[0] + (schedule[1] - schedule[0]) * done
 
 

@@ -21,7 +21,7 @@ from faiss_qama.quantizer.transform import Linear, Transform, from_arrays
 from faiss_qama.threads import parallel_map
 from faiss_qama.vectors import as_vectors
 
-CHUNK = 4096  # vectors whose columns stay in cache until they are packed
+ENCODE_CHUNK = 4096  # vectors whose columns stay in cache until they are packed
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
 
 
@@ -147,9 +147,9 @@ class Quantizer:
         if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
         x = np.empty((len(code), self.d), dtype=np.float32)
-        for start in range(0, len(code), CHUNK):
-            bits = bit_packing.unpack(code[start : start + CHUNK], self.layout).astype(np.float32)
-            x[start : start + CHUNK] = self.bit_decoder.vectors(bits)
+        for start in range(0, len(code), ENCODE_CHUNK):
+            bits = bit_packing.unpack(code[start : start + ENCODE_CHUNK], self.layout).astype(np.float32)
+            x[start : start + ENCODE_CHUNK] = self.bit_decoder.vectors(bits)
         return x
 
     def truncate(self, components: int) -> Quantizer:
@@ -264,5 +264,5 @@ class Quantizer:
         def encode(chunk: slice) -> None:
             out[chunk] = bit_packing.encode(transform(x[chunk]), self.thresholds, self.layout)
 
-        parallel_map(encode, [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)])
+        parallel_map(encode, [slice(start, start + ENCODE_CHUNK) for start in range(0, len(x), ENCODE_CHUNK)])
         return out

@@ -91,4 +91,4 @@ def _log_softmax(scores: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     return log_softmax(scores.masked_fill(teacher.isinf(), EXCLUDED) / temperature, dim=1)
 
 
-SCORE_LOSSES = {f.__name__: f for f in (mse, kl, distillation, rank, correlation, contrastive)}
+BY_NAME = {f.__name__: f for f in (mse, kl, distillation, rank, correlation, contrastive)}

@@ -177,7 +177,7 @@ def batch_losses(
         else:
             by_slice = (model.hamming_scores if stage == "hamming" else model.float_scores)(queries, documents)
         for loss in wanted:
-            function = losses.SCORE_LOSSES[loss]
+            function = losses.BY_NAME[loss]
             value = sum(
                 weight * function(scores, teacher, grades, score_temperature)
                 for weight, scores in zip(model.slice_weights, by_slice, strict=True)

@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Ids
 from faiss_qama.evaluation.ranking_metrics import ndcg
 from faiss_qama.evaluation.recall import TIE
+from faiss_qama.quantizer.calibration import K
 from faiss_qama.quantizer.fit_record import Quality
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.near_duplicates import NearDuplicates, drop_one
 from faiss_qama.training.split import Split
 
-SAMPLE = 100_000  # fewer documents would forgive a quantizer that confuses them
-K = 10
-LITTLE = 0.001  # added to what is compared, so that a stage which finds next to nothing does not decide alone
-NOISE = 0.005  # a difference that some hundred queries cannot tell from none
+VALIDATION_DOCUMENTS = 100_000  # fewer documents would forgive a quantizer that confuses them
+SMOOTHING = 0.001  # added to what is compared, so that a stage which finds next to nothing does not decide alone
+TOLERANCE = 0.005  # a difference that some hundred queries cannot tell from none
 
 
 class Validation:
@@ -33,10 +33,10 @@ class Validation:
     def __init__(self, split: Split, metric: int, ends: Sequence[int] = ()) -> None:
         self.queries, self.metric, self._ends = split.validation, metric, ends
         rng = np.random.default_rng(0)
-        rows = rng.choice(len(split.train), min(SAMPLE, len(split.train)), replace=False)
+        rows = rng.choice(len(split.train), min(VALIDATION_DOCUMENTS, len(split.train)), replace=False)
         rows = np.unique(np.concatenate([rows, split.validation_qrels[:, 1]]))
         self.x = split.train[rows]
-        self._twins = NearDuplicates(self.x, metric)
+        self._duplicates = NearDuplicates(self.x, metric)
         self.qrels = None
         self._rows, self._relevant = np.arange(len(self.queries))[:, None], np.empty(0, np.int64)
         if len(split.validation_qrels):
@@ -75,16 +75,17 @@ class Validation:
 
     def never_worse(self, quality: Quality, reference: Quality) -> bool:
         """Return whether ``quality`` is in no stage worse than ``reference``, but for what queries cannot tell."""
-        return bool(min(self._ratios(quality, reference)) >= 1 - NOISE)
+        return bool(min(self._ratios(quality, reference)) >= 1 - TOLERANCE)
 
     def _ratios(self, quality: Quality, reference: Quality) -> list[float]:
         return [
-            (quality[stage][self.measure] + LITTLE) / (reference[stage][self.measure] + LITTLE) for stage in reference
+            (quality[stage][self.measure] + SMOOTHING) / (reference[stage][self.measure] + SMOOTHING)
+            for stage in reference
         ]
 
     def _without_itself(self, D: NDArray[Any], I: Ids) -> tuple[NDArray[Any], Ids]:
         """Return the first K of K + 1 hits, but for one that is the query itself and not known to be relevant."""
-        own = self._twins.among(self.queries, self.x[I]) & ~np.isin(I + self._rows * len(self.x), self._relevant)
+        own = self._duplicates.among(self.queries, self.x[I]) & ~np.isin(I + self._rows * len(self.x), self._relevant)
         kept = drop_one(own)
         return D[kept].reshape(len(D), -1), I[kept].reshape(len(I), -1)
 
