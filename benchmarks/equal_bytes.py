@@ -32,7 +32,7 @@ from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.evaluation.recall import exact, ranking_values
 from faiss_qama.evaluation.results import mean_interval
-from faiss_qama.training import FitConfig, fit
+from faiss_qama.training import fit
 
 BUDGETS = (24, 48, 96)  # bytes a vector
 QUERIES = 1000
@@ -60,11 +60,11 @@ Rows = list[dict[str, Any]]
 
 def of_ours(x: Floats, size: int) -> Variant:
     """Return what a user gets who asks for this many bytes."""
-    quantizer = fit(x, config=FitConfig(bytes=size, residual=True), metric=METRIC)
+    quantizer = fit(x, bytes=size, metric=METRIC, rescore="codes")
     index = QamaIndex(quantizer, "codes", base="Flat")
     index.add(x)
     shared = sum(array.nbytes for array in quantizer.to_state()[0].values()) / len(x)
-    name = f"{quantizer.layout} {quantizer.config['rotation']}"
+    name = f"{quantizer.layout} {quantizer.fit_record.rotation}"
     built = shared, lambda xq: index.search(xq, K, oversample=OVERSAMPLE)[1]
     return Variant("ours", name, sum(index.bytes_per_vector), lambda: built)
 

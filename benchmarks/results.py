@@ -128,7 +128,10 @@ def main_job(folder: Path) -> None:
             results = [evaluate(index, dataset, truth, runs=1, **options) for index in found]
             rows.append(
                 MethodResult(
-                    label + ", queries=" * queries, found[0].bytes_per_vector, results, fits[0].quantizer.config
+                    label + ", queries=" * queries,
+                    found[0].bytes_per_vector,
+                    results,
+                    fits[0].quantizer.fit_record.to_dict(),
                 )
             )
             click.echo(f"{folder.name}: {rows[-1].name}: recall {rows[-1].mean.recall:.3f}")
@@ -203,7 +206,7 @@ def lengths(dataset: Dataset) -> list[dict[str, float]]:
             for chunk in scaled.corpus.chunks():
                 index.add(chunk)
             recall = evaluate(index, scaled, truth, runs=1, oversample=8).recall
-            rows.append({"spread": spread, "asked": gain, "gain": quantizer.config["query_gain"], "recall": recall})
+            rows.append({"spread": spread, "asked": gain, "gain": quantizer.fit_record.query_gain, "recall": recall})
     return rows
 
 

@@ -22,14 +22,15 @@ from tables import remake
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hamming
 from faiss_qama.evaluation.ranking_metrics import ndcg
 from faiss_qama.evaluation.recall import Truth, exact, recall
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form
+from faiss_qama.training.gradient.train import Training, train
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
-from faiss_qama.training.train import Training, train
 from faiss_qama.vectors import Corpus
 
 # Preset, layout instead of its own or None, what is given besides the corpus, and seeds.
@@ -37,13 +38,13 @@ TRAININGS: list[tuple[str, str | None, str, int]] = [
     ("pairs", None, "pairs", 2),
     ("distill", None, "queries", 2),
     ("distill", None, "corpus", 1),
-    ("binary", None, "queries", 1),
-    ("ternary", None, "queries", 1),
+    ("distill", "binary", "queries", 1),
+    ("distill", "ternary", "queries", 1),
     ("adaptive-pruning", None, "queries", 1),
     ("matryoshka", "2x384", "queries", 1),
     ("matryoshka", "2x192", "queries", 1),
     ("qama", None, "queries", 1),
-    ("qama-2bit", None, "queries", 1),
+    ("qama", "2-bit", "queries", 1),
 ]
 WIDE = 10_000  # documents, at most, for presets with QAMA's network of 32 d hidden units: it takes ten minutes a fit
 PREFIX = {"2x384": 192, "2x192": 96}  # of Matryoshka codes
@@ -103,11 +104,10 @@ class Bench:
         """Return nDCG@10, % of what exact floats reach, and recall@10, by stage."""
         code = quantizer.encode(self.x)
         queries = self.dataset.queries
-        _, by_adc = faiss.knn(quantizer.adapt_queries(queries), quantizer.decode(code), 10, metric=METRIC)
-        binary = faiss.IndexBinaryFlat(8 * quantizer.code_size)
-        binary.add(code)
-        _, by_hamming = binary.search(quantizer.encode_queries(queries), 10)
-        return {"adc": self._quality(by_adc), "hamming": self._quality(by_hamming)}
+        return {
+            "adc": self._quality(search_decoded(quantizer, code, queries, 10)[1]),
+            "hamming": self._quality(search_hamming(quantizer, code, queries, 10)[1]),
+        }
 
     def floats(self, quantizer: Quantizer) -> dict[str, float]:
         """Return the same of a closed form's columns as floats: what codes would reach if nothing were rounded."""

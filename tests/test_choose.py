@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from dataclasses import replace
 
 import faiss
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import D, fit_quietly, make_vectors
 from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
+from faiss_qama.cli import cli
 from faiss_qama.hamming.factory import code_bytes, make_base
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.training import FitConfig
-from faiss_qama.training.candidate_layouts import default_layout, layouts_of_size
+from faiss_qama.training import FitConfig, fit
+from faiss_qama.training.candidate_layouts import default_layout, layouts_of_size, residual_layouts_of_size
 from faiss_qama.training.closed_form import closed_form
-from faiss_qama.training.layout_choice import MOST_CANDIDATES, WORTH, choose
+from faiss_qama.training.layout_choice import MOST_CANDIDATES, SAME_RECALL, choose_layout, planned_layout
 from faiss_qama.training.residual import with_residual
 from faiss_qama.training.split import split_corpus
 from faiss_qama.vectors import Corpus
 
 INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
+
+
+def choose(split, config, metric, n, *, compare=False, rescore="codes", **spec):
+    return choose_layout(split, config, metric, n, IndexSpec(rescore=rescore, **spec), compare=compare)
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +44,7 @@ def split():
 @pytest.mark.parametrize("d", [36, 100, 384])
 @pytest.mark.parametrize("size", [4, 7, 24, 50, 96, 500])
 def test_layouts_fill_the_bytes_and_no_more(base, d, size):
-    layouts = [CodeLayout.parse(text) for text in layouts_of_size(size, d, base)]
+    layouts = list(layouts_of_size(size, d, base))
     assert layouts
     for layout in layouts:
         assert code_bytes(base, layout) <= size
@@ -55,14 +64,12 @@ def test_bytes_are_those_that_the_base_holds(corpus, base):
 
 @pytest.mark.parametrize("metric", [INNER_PRODUCT, faiss.METRIC_L2])
 def test_a_trial_is_what_a_search_of_such_codes_finds(split, metric):
-    choice = choose(split, FitConfig(bytes=24, residual=True), metric, 1200)
-    assert {trial.layout.count("+") for trial in choice.trials} == {0, 1}
+    choice = choose(split, FitConfig(bytes=24), metric, 1200)
+    assert {trial.layout.residual is None for trial in choice.trials} == {True, False}
     for trial in choice.trials:
-        config = FitConfig(layout=trial.layout, rotation=trial.rotation)
+        config = FitConfig(layout=str(trial.layout), rotation=trial.rotation)
         with threadpool_limits(1):  # as in a trial; more threads round otherwise, and ITQ ends elsewhere
-            quantizer = with_residual(
-                closed_form(split, config, metric), CodeLayout.parse(trial.layout).residual, split, config
-            )
+            quantizer = with_residual(closed_form(split, config, metric), trial.layout.residual, split, config)
         xq, x = split.validation, split.train
         near = faiss.knn(xq, x, 10, metric=metric)[1]
         found = faiss.knn(xq, quantizer.encode_decode(x), 10, metric=metric)[1]
@@ -81,11 +88,12 @@ def test_of_so_many_bytes_the_best_is_taken(split, rescore):
         assert choice.chosen.candidates() == min(trial.candidates() for trial in choice.trials)
     else:
         best = max(trial.recall(rescore) for trial in choice.trials)
-        good = {trial.layout for trial in choice.trials if trial.recall(rescore) >= best - WORTH}
-        assert choice.chosen.layout == next(text for text in layouts_of_size(8, D) if text in good)
+        good = {trial.layout for trial in choice.trials if trial.recall(rescore) >= best - SAME_RECALL}
+        in_order = [*layouts_of_size(8, D), *residual_layouts_of_size(8, D, "Flat", 0)]
+        assert choice.chosen.layout == next(layout for layout in in_order if layout in good)
     config = choice.applied_to(FitConfig(bytes=8, seed=3))
     assert (config.layout, config.rotation, config.bytes, config.seed) == (
-        choice.chosen.layout,
+        str(choice.chosen.layout),
         choice.chosen.rotation,
         None,
         3,
@@ -96,21 +104,21 @@ def test_of_so_many_bytes_the_best_is_taken(split, rescore):
 @pytest.mark.parametrize("unit", [True, False])
 def test_two_codes_fit_into_the_bytes_and_are_taken_for_so_much_more(metric, unit):
     x = make_vectors(1200, unit=unit)
-    choice = choose(split_corpus(Corpus(x), None, 10_000, 0), FitConfig(bytes=24, residual=True), metric, 1200)
-    one, two = ([t for t in choice.trials if ("+" in t.layout) == double] for double in (False, True))
+    choice = choose(split_corpus(Corpus(x), None, 10_000, 0), FitConfig(bytes=24), metric, 1200)
+    one, two = ([t for t in choice.trials if (t.layout.residual is not None) == double] for double in (False, True))
     for trial in two[::3]:
-        index = QamaIndex(fit_quietly(x, layout=trial.layout, metric=metric), "codes")
+        index = QamaIndex(fit_quietly(x, layout=str(trial.layout), metric=metric), "codes")
         assert trial.bytes == sum(index.bytes_per_vector) <= 24
     most = [max(t.recall() for t in trials if t.rotation == "itq") for trials in (one, two)]
-    assert "+" in choice.chosen.layout
-    assert most[1] > most[0] + WORTH
+    assert choice.chosen.layout.residual is not None
+    assert most[1] > most[0] + SAME_RECALL
 
 
 def test_two_codes_that_find_little_more_are_not_taken(split, monkeypatch):
-    config = FitConfig(bytes=24, residual=True)
-    assert "+" in choose(split, config, INNER_PRODUCT, 1200).chosen.layout
-    monkeypatch.setattr("faiss_qama.training.layout_choice.WORTH", 1.0)
-    assert "+" not in choose(split, config, INNER_PRODUCT, 1200).chosen.layout
+    config = FitConfig(bytes=24)
+    assert choose(split, config, INNER_PRODUCT, 1200).chosen.layout.residual is not None
+    monkeypatch.setattr("faiss_qama.training.layout_choice.SAME_RECALL", 1.0)
+    assert choose(split, config, INNER_PRODUCT, 1200).chosen.layout.residual is None
 
 
 def test_the_next_choice_is_larger_and_enough_or_refused(split):
@@ -127,21 +135,26 @@ def test_the_next_choice_is_larger_and_enough_or_refused(split):
 @pytest.mark.parametrize(
     ("config", "rescore"),
     [
-        (FitConfig(bytes=24), "codes"),
-        (FitConfig(bytes=24, residual=True), "fp16"),
-        (FitConfig(bytes=24, residual=True), "none"),
-        (FitConfig(bytes=24, residual=True, thresholds="median"), "codes"),
-        (FitConfig(bytes=3 + 1, residual=True), "codes"),  # no room for two
+        (FitConfig(bytes=24), "fp16"),
+        (FitConfig(bytes=24), "none"),
+        (FitConfig(bytes=24, thresholds="median"), "codes"),
+        (FitConfig(bytes=3 + 1), "codes"),  # no room for two
     ],
 )
 def test_two_codes_are_tried_where_they_can_be_read(split, config, rescore):
     choice = choose(split, config, INNER_PRODUCT, 1200, rescore=rescore)
-    assert not any("+" in trial.layout for trial in choice.trials)
+    assert all(trial.layout.residual is None for trial in choice.trials)
+
+
+def test_two_codes_are_not_tried_for_a_training_on_pairs(split):
+    paired = replace(split, train_qrels=np.array([[0, 0, 1]]))
+    choice = choose(paired, FitConfig(bytes=24), INNER_PRODUCT, 1200)
+    assert all(trial.layout.residual is None for trial in choice.trials)
 
 
 def test_rules_of_one_cut_get_layouts_of_one_bit(split):
     choice = choose(split, FitConfig(bytes=4, thresholds="median"), INNER_PRODUCT, 1200, compare=True)
-    assert all(trial.layout.startswith("1x") for trial in choice.trials)
+    assert all(str(trial.layout).startswith("1x") for trial in choice.trials)
 
 
 @pytest.mark.parametrize(("rescore", "recall"), [("codes", 0.4), ("codes", 0.6), ("none", 0.3), ("fp16", 0.8)])
@@ -168,16 +181,19 @@ def test_where_few_candidates_are_not_enough_the_fewest_are_taken(split):
 
 
 def test_a_layout_that_is_given_stays_and_others_are_measured_beside_it(split):
-    choice = choose(split, FitConfig(layout="1.5x20", rotation="random"), INNER_PRODUCT, 1200)
-    assert (choice.chosen.layout, choice.chosen.rotation) == ("1.5x20", "random")
+    config = FitConfig(layout="1.5x20", rotation="random")
+    assert choose(split, config, INNER_PRODUCT, 1200) is None
+    choice = choose(split, config, INNER_PRODUCT, 1200, compare=True)
+    assert (str(choice.chosen.layout), choice.chosen.rotation) == ("1.5x20", "random")
     assert len(choice.trials) > 3
 
 
 def test_fit_takes_what_is_chosen():
     x = make_vectors(1200)
-    wanted = choose(split_corpus(Corpus(x), None, 10_000, 0), FitConfig(bytes=8), INNER_PRODUCT, 1200).chosen
+    split = split_corpus(Corpus(x), None, 10_000, 0)
+    wanted = choose(split, FitConfig(bytes=8), INNER_PRODUCT, 1200, rescore="fp16").chosen
     quantizer = fit_quietly(x, bytes=8, sample=10_000)
-    assert (str(quantizer.layout), quantizer.config["rotation"]) == (wanted.layout, wanted.rotation)
+    assert (quantizer.layout, quantizer.fit_record.rotation) == (wanted.layout, wanted.rotation)
     assert str(fit_quietly(x[:150], bytes=8).layout) == "2x32"  # too few to measure with
 
 
@@ -185,7 +201,7 @@ def test_fit_takes_what_is_chosen():
 @pytest.mark.parametrize("size", [1, 3, 4, 7, 8, 9, 15, 16, 100])
 def test_where_nothing_is_measured_so_many_bytes_are_enough(size, d):
     base = "BFlat" if size < 4 else "Flat"
-    layout = CodeLayout.parse(default_layout(size, d, base))
+    layout = default_layout(size, d, base)
     assert code_bytes(base, layout) <= size
     assert layout.components == d or code_bytes(base, CodeLayout.parse(f"{layout},1x33")) > size
 
@@ -193,8 +209,8 @@ def test_where_nothing_is_measured_so_many_bytes_are_enough(size, d):
 @pytest.mark.parametrize(
     ("settings", "options", "message"),
     [
-        ({"bytes": 3}, {}, "bytes: base Flat takes 4 a code at least; got 3"),
-        ({"bytes": 3}, {"compare": True}, "bytes: base Flat takes 4 a code at least; got 3"),
+        ({"bytes": 3}, {}, "bytes: base Flat takes 4 per code at least; got 3"),
+        ({"bytes": 3}, {"compare": True}, "bytes: base Flat takes 4 per code at least; got 3"),
         (
             {},
             {"recall": 0.9999},
@@ -208,18 +224,20 @@ def test_what_cannot_be_is_refused(split, settings, options, message):
 
 
 def test_without_held_out_queries_nothing_is_chosen(split):
+    few = replace(split, validation=np.empty((0, D), np.float32))
     with pytest.raises(ValueError, match="a layout is chosen by measuring, on 200 documents or 60 queries; got 1080"):
-        choose(replace(split, validation=np.empty((0, D), np.float32)), FitConfig(bytes=8), INNER_PRODUCT, 1200)
+        choose(few, FitConfig(bytes=8), INNER_PRODUCT, 1200, recall=0.5)
+    assert choose(few, FitConfig(bytes=8), INNER_PRODUCT, 1200) is None
+    assert planned_layout(FitConfig(bytes=8), IndexSpec(), D) == default_layout(8, D)
 
 
 def test_a_recall_that_a_sample_promised_is_kept_by_the_index(tmp_path, monkeypatch):
-    monkeypatch.setattr("faiss_qama.training.layout_choice.SAMPLE", 150)  # among so few, codes find more
+    monkeypatch.setattr("faiss_qama.training.layout_choice.TRIAL_DOCUMENTS", 150)  # among so few, codes find more
     x = make_vectors(1200)
     np.save(tmp_path / "corpus.npy", x)
-    outcome = fit_index(
-        Corpus(tmp_path / "corpus.npy"), tmp_path / "i.qama", FitConfig(), INNER_PRODUCT, "codes", recall=0.6
-    )
-    assert "on all that was split" in outcome.choice.reason
+    spec = IndexSpec(rescore="codes", recall=0.6)
+    outcome = fit_index(Corpus(tmp_path / "corpus.npy"), tmp_path / "i.qama", FitConfig(), INNER_PRODUCT, spec)
+    assert "on the whole sample" in outcome.choice.reason
     assert outcome.index.search(x[:5], 10, recall=0.6)[1].shape == (5, 10)
 
 
@@ -228,21 +246,21 @@ def test_too_few_to_measure_get_no_more_bytes_than_they_may(tmp_path, base):
     np.save(tmp_path / "few.npy", make_vectors(100))
     corpus, config = Corpus(tmp_path / "few.npy"), FitConfig(bytes=9)
     with pytest.warns(UserWarning, match="fitted on 90 vectors"):
-        outcome = fit_index(corpus, tmp_path / "i.qama", config, INNER_PRODUCT, "none", base=base)
+        outcome = fit_index(corpus, tmp_path / "i.qama", config, INNER_PRODUCT, IndexSpec(rescore="none", base=base))
     assert 0 < outcome.index.bytes_per_vector[0] <= 9
 
 
 def test_a_second_code_that_nothing_reads_is_refused_before_anything_is_written(tmp_path):
     np.save(tmp_path / "corpus.npy", make_vectors(300))
     corpus, config = Corpus(tmp_path / "corpus.npy"), FitConfig(layout="2x9+2x9")
-    with pytest.raises(ValueError, match=r"layout 2x9\+2x9: its second code is read by rescore codes alone, not fp16"):
-        fit_index(corpus, tmp_path / "i.qama", config, INNER_PRODUCT, "fp16")
+    with pytest.raises(ValueError, match=r"layout 2x9\+2x9: only rescore codes reads its residual code, not fp16"):
+        fit_index(corpus, tmp_path / "i.qama", config, INNER_PRODUCT, IndexSpec())
     assert not (tmp_path / "i.qama").exists()
 
 
 def test_of_too_few_bytes_nothing_is_fitted():
     for n in (100, 1200):
-        with pytest.raises(ValueError, match="bytes: base Flat takes 4 a code at least; got 3"):
+        with pytest.raises(ValueError, match="bytes: base Flat takes 4 per code at least; got 3"):
             fit_quietly(make_vectors(n), bytes=3)
 
 
@@ -256,8 +274,8 @@ def test_of_few_dimensions_a_recall_is_chosen_for_too(d):
 
 
 def test_a_layout_is_chosen_of_those_that_end_at_the_slices(split):
-    for trial in choose(split, FitConfig(bytes=8, matryoshka_dims=(32,), residual=True), INNER_PRODUCT, 1200).trials:
-        assert CodeLayout.parse(trial.layout).components >= 32
+    for trial in choose(split, FitConfig(bytes=8, matryoshka_dims=(32,)), INNER_PRODUCT, 1200).trials:
+        assert trial.layout.components >= 32
     with pytest.raises(ValueError, match="matryoshka_dims end at 33; layout .* has 32 components"):
         choose(split, FitConfig(bytes=4, matryoshka_dims=(33,)), INNER_PRODUCT, 1200)
 
@@ -267,5 +285,96 @@ def test_a_recall_that_is_none_is_refused_before_anything_is_read(tmp_path, reca
     np.save(tmp_path / "corpus.npy", make_vectors(300))
     with pytest.raises(ValueError, match="recall must be above 0 and below 1; got"):
         fit_index(
-            Corpus(tmp_path / "corpus.npy"), tmp_path / "i.qama", FitConfig(), INNER_PRODUCT, "codes", recall=recall
+            Corpus(tmp_path / "corpus.npy"),
+            tmp_path / "i.qama",
+            FitConfig(),
+            INNER_PRODUCT,
+            IndexSpec(rescore="codes", recall=recall),
+        )
+    with pytest.raises(ValueError, match="recall must be above 0 and below 1; got"):
+        fit(make_vectors(300), recall=recall)
+
+
+SAME_CODES = {
+    "units": {"bytes": 8},
+    "units, with codes": {"bytes": 24, "rescore": "codes"},
+    "lengths": {"bytes": 12, "unit": False},
+    "lengths, with codes": {"bytes": 12, "unit": False, "rescore": "codes"},
+    "L2": {"bytes": 16, "unit": False, "metric": faiss.METRIC_L2},
+    "queries": {"bytes": 8, "queries": 90},
+    "queries, with codes": {"bytes": 16, "queries": 90, "rescore": "codes"},
+    "seed and rules": {"bytes": 16, "config": {"seed": 3, "thresholds": "median", "matryoshka_dims": [8]}},
+    "too few to measure": {"bytes": 9, "n": 150},
+    "recall": {"recall": 0.8},
+    "recall, with codes": {"recall": 0.5, "rescore": "codes"},
+    "recall within bytes": {"recall": 0.3, "bytes": 12, "rescore": "none"},
+    "residual": {"config": {"layout": "2x8+2x8"}},
+}
+
+
+@pytest.mark.parametrize("case", SAME_CODES)
+def test_python_and_the_command_line_choose_the_same_codes(tmp_path, case):
+    options = dict(SAME_CODES[case])
+    x = make_vectors(options.pop("n", 900), seed=5, unit=options.pop("unit", True))
+    config, metric = options.pop("config", {}), options.pop("metric", INNER_PRODUCT)
+    queries = make_vectors(options.pop("queries", 0), seed=6)
+    np.save(tmp_path / "corpus.npy", x)
+    np.save(tmp_path / "queries.npy", queries)
+    (tmp_path / "c.yaml").write_text(json.dumps(config))
+    arguments = ["fit", tmp_path / "corpus.npy", "--config", tmp_path / "c.yaml"]
+    arguments += ["--metric", "ip" if metric == INNER_PRODUCT else "l2"]
+    arguments += [part for name, value in options.items() for part in (f"--{name}", value)]
+    arguments += ["--queries", tmp_path / "queries.npy"] if len(queries) else []
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fitted on")
+        assert CliRunner().invoke(cli, [str(argument) for argument in arguments], catch_exceptions=False).exit_code == 0
+        given = queries if len(queries) else None
+        ours = fit(x, config=FitConfig(**config), metric=metric, queries=given, **options)
+        if "bytes" in options and "recall" not in options:  # in the settings, too
+            rescore = options.get("rescore")
+            config |= {"bytes": options["bytes"]}
+            again = fit(x, config=FitConfig(**config), metric=metric, queries=given, rescore=rescore)
+            np.testing.assert_array_equal(again.encode(x), ours.encode(x))
+    theirs = QamaIndex.load(tmp_path / "corpus.qama").quantizer
+    assert ours.layout == theirs.layout
+    assert ours.fit_record == theirs.fit_record
+    np.testing.assert_array_equal(ours.encode(x), theirs.encode(x))
+    for name, array in ours.to_state()[0].items():
+        np.testing.assert_array_equal(array, theirs.to_state()[0][name])
+
+
+def test_fit_grows_the_layout_until_codes_alone_reach_the_recall(monkeypatch):
+    x = make_vectors(1200)
+    wanted = 0.6
+    monkeypatch.setattr("faiss_qama.training.layout_choice.TRIAL_DOCUMENTS", 150)  # among so few, codes find more
+    quantizer = fit(x, rescore="codes", recall=wanted)
+    assert quantizer.calibration.codes[KS.index(10)].max() >= wanted
+    first = choose(
+        split_corpus(Corpus(x), None, 100_000, 0), FitConfig(), INNER_PRODUCT, 1200, recall=wanted
+    ).chosen.layout
+    assert sum(code.code_size for code in (quantizer.layout, quantizer.layout.residual) if code) > sum(
+        code.code_size for code in (first, first.residual) if code
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "spec", "message"),
+    [
+        ({"layout": "2x8"}, {"recall": 0.9}, "recall chooses the layout, or base auto; the layout is 2x8, the base F"),
+        ({}, {"memory": 20.0}, "memory is for base auto; the base is Flat"),
+        ({}, {"base": "auto", "settings": {"nprobe": 3}}, "base auto sets nprobe itself"),
+        ({}, {"base": "auto", "memory": 3.0}, "memory: 3 bytes"),
+        ({"bytes": 8}, {"base": "auto", "memory": 3.0}, "memory: 3 bytes"),
+        ({"bytes": 3}, {}, "bytes: base Flat takes 4 per code"),
+        ({"layout": "2x40"}, {}, "has 40 components; the vectors have 36"),
+        ({"layout": "2x8+2x8"}, {"rescore": "none"}, "only rescore codes reads its residual code, not none"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_before_anything_is_read(tmp_path, settings, spec, message):
+    corpus = np.empty((300, D), np.float32)
+    corpus.fill(np.nan)  # which reading would refuse first
+    np.save(tmp_path / "corpus.npy", corpus)
+    with pytest.raises(ValueError, match=message):
+        fit_index(
+            Corpus(tmp_path / "corpus.npy"), tmp_path / "i", FitConfig(**settings), INNER_PRODUCT, IndexSpec(**spec)
         )

@@ -119,7 +119,7 @@ def test_fit_from_shards_config_queries_and_bytes(folder, tmp_path):
     assert re.search(rf"quantizer +{tried[1]}, PCA \+ (random|ITQ) rotation, Gaussian-optimal", done.stdout)
     index = QamaIndex.load(tmp_path / "a.qama")
     assert index.ntotal == 1200
-    assert index.quantizer.config["real_queries"]
+    assert index.quantizer.fit_record.real_queries
     assert np.abs(index.quantizer.query_transform.bias - index.quantizer.transform.bias).max() > 0
     assert "2x6" in run(*arguments, "--layout", "2x6", cwd=tmp_path).stdout
 
@@ -405,7 +405,7 @@ def test_base_auto_says_what_it_took_and_holds_no_more_than_it_may(folder):
     assert "memory: 0.5 bytes a vector, and codes of" in done.stderr
     assert run("fit", *arguments, "--memory", "nan", cwd=folder, check=2).stderr.startswith("error: memory: nan bytes")
     done = run("fit", "corpus.npy", "--memory", "60", cwd=folder, check=2)
-    assert done.stderr == "error: --memory is for --base auto; the base is Flat\n"
+    assert done.stderr == "error: memory is for base auto; the base is Flat\n"
 
 
 def test_few_vectors_get_a_layout_by_rule_but_no_recall(tmp_path):

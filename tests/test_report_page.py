@@ -22,6 +22,7 @@ from faiss_qama.cli.app import cli
 from faiss_qama.comparison.methods import measure_alternatives
 from faiss_qama.evaluation import recall
 from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.report import page as report_page
@@ -78,7 +79,7 @@ def made(folder, x, name="corpus.npy", rescore="fp16", **settings):
             folder / "corpus.qama",
             FitConfig(**settings),
             faiss.METRIC_INNER_PRODUCT,
-            rescore,
+            IndexSpec(rescore=rescore),
             compare=True,
         )
     report_page.write_page(outcome, folder / "report.html", COMMAND)
@@ -138,7 +139,7 @@ def test_its_numbers_are_those_of_the_outcome(trained):
     calibration = outcome.index.quantizer.calibration
     row = KS.index(10)
     assert ("10", f"{calibration.floats[row, 0]:.3f}", f"{calibration.codes[row, 0]:.3f}") in rows
-    for line in outcome.index.quantizer.config["training"]["log"]:
+    for line in outcome.index.quantizer.fit_record.training.log:
         assert (str(line["epoch"]), f"{sum(line['losses'].values()):.4g}", f"{100 * line['gain']:+.2f}") in rows
 
 

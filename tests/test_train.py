@@ -18,16 +18,16 @@ from faiss_qama import QamaIndex
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.transform import FeedForward
 from faiss_qama.training import FitConfig, TrainConfig, fit
-from faiss_qama.training import train as loop
-from faiss_qama.training.batches import NEIGHBOURS, Batches
-from faiss_qama.training.checkpoint import CHECKPOINT, LOG, locked
 from faiss_qama.training.closed_form import closed_form
-from faiss_qama.training.gradient_estimators import ESTIMATORS
-from faiss_qama.training.model import Model
+from faiss_qama.training.gradient import train as loop
+from faiss_qama.training.gradient.batches import NEIGHBOURS, Batches
+from faiss_qama.training.gradient.checkpoint import CHECKPOINT, LOG, locked
+from faiss_qama.training.gradient.gradient_estimators import ESTIMATORS
+from faiss_qama.training.gradient.model import Model
+from faiss_qama.training.gradient.validation import Validation
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
-from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLDS, PruningConfig
-from faiss_qama.training.validation import Validation
+from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLD_UPDATES, PruningConfig
 from faiss_qama.vectors import Corpus
 
 CLOSE = 1e-5
@@ -172,7 +172,7 @@ def test_soft_bits_harden_as_the_temperature_falls(quantizer):
         assert split.mean() == pytest.approx(1 / (1 + np.exp(0.3)), abs=0.02)
 
 
-@pytest.mark.parametrize("thresholds", THRESHOLDS)
+@pytest.mark.parametrize("thresholds", THRESHOLD_UPDATES)
 def test_thresholds_are_learned_or_follow_or_stay(thresholds):
     settings = TrainConfig(thresholds=thresholds, momentum=0.5, losses=SCORES, **SHORT)
     start, model, x, _ = trained(FitConfig(layout="2x18", train=settings))
@@ -206,16 +206,16 @@ def test_training_on_pairs_learns_what_floats_cannot_know():
         losses={"adc.contrastive": 1.0, "hamming.contrastive": 1.0}, epochs=4, steps_per_epoch=60, learning_rate=3e-3
     )
     quantizer = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq[:600], qrels[:600]))
-    record = quantizer.config["training"]
-    assert record["kept"] == "trained"
-    assert record["measure"] == "nDCG@10"
+    record = quantizer.fit_record.training
+    assert record.kept
+    assert record.measure == "nDCG@10"
     index = QamaIndex(quantizer, "codes")
     index.add(x)
     _, found = index.search(xq[600:], 1, oversample=100)
     _, by_floats = faiss.knn(xq[600:], x, 1, metric=faiss.METRIC_INNER_PRODUCT)
     ours, theirs = ((f[:, 0] == qrels[600:, 1]).mean() for f in (found, by_floats))
     assert ours > 1.5 * theirs
-    assert record["trained"]["adc"]["nDCG@10"] > record["closed form"]["adc"]["nDCG@10"]
+    assert record.trained["adc"]["nDCG@10"] > record.untrained["adc"]["nDCG@10"]
 
 
 @pytest.mark.slow
@@ -227,7 +227,8 @@ def test_training_does_not_depend_on_the_unit_of_length(metric, factor):
     x *= 3  # so that neither is of length 1
     a = fit(x, config=config, metric=metric, queries=xq)
     b = fit(np.float32(factor) * x, config=config, metric=metric, queries=np.float32(factor) * xq)
-    assert a.config["training"]["kept"] == b.config["training"]["kept"] == "trained"
+    assert a.fit_record.trained
+    assert b.fit_record.trained
     np.testing.assert_array_equal(a.encode(x), b.encode(np.float32(factor) * x))
 
 
@@ -248,8 +249,9 @@ def test_a_training_that_does_harm_is_not_kept():
     x, xq, qrels = make_pairs()
     settings = TrainConfig(**SHORT | {"epochs": 1, "steps_per_epoch": 3}, learning_rate=1e3, max_grad_norm=1e9)
     quantizer = fit(x, config=FitConfig(layout="2x18", train=settings), queries=xq)
-    assert quantizer.config["training"]["kept"] == "closed form"
-    assert quantizer.config["training"]["gain"] <= 0
+    assert not quantizer.fit_record.training.kept
+    assert not quantizer.fit_record.trained
+    assert quantizer.fit_record.training.gain <= 0
     assert quantizer.is_compatible_with(fit(x, config=FitConfig(layout="2x18"), queries=xq))
 
 
@@ -269,6 +271,11 @@ def test_same_seed_same_quantizer_and_another_seed_another():
     assert (a.encode(x) != c.encode(x)).any()
 
 
+def kept_in(folder, config):
+    """``config`` with a checkpoint in ``folder``."""
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, checkpoint=folder))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("pruning", [None, PruningConfig(base=0.5)])
 def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, pruning):
@@ -276,7 +283,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, 
     quantizer = "stochastic" if pruning is None else "sigmoid"
     settings = TrainConfig(quantizer=quantizer, losses=SCORES, pruning=pruning, **SHORT | {"epochs": 4})
     config = FitConfig(layout="2x18" if pruning is None else "1x36", train=settings)
-    straight = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "straight")
+    straight = fit(x, config=kept_in(tmp_path / "straight", config), pairs=(xq, qrels))
     measure, calls = Validation.quality, []
 
     def interrupted(self, quantizer):
@@ -287,9 +294,9 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, 
 
     monkeypatch.setattr(Validation, "quality", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "stopped")
+        fit(x, config=kept_in(tmp_path / "stopped", config), pairs=(xq, qrels))
     assert len((tmp_path / "stopped" / LOG).read_text().splitlines()) == 2
-    resumed = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "stopped")
+    resumed = fit(x, config=kept_in(tmp_path / "stopped", config), pairs=(xq, qrels))
     # The closed form, and the epochs that were left; where it was pruned, besides it the closed form's prefix.
     assert len(calls) == 4 + 1 + 2 * (1 if pruning is None else 2)
     for name, array in straight.to_state()[0].items():
@@ -303,16 +310,16 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, 
 def test_another_or_a_damaged_checkpoint_is_not_gone_on_from(tmp_path):
     x, xq, qrels = make_pairs()
     config = FitConfig(layout="2x18", train=TrainConfig(**SHORT))
-    first = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+    first = fit(x, config=kept_in(tmp_path / "t", config), pairs=(xq, qrels))
     other = dataclasses.replace(config, train=TrainConfig(**SHORT | {"learning_rate": 1e-2}))
     with pytest.warns(UserWarning, match=r"checkpoint.safetensors.old: the checkpoint of another training"):
-        again = fit(x, config=other, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+        again = fit(x, config=kept_in(tmp_path / "t", other), pairs=(xq, qrels))
     assert (tmp_path / "t" / f"{CHECKPOINT}.old").exists()
-    assert again.config["training"]["log"] != first.config["training"]["log"]
+    assert again.fit_record.training.log != first.fit_record.training.log
     whole = (tmp_path / "t" / CHECKPOINT).read_bytes()
     (tmp_path / "t" / CHECKPOINT).write_bytes(whole[: len(whole) // 2])
     with pytest.warns(UserWarning, match="checkpoint.safetensors: a damaged checkpoint, so the training begins anew"):
-        anew = fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+        anew = fit(x, config=kept_in(tmp_path / "t", config), pairs=(xq, qrels))
     np.testing.assert_array_equal(anew.encode(x), first.encode(x))
 
 
@@ -320,7 +327,7 @@ def test_two_processes_do_not_train_into_one_folder(tmp_path):
     x, xq, qrels = make_pairs()
     config = FitConfig(layout="2x18", train=TrainConfig(**SHORT))
     with locked(tmp_path / "t"), pytest.raises(OSError, match="t: another process is training here"):
-        fit(x, config=config, pairs=(xq, qrels), checkpoint=tmp_path / "t")
+        fit(x, config=kept_in(tmp_path / "t", config), pairs=(xq, qrels))
 
 
 @pytest.mark.parametrize(
@@ -338,6 +345,15 @@ def test_settings_of_the_wrong_kind_are_named(settings, message):
         FitConfig(train=settings)
 
 
+def test_the_checkpoint_is_no_part_of_the_settings(tmp_path):
+    here, there = (FitConfig(train=TrainConfig(checkpoint=tmp_path / name)) for name in ("here", "there"))
+    assert here == there == FitConfig(train=TrainConfig())
+    assert here.to_dict() == FitConfig(train=TrainConfig()).to_dict()
+    assert "checkpoint" not in here.to_dict()["train"]
+    with pytest.raises(TypeError, match="train.checkpoint must be the path of a folder; got 5"):
+        TrainConfig(checkpoint=5)
+
+
 def test_rates_may_be_written_as_yaml_does_not_read_them():
     assert FitConfig(train={"learning_rate": "1e-4", "temperature": ["1e0", 0.5]}).train == TrainConfig(
         learning_rate=1e-4, temperature=(1.0, 0.5)
@@ -347,11 +363,11 @@ def test_rates_may_be_written_as_yaml_does_not_read_them():
 def test_early_stopping_keeps_the_best_epoch():
     x, xq, qrels = make_pairs()
     settings = TrainConfig(**SHORT | {"epochs": 30, "steps_per_epoch": 5}, patience=2, learning_rate=0.1)
-    record = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq, qrels)).config["training"]
-    gains = [line["gain"] for line in record["log"]]
+    record = fit(x, config=FitConfig(layout="2x18", train=settings), pairs=(xq, qrels)).fit_record.training
+    gains = [line["gain"] for line in record.log]
     assert len(gains) < 30
     assert len(gains) - 1 - int(np.argmax(gains)) == 2
-    assert record["gain"] == pytest.approx(max(0, *gains))
+    assert record.gain == pytest.approx(max(0, *gains))
 
 
 def test_batches_hold_relevant_hard_and_random_documents():
@@ -509,7 +525,7 @@ def test_run_time_never_imports_torch(tmp_path):
 
 def test_without_torch_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.delitem(sys.modules, "faiss_qama.training.train")
+    monkeypatch.delitem(sys.modules, "faiss_qama.training.gradient.train")
     with pytest.raises(ImportError, match=r"pip install 'faiss-qama\[train\]'"):
         fit_quietly(make_vectors(400), layout="2x18", train=TrainConfig(**SHORT))
 

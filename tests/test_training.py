@@ -15,6 +15,7 @@ from faiss_qama.training import FitConfig, TrainConfig, fit, rotation, threshold
 from faiss_qama.training.candidate_layouts import default_layout
 from faiss_qama.training.closed_form import merge_pairs
 from faiss_qama.training.split import HELD_OUT, split_corpus
+from faiss_qama.training.train_config import PruningConfig
 from faiss_qama.vectors import Corpus
 
 NORMAL = np.random.default_rng(0).standard_normal((200_000, 2)).astype(np.float32) * [2, 0.5] + [1, -3]
@@ -193,9 +194,37 @@ def test_degenerate_corpora_give_finite_quantizers(what, metric):
 
 
 def test_bytes_beyond_two_bits_buy_nothing():
-    assert default_layout(1000, 384) == "2x384"
-    assert default_layout(4, 1) == "1x1"
-    assert default_layout(48, 384) == "2x192"
+    assert str(default_layout(1000, 384)) == "2x384"
+    assert str(default_layout(4, 1)) == "1x1"
+    assert str(default_layout(48, 384)) == "2x192"
+
+
+def test_numbers_that_yaml_reads_as_text_are_numbers(tmp_path):
+    (tmp_path / "c.yaml").write_text("query_gain: 1e1\ntrain: {learning_rate: 1e-4, temperature: [1e0, 5e-1]}")
+    config = FitConfig.from_yaml(tmp_path / "c.yaml")
+    assert config.query_gain == 10
+    assert config.train == TrainConfig(learning_rate=1e-4, temperature=(1.0, 0.5))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"matryoshka_dims": (4, 8.0)}, "matryoshka_dims must be component counts"),
+        ({"matryoshka_dims": (True,)}, "matryoshka_dims must be component counts"),
+        ({"bytes": True}, "bytes must be int or None; got True"),
+        ({"query_gain": "far"}, "query_gain must be float or None; got 'far'"),
+    ],
+)
+def test_settings_of_the_wrong_type_are_named(settings, message):
+    with pytest.raises(TypeError, match=message):
+        FitConfig(**settings)
+
+
+def test_settings_are_checked_wherever_they_are_made():
+    with pytest.raises(TypeError, match="train.epochs must be int; got '3'"):
+        TrainConfig(epochs="3")
+    with pytest.raises(TypeError, match="pruning.decay must be float; got None"):
+        PruningConfig(decay=None)
 
 
 def test_config_survives_yaml(tmp_path):
@@ -205,13 +234,18 @@ def test_config_survives_yaml(tmp_path):
 
 
 PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
+AT_LAYOUTS = [("distill", "binary"), ("distill", "ternary"), ("qama", "2-bit"), ("fast", "hybrid")]
+QUICK = [("fast", None), ("fast", "hybrid")]
 
 
-@pytest.mark.parametrize("name", slow_except(["fast"], PRESETS))
-def test_presets_fit(name, request):
+@pytest.mark.parametrize("preset", slow_except(QUICK, [*((name, None) for name in PRESETS), *AT_LAYOUTS]), ids=str)
+def test_presets_fit(preset, request):
     """Each is read, fits, and, where it trains, goes through three steps of its own training."""
+    name, layout = preset
     config = FitConfig.from_yaml(request.config.rootpath / "configs" / f"{name}.yaml")
-    assert (config.train is None) == (name in ("fast", "hybrid"))
+    if layout is not None:
+        config = dataclasses.replace(config, layout=layout)
+    assert (config.train is None) == (name == "fast")
     if config.train is not None:
         config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1, steps_per_epoch=3))
     x = make_vectors(800, 384)
@@ -221,7 +255,7 @@ def test_presets_fit(name, request):
     if name != "adaptive-pruning":
         assert quantizer.layout == config.layout_in(384)
     if config.train is not None:
-        losses = quantizer.config["training"]["log"][0]["losses"]
+        losses = quantizer.fit_record.training.log[0]["losses"]
         assert {loss for loss in losses if loss not in ("entropy", "pruning")} == set(config.train.losses)
         assert np.isfinite(list(losses.values())).all()
 

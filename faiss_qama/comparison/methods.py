@@ -206,7 +206,7 @@ def build(name: str, dataset: Dataset, metric: int, *, train_queries: bool = Fal
     index = QamaIndex(quantizer, rescore)
     for chunk in dataset.corpus.chunks():
         index.add(chunk)
-    return Built(index, index.bytes_per_vector, dict(quantizer.config))
+    return Built(index, index.bytes_per_vector, quantizer.fit_record.to_dict())
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,9 +271,9 @@ def codec(name: str, corpus: Corpus, *, seed: int = 0) -> Codec:
 
     size, residual = code_bytes(DEFAULT, quantizer.layout), quantizer.layout.residual
     if rescore == "none":
-        return Codec(signs, size, dict(quantizer.config))
+        return Codec(signs, size, quantizer.fit_record.to_dict())
     size += 0 if residual is None else code_bytes(DEFAULT, residual)
-    return Codec(quantizer.encode_decode, size, dict(quantizer.config))
+    return Codec(quantizer.encode_decode, size, quantizer.fit_record.to_dict())
 
 
 def _fitted(name: str, corpus: Corpus, metric: int, queries: Corpus | None, seed: int) -> tuple[Quantizer, str]:

@@ -53,3 +53,12 @@ def code_bytes(base: Any, layout: CodeLayout) -> int:
     """Return the bytes per code that ``base``, or base ``auto``, takes, without links and lists."""
     ours = isinstance(base, str) and re.fullmatch(rf"{DEFAULT}|{AUTO}|IVF\d+", base)
     return FlatCodeIndex(layout).bytes_per_vector if ours else layout.code_size
+
+
+def check_memory(layout: CodeLayout, memory: float | None) -> None:
+    """Raise ValueError unless codes of ``layout`` fit into ``memory``, bytes a vector; None is no bound."""
+    least = code_bytes(DEFAULT, layout)
+    if memory is not None and not least <= memory:
+        raise ValueError(
+            f"memory: {memory:g} bytes a vector, and codes of {layout} alone take {least}: fit a shorter layout"
+        )

@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 
 from faiss_qama.arrays import Codes, Floats, Ids
 from faiss_qama.hamming.code_index import CodeIndex
-from faiss_qama.hamming.factory import DEFAULT, code_bytes, make_base
+from faiss_qama.hamming.factory import DEFAULT, check_memory, make_base
 from faiss_qama.hamming.faiss_binary import EF_WIDTH
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.search_parameters import SearchParameters
@@ -130,15 +130,6 @@ def trial_queries(x: Floats, queries: ArrayLike | None, d: int) -> Floats:
     if not len(split.validation):
         raise ValueError(f"base auto is chosen with queries, or with 200 documents or more; got {len(x)} documents")
     return split.validation
-
-
-def check_memory(layout: CodeLayout, memory: float | None) -> None:
-    """Raise ValueError unless codes of ``layout`` fit into ``memory``, bytes a vector; None is no bound."""
-    least = code_bytes(DEFAULT, layout)
-    if memory is not None and not least <= memory:
-        raise ValueError(
-            f"memory: {memory:g} bytes a vector, and codes of {layout} alone take {least}: fit a shorter layout"
-        )
 
 
 def _names(n: int) -> list[str]:

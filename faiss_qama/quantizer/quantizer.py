@@ -15,12 +15,13 @@ from faiss_qama.arrays import Codes, Floats, scale_to_norm
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.calibration import Calibration
 from faiss_qama.quantizer.decoder import BitDecoder, Decoder
+from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Linear, Transform, from_arrays
 from faiss_qama.threads import parallel_map
 from faiss_qama.vectors import as_vectors
 
-CHUNK = 4096  # vectors whose columns stay in cache until they are packed
+ENCODE_CHUNK = 4096  # vectors whose columns stay in cache until they are packed
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
 
 
@@ -43,7 +44,7 @@ class Quantizer:
         where it is scored as it is
     residual : the quantizer of what codes leave over, x less what its code decodes to, or None: a second code that is
         added to the first (Chen et al., "Approximate Nearest Neighbor Search by Residual Vector Quantization", 2010)
-    config : how it was fitted, for people to read
+    fit_record : how it was fitted
     calibration : how much oversampling which recall needs, or None if it was not measured
     """
 
@@ -57,7 +58,7 @@ class Quantizer:
     query_transform: Transform
     query_adapter: Linear | None = None
     residual: Quantizer | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    fit_record: FitRecord = field(default_factory=FitRecord)
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -119,10 +120,14 @@ class Quantizer:
         """Return queries ``xq`` (n, d) as they are scored against decoded codes."""
         return xq if self.query_adapter is None else self.query_adapter(xq)
 
+    def residual_of(self, x: Floats, code: Codes) -> Floats:
+        """Return the residuals, (n, d) float32: documents ``x`` less what their ``code`` (n, code_size) decodes to."""
+        return x - self.decode_unnormalized(code)
+
     def encode_residual(self, x: Floats, code: Codes) -> Codes:
-        """Return the codes, (n, residual.code_size) uint8, of what ``code`` leaves over of documents ``x`` (n, d)."""
+        """Return the residual codes, (n, residual.code_size) uint8, of documents ``x`` (n, d) with their ``code``."""
         assert self.residual is not None
-        return self.residual.encode(x - self.decode_unnormalized(code))
+        return self.residual.encode(self.residual_of(x, code))
 
     def decode(self, code: Codes, residual: Codes | None = None) -> Floats:
         """Return the vectors, (n, d) float32, that ``code`` (n, code_size) stands for, with codes of its residual."""
@@ -134,19 +139,17 @@ class Quantizer:
     def encode_decode(self, x: ArrayLike) -> Floats:
         """Return documents ``x`` (n, d) encoded and decoded, by all codes that there are."""
         x = as_vectors(x, self.d)
-        sums = self.decode_unnormalized(self.encode(x))
-        if self.residual is not None:
-            sums += self.residual.decode_unnormalized(self.residual.encode(x - sums))
-        return scale_to_norm(sums, 1.0) if self.normalized else sums
+        code = self.encode(x)
+        return self.decode(code, None if self.residual is None else self.encode_residual(x, code))
 
     def decode_unnormalized(self, code: Codes) -> Floats:
         """Return :meth:`decode` of ``code`` before it is normalised."""
         if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
         x = np.empty((len(code), self.d), dtype=np.float32)
-        for start in range(0, len(code), CHUNK):
-            bits = bit_packing.unpack(code[start : start + CHUNK], self.layout).astype(np.float32)
-            x[start : start + CHUNK] = self.bit_decoder.vectors(bits)
+        for start in range(0, len(code), ENCODE_CHUNK):
+            bits = bit_packing.unpack(code[start : start + ENCODE_CHUNK], self.layout).astype(np.float32)
+            x[start : start + ENCODE_CHUNK] = self.bit_decoder.vectors(bits)
         return x
 
     def truncate(self, components: int) -> Quantizer:
@@ -199,7 +202,7 @@ class Quantizer:
             "metric": self.metric_name,
             "normalized": self.normalized,
             "rms_norm": self.rms_norm,
-            "config": dict(self.config),
+            "fit_record": self.fit_record.to_dict(),
         }
         if self.residual is not None:
             own, settings["residual"] = self.residual.to_state()
@@ -208,7 +211,13 @@ class Quantizer:
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Quantizer:
-        """Return the quantizer of :meth:`to_state`. Raises KeyError or ValueError for parts missing or misshapen."""
+        """Return the quantizer of :meth:`to_state`.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            For parts that are missing, unknown or of a wrong shape.
+        """
         calibrations = {}
         for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):
             curves = arrays[f"{name}.floats"], arrays[f"{name}.codes"]
@@ -217,29 +226,24 @@ class Quantizer:
         if calibration is not None:
             prefixes = {int(name.removeprefix("calibration.")): c for name, c in calibrations.items()}
             calibration = replace(calibration, prefixes=prefixes)
-        transform = from_arrays(arrays, "transform")
-        if "query_shift" in arrays:  # format version 1
-            query_transform = transform.then(settings["query_gain"], arrays["query_shift"])
-        else:
-            query_transform = from_arrays(arrays, "query_transform")
         residual = None
         if "residual" in settings:
             own = {n.removeprefix("residual."): array for n, array in arrays.items() if n.startswith("residual.")}
             residual = cls.from_state(own, settings["residual"])
         return cls(
-            transform=transform,
+            transform=from_arrays(arrays, "transform"),
             layout=CodeLayout.parse(settings["layout"]),
             thresholds=arrays["thresholds"],
             decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
             metric=METRICS[settings["metric"]],
             normalized=settings["normalized"],
             rms_norm=settings["rms_norm"],
-            query_transform=query_transform,
+            query_transform=from_arrays(arrays, "query_transform"),
             query_adapter=Linear(arrays["query_adapter.matrix"], arrays["query_adapter.bias"])
             if "query_adapter.matrix" in arrays
             else None,
             residual=residual,
-            config=dict(settings["config"]),
+            fit_record=FitRecord.from_dict(settings["fit_record"]),
             calibration=calibration,
         )
 
@@ -260,5 +264,5 @@ class Quantizer:
         def encode(chunk: slice) -> None:
             out[chunk] = bit_packing.encode(transform(x[chunk]), self.thresholds, self.layout)
 
-        parallel_map(encode, [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)])
+        parallel_map(encode, [slice(start, start + ENCODE_CHUNK) for start in range(0, len(x), ENCODE_CHUNK)])
         return out

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats
 
-BLOCK = 256  # vectors whose hidden layer stays in cache
+HIDDEN_BLOCK = 256  # vectors whose hidden layer stays in cache
 
-FEW = 32  # vectors that a thread multiplies sooner than it wakes others, which may have to wait for a core
+MIN_PARALLEL = 32  # vectors that a thread multiplies sooner than it wakes others, which may have to wait for a core
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class Linear:
         # busily for more while ours would work.
         x, z = np.ascontiguousarray(x), np.empty((len(x), len(self.matrix)), np.float32)
         threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(threads if len(x) >= FEW else 1)
+        faiss.omp_set_num_threads(threads if len(x) >= MIN_PARALLEL else 1)
         try:
             self._product.apply_noalloc(len(x), faiss.swig_ptr(x), faiss.swig_ptr(z))
         finally:
@@ -107,8 +107,8 @@ class FeedForward:
     def __call__(self, x: Floats) -> Floats:
         """Map (n, d) float32 to (n, columns) float32."""
         z = self.skip(x)
-        for start in range(0, len(x), BLOCK):
-            rows = slice(start, start + BLOCK)
+        for start in range(0, len(x), HIDDEN_BLOCK):
+            rows = slice(start, start + HIDDEN_BLOCK)
             z[rows] += gelu(self.hidden(x[rows])) @ self.out.T
         return z
 

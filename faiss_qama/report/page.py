@@ -16,7 +16,8 @@ import faiss
 from faiss_qama.comparison.methods import shared_bytes
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import speedup
-from faiss_qama.pipeline import FitResult, K
+from faiss_qama.pipeline import FitResult
+from faiss_qama.quantizer.calibration import K
 from faiss_qama.report.tables import fit_summary
 from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import PathLike

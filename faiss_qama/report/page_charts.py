@@ -8,14 +8,14 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Floats
 from faiss_qama.comparison.methods import measure_alternatives, shared_bytes
 from faiss_qama.evaluation.datasets import Dataset
-from faiss_qama.pipeline import FitResult, K
-from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES, RECALL
+from faiss_qama.pipeline import FitResult
+from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES, RECALL, K
 from faiss_qama.quantizer.layout import CodeLayout, Segment
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.report import charts
 from faiss_qama.report.charts import Chart
 from faiss_qama.report.tables import bytes_text
-from faiss_qama.training.layout_choice import SAMPLE, LayoutTrial
+from faiss_qama.training.layout_choice import TRIAL_DOCUMENTS, LayoutTrial
 from faiss_qama.vectors import Corpus
 
 SHOWN = 4  # columns whose thresholds are drawn
@@ -38,14 +38,14 @@ def page_charts(result: FitResult, faster: float | None) -> list[Chart]:
     list of Chart
         In the order of the page.
     """
-    quantizer, sample = result.index.quantizer, result.split.train[:: -(-len(result.split.train) // SAMPLE)]
+    quantizer, sample = result.index.quantizer, result.split.train[:: -(-len(result.split.train) // TRIAL_DOCUMENTS)]
     out = [] if result.choice is None else [_recall_by_bytes(result, sample)]
     if quantizer.calibration is not None:
         out.append(_recall_by_candidates(result))
     if result.measured and faster is not None:
         out.append(_against_exact_search(result, faster))
     out += [_variance_and_bits(result, sample), _thresholds(result, sample)]
-    return out + ([_training(result)] if "training" in quantizer.config else [])
+    return out + ([_training(result)] if quantizer.fit_record.training is not None else [])
 
 
 def _recall_by_bytes(result: FitResult, sample: Floats) -> Chart:
@@ -86,7 +86,7 @@ def _recall_by_bytes(result: FitResult, sample: Floats) -> Chart:
             [(trial.bytes, trial.recall(rescore)) for trial in choice.trials],
             others,
             (chosen.bytes, chosen.recall(rescore)),
-            chosen.layout,
+            str(chosen.layout),
         ),
         ["method", "bytes", f"recall@{K}", f"candidates for recall {RECALL}"],
         rows,
@@ -175,7 +175,7 @@ def _variance_and_bits(result: FitResult, sample: Floats) -> Chart:
     ]
     if quantizer.residual is not None:
         layout = quantizer.residual.layout
-        left = _variance(sample - quantizer.decode_unnormalized(quantizer.encode(sample)), quantizer) / whole
+        left = _variance(quantizer.residual_of(sample, quantizer.encode(sample)), quantizer) / whole
         curves["the residual"] = left, _bits(layout, len(left))
         key += [("residual code", _segments_text(layout)), ("variance of the residual", f"{100 * left.sum():.1f} %")]
     elif len(shares) > coded:
@@ -197,7 +197,7 @@ def _variance_and_bits(result: FitResult, sample: Floats) -> Chart:
 
 def _variance(x: Floats, quantizer: Quantizer) -> NDArray[np.float64]:
     """Return the variance (d,) of ``x`` by component, before any rotation: principal, or the embedding's own."""
-    if quantizer.config.get("projection") != "pca":
+    if quantizer.fit_record.projection != "pca":
         return np.asarray(x.var(axis=0, dtype=np.float64))
     principal = np.linalg.eigvalsh(np.atleast_2d(np.cov(x.T.astype(np.float64))))[::-1]
     return np.maximum(principal, 0)
@@ -244,13 +244,13 @@ def _thresholds(result: FitResult, sample: Floats) -> Chart:
 
 
 def _training(result: FitResult) -> Chart:
-    record = result.index.quantizer.config["training"]
-    losses = [sum(line["losses"].values()) for line in record["log"]]
-    gains = [100 * line["gain"] for line in record["log"]]
+    record = result.index.quantizer.fit_record.training
+    assert record is not None
+    losses = [sum(line["losses"].values()) for line in record.log]
+    gains = [100 * line["gain"] for line in record.log]
     rows = [
         [str(i + 1), f"{loss:.4g}", f"{gain:+.2f}"] for i, (loss, gain) in enumerate(zip(losses, gains, strict=True))
     ]
-    trained = record["kept"] == "trained"
     return Chart(
         "Training",
         "The loss, and the gain on held-out queries over the quantizer without training, after each epoch.",
@@ -258,8 +258,8 @@ def _training(result: FitResult) -> Chart:
         ["epoch", "loss", "gain, %"],
         rows,
         [
-            ("kept", "the trained quantizer" if trained else "the quantizer without training"),
-            ("gain is in", record["measure"]),
+            ("kept", "the trained quantizer" if record.kept else "the quantizer without training"),
+            ("gain is in", record.measure),
             ("largest gain", f"{max(gains):+.1f} %"),
             ("loss, first and last epoch", f"{losses[0]:.3g}, {losses[-1]:.3g}"),
         ],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -12,7 +12,9 @@ from faiss_qama.evaluation.bootstrap import bootstrap_interval, percent
 from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.index.tuning import MIN_VECTORS
-from faiss_qama.pipeline import FitResult, K
+from faiss_qama.pipeline import FitResult
+from faiss_qama.quantizer.calibration import K
+from faiss_qama.quantizer.fit_record import TrainingRecord
 from faiss_qama.quantizer.quantizer import Quantizer
 
 _ROTATIONS = {"itq": "ITQ rotation", "random": "random rotation"}
@@ -46,8 +48,8 @@ def fit_summary(result: FitResult) -> str:
         chosen, *others = index.base_trials
         reason = "the fastest of" if others else f"as no other fits, or is tried below {MIN_VECTORS:,} vectors"
         rows += [("base", f"{chosen}, {reason}"), *(("", str(trial)) for trial in others)]
-    if "training" in quantizer.config:
-        rows += training_facts(quantizer.config["training"])
+    if quantizer.fit_record.training is not None:
+        rows += training_facts(quantizer.fit_record.training)
     table = "(too few vectors to hold any out, so nothing was measured)"
     if result.measured:
         table = results_table(result.measured, K, f"on {result.queries}")
@@ -176,47 +178,47 @@ def quantizer_text(quantizer: Quantizer) -> str:
     str
         Such as ``2x192, PCA + ITQ rotation, Lloyd-Max``.
     """
-    config = quantizer.config
+    record = quantizer.fit_record
     steps = [
-        {True: "PCA", False: "SVD"}[config["center"]] if config["projection"] == "pca" else "",
-        _ROTATIONS.get(config["rotation"], ""),
+        {True: "PCA", False: "SVD"}[record.center] if record.projection == "pca" else "",
+        _ROTATIONS.get(record.rotation, ""),
     ]
     transform = " + ".join(step for step in steps if step) or "no rotation"
-    if config["matryoshka_dims"]:
-        slices = config["matryoshka_dims"]
+    if record.matryoshka_dims:
+        slices = record.matryoshka_dims
         transform += f" inside slices {slices if isinstance(slices, str) else '/'.join(map(str, slices))}"
-    thresholds = config["thresholds"]
+    thresholds = record.thresholds
     text = f"{quantizer.layout}, {transform}, {_THRESHOLDS.get(thresholds, thresholds + ' thresholds')}"
-    trained = config.get("training", {}).get("kept") == "trained"
-    return f"{text}, {config['train']['adapter']} adapter trained" if trained else text
+    training = record.training
+    return text if training is None or not training.kept else f"{text}, {training.adapter} adapter trained"
 
 
-def training_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+def training_facts(record: TrainingRecord) -> list[tuple[str, str]]:
     """Return the result of a training on held-out queries, which quantizer was kept, and the curves.
 
     Parameters
     ----------
-    record : mapping
-        ``quantizer.config["training"]``.
+    record : TrainingRecord
+        ``quantizer.fit_record.training``.
 
     Returns
     -------
     list of tuple of str
         Name and value of each line, for :func:`facts`.
     """
-    log, measure = record["log"], record["measure"]
+    log, measure = record.log, record.measure
     values = [
-        f"{what} {record['trained'][stage][measure]:.3f} (closed form {record['closed form'][stage][measure]:.3f})"
+        f"{what} {record.trained[stage][measure]:.3f} (untrained {record.untrained[stage][measure]:.3f})"
         for stage, what in (("adc", measure), ("hamming", "Hamming"))
     ]
-    kept = f"kept the trained quantizer, {100 * record['gain']:.1f} % better"
-    if record["kept"] != "trained":
-        kept = "no better, so kept the closed form"
+    kept = f"kept the trained quantizer, {100 * record.gain:.1f} % better"
+    if not record.kept:
+        kept = "no better, so kept the untrained quantizer"
     losses, gains = [sum(line["losses"].values()) for line in log], [100 * line["gain"] for line in log]
     curves = f"loss {sparkline(losses)} {losses[0]:.3g} to {losses[-1]:.3g}, "
     curves += f"held-out gain {sparkline(gains)} {max(gains):+.1f} %"
     return [
-        ("training", f"{len(log)} epochs in {record['seconds']:.0f} s; {kept}"),
+        ("training", f"{len(log)} epochs in {record.seconds:.0f} s; {kept}"),
         ("", f"on the held-out queries that chose the epoch: {', '.join(values)}"),
         ("", curves),
     ]

@@ -15,6 +15,7 @@ from types import ModuleType
 import click
 import faiss
 
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import FitResult, fit_index
 from faiss_qama.storage import atomic_files
 from faiss_qama.texts.embedding import embed_texts
@@ -69,7 +70,7 @@ def run(output: Path) -> FitResult:
     atomic_files.write_npy(output / "queries.npy", queries)
 
     outcome = fit_index(
-        Corpus(output / "corpus.npy"), output / "corpus.qama", FitConfig(), faiss.METRIC_INNER_PRODUCT, "fp16"
+        Corpus(output / "corpus.npy"), output / "corpus.qama", FitConfig(), faiss.METRIC_INNER_PRODUCT, IndexSpec()
     )
     codes = outcome.index.with_rescore("codes")
     share = x.itemsize * x.shape[1] / codes.bytes_per_vector[0]

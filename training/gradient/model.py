@@ -15,9 +15,9 @@ from faiss_qama.arrays import Floats, row_norms
 from faiss_qama.quantizer.decoder import Decoder
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.quantizer.transform import Linear
-from faiss_qama.training.adapter import Adapter, to_numpy
-from faiss_qama.training.gradient_estimators import ESTIMATORS
-from faiss_qama.training.pruning import Pruning
+from faiss_qama.training.gradient.adapter import Adapter, to_numpy
+from faiss_qama.training.gradient.gradient_estimators import ESTIMATORS
+from faiss_qama.training.published.pruning import Pruning
 from faiss_qama.training.train_config import TrainConfig
 
 
@@ -67,7 +67,7 @@ class Model(nn.Module):
 
         documents = config.adapter != "none"
         self.adapter = Adapter(of_document, config.adapter, round(config.expansion * start.d))
-        self.gain = float(start.config.get("query_gain", 1.0))
+        self.gain = start.fit_record.query_gain
         shift = of_query.bias - np.float32(self.gain) * of_document.bias
         self.register_buffer("shift", torch.from_numpy(shift))
         # Of the two query sides, one that no loss reaches would stay behind while the documents' side moves.

@@ -14,10 +14,10 @@ from faiss_qama.training.near_duplicates import NearDuplicates, drop_one
 from faiss_qama.training.split import Split, add_noise
 from faiss_qama.training.train_config import TrainConfig
 
-MINED = 20_000  # documents that stand in for queries, at most: what finding their neighbours costs is seconds
+MAX_STAND_INS = 20_000  # documents that stand in for queries, at most: what finding their neighbours costs is seconds
 NEIGHBOURS = 50  # hard documents are split from so many nearest ones
-BLOCK = 256  # questions whose neighbours' vectors are held at a time
-FOLLOWED = 512  # random documents whose columns moving thresholds follow
+QUERY_BLOCK = 256  # questions whose neighbours' vectors are held at a time
+THRESHOLD_DOCUMENTS = 512  # random documents whose columns moving thresholds follow
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,18 +47,22 @@ class Batches:
 
     def __init__(self, split: Split, config: TrainConfig, metric: int, seed: int) -> None:
         self._x, self._config, self._seed = split.train, config, seed
-        self._twins = NearDuplicates(split.train, metric)
+        self._duplicates = NearDuplicates(split.train, metric)
         rng = np.random.default_rng(seed)
         real = split.train[:0] if split.train_queries is None else split.train_queries
         self._share = 1.0 if not len(real) else config.documents_as_queries
-        rows = rng.choice(len(self._x), min(MINED, len(self._x)), replace=False) if self._share else np.empty(0, int)
+        rows = (
+            rng.choice(len(self._x), min(MAX_STAND_INS, len(self._x)), replace=False)
+            if self._share
+            else np.empty(0, int)
+        )
         stand_ins = self._x[rows]
         if config.noise:
             stand_ins = add_noise(stand_ins, self._x.mean(axis=0), config.noise, rng)
         self._real = len(real)
         self._questions = np.concatenate([real, stand_ins])
         self._rows = np.concatenate([np.full(len(real), -1), rows])
-        self._near = _nearest(self._questions, self._rows, self._x, metric, self._twins)
+        self._near = _nearest(self._questions, self._rows, self._x, metric, self._duplicates)
         order = np.argsort(split.train_qrels[:, 0], kind="stable")
         self._qrels = split.train_qrels[order]
         self._first = np.searchsorted(self._qrels[:, 0], np.arange(len(self._questions) + 1))
@@ -84,13 +88,13 @@ class Batches:
         )
         queries, x, grades = self._questions[asked], self._x[documents], self._grades(first, count, documents)
         itself = self._rows[asked][:, None] == documents
-        itself |= self._twins.between(queries, x)
+        itself |= self._duplicates.between(queries, x)
         return Batch(queries, x, grades, itself & (grades == 0))
 
     def documents(self, step: int) -> Floats:
         """Return random documents (n, d)."""
         rng = np.random.default_rng([self._seed, step, 1])
-        return self._x[rng.integers(0, len(self._x), FOLLOWED)]
+        return self._x[rng.integers(0, len(self._x), THRESHOLD_DOCUMENTS)]
 
     def _grades(self, first: NDArray[np.int64], count: NDArray[np.int64], documents: NDArray[np.int64]) -> Floats:
         grades = np.zeros((len(first), len(documents)), dtype=np.float32)
@@ -104,14 +108,14 @@ class Batches:
 
 
 def _nearest(
-    questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int, twins: NearDuplicates
+    questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int, duplicates: NearDuplicates
 ) -> NDArray[np.int64]:
     """Return the nearest documents, (nq, NEIGHBOURS or fewer), of each question, but for one that is the question."""
     k = min(NEIGHBOURS + 1, len(x))
     parts = []
-    for start in progress(range(0, len(questions), BLOCK), "neighbours"):
-        part = slice(start, start + BLOCK)
+    for start in progress(range(0, len(questions), QUERY_BLOCK), "neighbours"):
+        part = slice(start, start + QUERY_BLOCK)
         _, I = faiss.knn(questions[part], x, k, metric=metric)
-        own = (I == rows[part, None]) | twins.among(questions[part], x[I])
+        own = (I == rows[part, None]) | duplicates.among(questions[part], x[I])
         parts.append(I[drop_one(own)].reshape(len(I), k - 1))
     return np.concatenate(parts)

@@ -23,7 +23,7 @@ from faiss_qama.training.train_config import PruningConfig
 CURVATURE_MOMENTUM = 0.9
 IMPORTANCE_MOMENTUM = 0.99
 EPSILON = 1e-8
-FEWEST = 8  # components that always stay: a byte
+MIN_COMPONENTS = 8  # that always stay: a byte
 
 
 class Pruning(nn.Module):
@@ -78,8 +78,8 @@ class Pruning(nn.Module):
             place = torch.arange(len(a), device=a.device)
             base = self.config.base * (1 + done)
             stays = a >= base / torch.exp(-self.config.decay * place)
-            if stays.sum() < FEWEST:
-                stays[a.topk(min(FEWEST, len(a))).indices] = True
+            if stays.sum() < MIN_COMPONENTS:
+                stays[a.topk(min(MIN_COMPONENTS, len(a))).indices] = True
             self.mask *= stays
         return {
             "active": int(self.mask.sum()),
@@ -106,6 +106,12 @@ class Pruning(nn.Module):
             thresholds=(quantizer.thresholds * adjusted[:, None])[kept],
             decoder=Decoder(decoder.values[kept], decoder.matrix[kept], decoder.offset + constant),
         )
+
+
+def entropy(soft: Tensor) -> Tensor:
+    """Undecided bits: the entropy of soft bits in (0, 1), in nats."""
+    soft = soft.clamp(1e-6, 1 - 1e-6)
+    return -(soft * soft.log() + (1 - soft) * (1 - soft).log()).mean()
 
 
 def _kept(transform: Transform, kept: np.ndarray, scale: np.ndarray) -> Transform:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,17 +16,20 @@ from torch.optim.swa_utils import AveragedModel
 
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
+from faiss_qama.quantizer.fit_record import Quality
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.training import losses
-from faiss_qama.training.batches import Batch, Batches
-from faiss_qama.training.checkpoint import Journal
 from faiss_qama.training.closed_form import fit_decoder
-from faiss_qama.training.model import Model
+from faiss_qama.training.gradient import losses
+from faiss_qama.training.gradient.batches import Batch, Batches
+from faiss_qama.training.gradient.checkpoint import Journal
+from faiss_qama.training.gradient.model import Model
+from faiss_qama.training.gradient.validation import Validation
+from faiss_qama.training.published import code_losses
+from faiss_qama.training.published.pruning import entropy
 from faiss_qama.training.split import Split
 from faiss_qama.training.train_config import SCORE_LOSSES, STAGES, TrainConfig, interpolate
-from faiss_qama.training.validation import Quality, Validation
 
-DECODED = 20_000  # documents that a decoder is fitted to
+DECODER_DOCUMENTS = 20_000  # that a decoder is fitted to
 AVERAGING = 0.99  # what is kept is a moving average of the parameters: steps are noisy, because cuts are
 
 
@@ -53,9 +56,7 @@ class Training:
     log: list[dict[str, Any]]
 
 
-def train(
-    start: Quantizer, split: Split, config: TrainConfig, ends: list[int], seed: int, folder: Path | None = None
-) -> Training:
+def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], seed: int) -> Training:
     """Train from ``start``.
 
     Parameters
@@ -65,7 +66,6 @@ def train(
     config : settings
     ends : numbers of components of the slices, ascending; the last is all of them
     seed : of batches, of weights, and of stochastic cuts
-    folder : where the checkpoint and the log are kept, or None; an interrupted training goes on from there
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
@@ -81,7 +81,8 @@ def train(
 
     # Begin, or go on.
     arrays, settings = start.to_state()
-    settings |= {"train": asdict(config), "ends": ends, "seed": seed}
+    settings |= {"train": config.to_dict(), "ends": ends, "seed": seed}
+    folder = None if config.checkpoint is None else Path(config.checkpoint)
     journal = Journal(folder, settings, [*arrays.values(), *split.arrays()])
     best = journal.resume({"model": model, "averaged": averaged}, optimizer)
 
@@ -176,7 +177,7 @@ def batch_losses(
         else:
             by_slice = (model.hamming_scores if stage == "hamming" else model.float_scores)(queries, documents)
         for loss in wanted:
-            function = losses.SCORE_LOSSES[loss]
+            function = losses.BY_NAME[loss]
             value = sum(
                 weight * function(scores, teacher, grades, score_temperature)
                 for weight, scores in zip(model.slice_weights, by_slice, strict=True)
@@ -184,20 +185,20 @@ def batch_losses(
             parts[f"{stage}.{loss}"] = weights[f"{stage}.{loss}"] * torch.as_tensor(value)
 
     z = documents.z / model.spread
-    code_losses: dict[str, Callable[[], Tensor]] = {
-        "information_bottleneck": lambda: losses.information_bottleneck(z),
-        "orthogonality": lambda: losses.orthogonality(z, model.column_ends),
-        "variance": lambda: losses.variance(z, done),
-        "quantization": lambda: losses.quantization(documents.u, done),
-        "balance": lambda: losses.balance(documents.bits, model.bit_shares),
-        "decorrelation": lambda: losses.decorrelation(documents.bits, model.same_unit),
-        "reconstruction": lambda: losses.reconstruction(decoded[-1], x),
+    of_codes: dict[str, Callable[[], Tensor]] = {
+        "information_bottleneck": lambda: code_losses.information_bottleneck(z),
+        "orthogonality": lambda: code_losses.orthogonality(z, model.column_ends),
+        "variance": lambda: code_losses.variance(z, done),
+        "quantization": lambda: code_losses.quantization(documents.u, done),
+        "balance": lambda: code_losses.balance(documents.bits, model.bit_shares),
+        "decorrelation": lambda: code_losses.decorrelation(documents.bits, model.same_unit),
+        "reconstruction": lambda: code_losses.reconstruction(decoded[-1], x),
     }
-    for name, code_loss in code_losses.items():
+    for name, code_loss in of_codes.items():
         if weights.get(name, 0.0) > 0:
             parts[name] = weights[name] * code_loss()
     if model.pruning is not None:
-        parts["entropy"] = min(0.1, 0.01 * epoch) * losses.entropy(torch.sigmoid(documents.u[..., 0] / temperature))
+        parts["entropy"] = min(0.1, 0.01 * epoch) * entropy(torch.sigmoid(documents.u[..., 0] / temperature))
         parts["pruning"] = model.pruning.loss(model.thresholds / model.spread[:, None])
     return parts
 
@@ -219,7 +220,7 @@ def _frozen(model: Model, x: Floats) -> Quantizer:
     quantizer = model.frozen()
     if model.config.decodes or model.config.adapter == "none":
         return quantizer
-    x = x[:: -(-len(x) // DECODED)]
+    x = x[:: -(-len(x) // DECODER_DOCUMENTS)]
     z, decoder = quantizer.transform(x), quantizer.decoder
     parts = x, z, quantizer.encode(x), decoder.offset, decoder.matrix, quantizer.layout
     return replace(quantizer, decoder=fit_decoder(*parts, "least-squares"))
