@@ -9,7 +9,7 @@ from cells import SETS, bytes_text, markdown, percent
 
 
 def main_table(data: dict[str, Any]) -> str:
-    """Return the README's table."""
+    """Return the table of the main job."""
     rows = []
     for label in data["rows"]["main"]:
         row = [label]

@@ -20,6 +20,7 @@ from recall_tables import (
 from speed_tables import (
     asymmetric_table,
     fastest_table,
+    first_table,
     growing_table,
     peers_table,
     scale_table,
@@ -44,6 +45,7 @@ def render() -> dict[Path, str]:
         "methods": [label for label in labels if ", " not in label],
     }
     tables = {
+        "first": first_table(data),
         "main": main_table(data),
         "methods": methods_table(data),
         "fit": choices_table(data, "fit"),
