@@ -96,7 +96,7 @@ def test_tables_come_from_the_result_files(request, monkeypatch):
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     rendered = tables.render()
-    assert len(rendered) == 4
+    assert len(rendered) == 5
     for path, text in rendered.items():
         assert path.read_text() == text
         assert text.count("<!-- table:") == text.count("|\n<!-- end -->") + len(
