@@ -104,6 +104,13 @@ def test_tables_come_from_the_result_files(request, monkeypatch):
         )
 
 
+def test_the_page_of_the_command_line_says_what_the_commands_say():
+    spec = importlib.util.spec_from_file_location("cli_page", ROOT / "docs" / "cli_page.py")
+    cli_page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(cli_page)
+    assert cli_page.PAGE.read_text() == cli_page.page(), "python docs/cli_page.py writes it anew"
+
+
 def anchors(path):
     """Return what the headings of a page are called in links, as code hosts do."""
     headings = re.findall(r"^#+ (.+)$", path.read_text(), flags=re.M)

@@ -31,20 +31,30 @@ from faiss_qama.rescore.rescorer import RESCORE_KINDS
 from faiss_qama.storage import atomic_files, bundle
 from faiss_qama.vectors import Corpus, load_vectors
 
-_metric = click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True)
+_metric = click.option(
+    "--metric",
+    type=click.Choice(list(METRIC_CHOICES)),
+    default="ip",
+    show_default=True,
+    help="Inner product or L2 distance.",
+)
 _rescore = click.option(
-    "--rescore", type=click.Choice(RESCORE_KINDS), default="fp16", show_default=True, help="Second stage."
+    "--rescore",
+    type=click.Choice(RESCORE_KINDS),
+    default="fp16",
+    show_default=True,
+    help="How candidates are re-ranked.",
 )
 _rescore_of_fit = click.option(
     "--rescore",
     type=click.Choice(RESCORE_KINDS),
-    help="Second stage.  [default: fp16; codes with --pairs or a residual]",
+    help="How candidates are re-ranked.  [default: fp16; codes with --pairs or a residual layout]",
 )
 _base = click.option(
     "--base",
     default=DEFAULT,
     show_default=True,
-    help="Index of the codes: auto, Flat, IVF1024, BFlat, BHNSW32, ...",
+    help="Index type: auto, Flat, IVF1024, BFlat, BHNSW32, ...",
 )
 
 
@@ -79,7 +89,7 @@ def main() -> None:
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def cli() -> None:
-    """Learned codes for text embeddings: 1/20 to 1/60 of the bytes, searched by FAISS."""
+    """Compress text embeddings to learned codes, and search them as FAISS does."""
 
 
 cli.add_command(eval_command)
@@ -87,27 +97,43 @@ cli.add_command(eval_command)
 
 @cli.command()
 @click.argument("corpus", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder to write  [default: CORPUS.qama]")
-@click.option("--config", "config_path", type=click.Path(path_type=Path), help="YAML settings of the fit.")
-@click.option("--layout", help="Such as 2x192 or 2x96,1x192.")
-@click.option("--bytes", "size", type=int, help="Instead: bytes a vector; the layout is chosen by measuring.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Folder to write; an index there is replaced.  [default: CORPUS.qama]",
+)
+@click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    help="YAML file with settings of the fit; configs/ has examples.",
+)
+@click.option("--layout", help="Layout of the codes, such as 2x192 or 2x96,1x192.")
+@click.option("--bytes", "size", type=int, help="Bytes per vector; the fit then chooses the layout by measuring.")
 @click.option("--queries", "queries_path", type=click.Path(path_type=Path), help="Unlabelled queries, .npy.")
 @click.option(
     "--pairs",
     type=(click.Path(path_type=Path), click.Path(path_type=Path)),
     metavar="QUERIES QRELS",
-    help="Train on queries, .npy, and a .tsv of which documents are relevant: query row, corpus row, grade.",
+    help="Train on labelled queries: a .npy of queries, and a .tsv of query row, corpus row and grade.",
 )
 @_rescore_of_fit
 @_base
 @click.option(
-    "--recall", type=click.FloatRange(0, 1, True, True), help="Take the fewest bytes for it; --base auto keeps it."
+    "--recall",
+    type=click.FloatRange(0, 1, True, True),
+    help="Recall@10 to reach, with the fewest bytes and, for --base auto, with the fastest index.",
 )
-@click.option("--memory", type=click.FloatRange(0, min_open=True), help="Bytes a vector that --base auto may hold.")
+@click.option(
+    "--memory", type=click.FloatRange(0, min_open=True), help="Most bytes per vector that --base auto may use."
+)
 @nprobe_option
 @ef_search_option
 @_metric
-@click.option("--report", "page", type=click.Path(path_type=Path), help="HTML page to write: what each byte buys.")
+@click.option(
+    "--report", "page", type=click.Path(path_type=Path), help="HTML page to write, with charts of the result."
+)
 def fit(
     corpus: tuple[Path, ...],
     output: Path | None,
@@ -125,7 +151,7 @@ def fit(
     metric: str,
     page: Path | None,
 ) -> None:
-    """Fit a quantizer to CORPUS (one .npy file or several shards) and write an index of it."""
+    """Fit a quantizer to CORPUS (one .npy file or several shards), write an index of it, and measure it."""
     from faiss_qama.training import FitConfig
     from faiss_qama.training.pairs import read_pairs
 
@@ -187,7 +213,7 @@ def build(
     nprobe: int | None,
     ef_search: int | None,
 ) -> None:
-    """Write an index of CORPUS with the quantizer of INDEX, without fitting it anew."""
+    """Write an index of CORPUS with the quantizer of INDEX, without a new fit."""
     quantizer = QamaIndex.load(index_path, mmap=True).quantizer
     searched = drop_none(nprobe=nprobe, efSearch=ef_search)
     index = QamaIndex.build(output, quantizer, Corpus(list(corpus), quantizer.d), rescore, base, searched)
@@ -198,9 +224,11 @@ def build(
 @cli.command("export")
 @click.argument("index_path", metavar="INDEX", type=click.Path(path_type=Path))
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--kind", type=click.Choice(export.KINDS), default=export.KINDS[0], show_default=True, help="What it is.")
+@click.option(
+    "--kind", type=click.Choice(export.KINDS), default=export.KINDS[0], show_default=True, help="Kind of FAISS index."
+)
 def export_command(index_path: Path, output: Path, kind: str) -> None:
-    """Write INDEX to OUTPUT as a stock FAISS index, which faiss.read_index reads without this package."""
+    """Write INDEX to OUTPUT as a stock FAISS index, which FAISS reads without this package."""
     atomic_files.check_writable(output, index_path.glob("*"))
     atomic_files.write_faiss(output, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
     reader = "read_index_binary" if kind == "binary" else "read_index"
@@ -215,7 +243,9 @@ def export_command(index_path: Path, output: Path, kind: str) -> None:
 @oversample_option
 @nprobe_option
 @ef_search_option
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write D and I to this .npz instead.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write D and I to this .npz file instead of printing."
+)
 def search(
     index_path: Path,
     queries_path: Path,
@@ -226,7 +256,7 @@ def search(
     ef_search: int | None,
     output: Path | None,
 ) -> None:
-    """Search INDEX for the rows of QUERIES (.npy); print query, rank, id and score, tab-separated."""
+    """Search INDEX for the rows of QUERIES (.npy), and print query, rank, id and score, tab-separated."""
     index = QamaIndex.load(index_path, mmap=True)
     if output is None:
         k = min(k, max(index.ntotal, 1))  # what is missing is not printed
@@ -249,7 +279,7 @@ def search(
 @cli.command()
 @click.argument("index_path", metavar="INDEX", type=click.Path(path_type=Path))
 def inspect(index_path: Path) -> None:
-    """Say what INDEX holds, and verify every checksum."""
+    """Describe INDEX, and verify all its checksums."""
     manifest = bundle.verify(index_path)
     index = QamaIndex.load(index_path, mmap=True)
     quantizer, calibration = index.quantizer, index.quantizer.calibration
@@ -281,14 +311,19 @@ def inspect(index_path: Path) -> None:
 
 @cli.command()
 @click.argument("texts", type=click.Path(path_type=Path))
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="What to write  [default: TEXTS.npy, or FOLDER]")
-@click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="A sentence-transformer: name or path.")
-@click.option("--field", help="The field of a JSON line that holds the text.  [default: text]")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="File or folder to write.  [default: TEXTS.npy, or the folder TEXTS]",
+)
+@click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="Name or path of a sentence-transformer.")
+@click.option("--field", help="Field of a JSON line that holds the text.  [default: text]")
 def embed(texts: Path, output: Path | None, model: str, field: str | None) -> None:
-    """Embed TEXTS, a text a line (or JSON lines, if named .jsonl), into a .npy of float32.
+    """Embed TEXTS, one text per line (JSON lines if named .jsonl), into a .npy file of float32.
 
-    If TEXTS is a folder as BEIR has them (corpus.jsonl, queries.jsonl, qrels/test.tsv), into a data set folder for
-    faiss-qama eval. What is embedded there already is kept.
+    If TEXTS is a BEIR folder (corpus.jsonl, queries.jsonl, qrels/test.tsv), write a data set folder for faiss-qama
+    eval. Unchanged vectors that it holds already are kept.
     """
     from faiss_qama.texts.embedding import embed_texts, read_texts
 
@@ -309,7 +344,9 @@ def embed(texts: Path, output: Path | None, model: str, field: str | None) -> No
 
 
 @cli.command()
-@click.option("-o", "--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=Path("demo"), show_default=True, help="Folder to write."
+)
 def demo(output: Path) -> None:
     """Fit and search the documentation of Python's standard library, embedded with all-MiniLM-L6-v2."""
     from faiss_qama.texts.demo import run

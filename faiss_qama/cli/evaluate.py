@@ -26,32 +26,53 @@ from faiss_qama.storage import atomic_files, bundle
 from faiss_qama.vectors import Corpus, load_vectors
 
 METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
-k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours.")
-recall_option = click.option("--recall", type=float, help="Share of the true neighbours to find, from the calibration.")
-nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Lists to probe, of IVF and BIVF.")
-ef_search_option = click.option("--efsearch", "ef_search", type=click.IntRange(min=1), help="Nodes to see, of BHNSW.")
-oversample_option = click.option("--oversample", type=float, help="Instead: k times this many candidates are scored.")
+k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Number of neighbours.")
+recall_option = click.option(
+    "--recall", type=float, help="Share of the true neighbours to find; the calibration gives the candidates for it."
+)
+nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Number of lists to probe, for IVF and BIVF.")
+ef_search_option = click.option(
+    "--efsearch", "ef_search", type=click.IntRange(min=1), help="Number of nodes to visit, for BHNSW."
+)
+oversample_option = click.option(
+    "--oversample", type=float, help="Re-rank k times this many candidates, instead of --recall."
+)
 
 
 @click.command("eval")
 @click.argument("target", type=click.Path(path_type=Path))
 @click.argument("queries_path", metavar="[QUERIES]", required=False, type=click.Path(path_type=Path))
-@click.option("--method", "methods", multiple=True, help="What to measure, repeatable  [default: 2 bits, half of d]")
-@click.option("--qrels", type=click.Path(path_type=Path), help="Grades for QUERIES.")
-@click.option("--corpus", "corpus_path", type=click.Path(path_type=Path), help="The floats, if INDEX keeps none.")
-@click.option("--train-queries", is_flag=True, help="Give the fit the folder's train_queries.npy, unlabelled.")
+@click.option(
+    "--method",
+    "methods",
+    multiple=True,
+    help="Method to measure; repeatable.  [default: 2 bits for half of the components]",
+)
+@click.option("--qrels", type=click.Path(path_type=Path), help="Grades of documents for QUERIES, .tsv.")
+@click.option(
+    "--corpus", "corpus_path", type=click.Path(path_type=Path), help="Vectors, .npy, for an index that keeps none."
+)
+@click.option("--train-queries", is_flag=True, help="Fit with the train_queries.npy of the folder, unlabelled.")
 @k_option
 @recall_option
 @oversample_option
 @nprobe_option
 @ef_search_option
-@click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True, help="Of a folder.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits to average over.")
+@click.option(
+    "--metric",
+    type=click.Choice(list(METRIC_CHOICES)),
+    default="ip",
+    show_default=True,
+    help="Metric, for a data set folder.",
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of fits to average over."
+)
 @click.option(
     "--json",
     "json_path",
     type=click.Path(path_type=Path),
-    help="Write the results here as well; null stands where there is no figure.",
+    help="File to write the results to as well; null stands for a missing figure.",
 )
 def eval_command(
     target: Path,
@@ -69,14 +90,15 @@ def eval_command(
     seeds: int,
     json_path: Path | None,
 ) -> None:
-    """Measure methods on a data set folder, or an index (TARGET) on QUERIES (.npy).
+    """Measure methods on the data set folder TARGET, or the index TARGET on QUERIES (.npy).
 
-    A data set folder holds corpus.npy, queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv;
-    or, for semantic similarity, {train,test}_{a,b}.npy and test_scores.npy; or, for classification, {train,test}.npy
-    and {train,test}_labels.npy.
-    Methods: binary, mean-binary, median-binary, ternary, rotated-binary, rotated-ternary, scalar, rotated-scalar,
-    hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +sq8, +fp16 or +fp32 says what
-    rescores.
+    A data set folder holds corpus.npy and queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv.
+    A folder for semantic similarity holds {train,test}_{a,b}.npy and test_scores.npy. A folder for classification
+    holds {train,test}.npy and {train,test}_labels.npy.
+
+    Methods are layouts such as 2x192, a faiss:FACTORY, and binary, mean-binary, median-binary, ternary, rotated-binary,
+    rotated-ternary, scalar, rotated-scalar, hybrid and half-bit. A suffix +none, +codes, +sq8, +fp16 or +fp32 chooses
+    how candidates are re-ranked.
     """
     if json_path is not None:
         read = [queries_path, qrels, corpus_path, *target.glob("*")]
