@@ -35,7 +35,7 @@ from faiss_qama.index.tuning import tune
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import CodeRescorer
+from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
 

@@ -15,23 +15,27 @@ HEAD = """\
 # Command line
 
 Every command with every option. `faiss-qama COMMAND --help` prints the same. A mistake gives one line on standard error
-and exit status 2.
+and exit status 2. Options of `faiss-qama` itself stand before the command:
 """
 
 
 def page() -> str:
     """Return the text of docs/cli.md."""
     names = sorted(cli.commands, key=ORDER.index)
-    return "\n".join([HEAD, *(section(name, cli.commands[name]) for name in names)])
+    return "\n".join([HEAD, entries(cli), *(section(name, cli.commands[name]) for name in names)])
 
 
 def section(name: str, command: click.Command) -> str:
     """Return a command's heading, its usage, its purpose and its options."""
     usage = " ".join(command.collect_usage_pieces(click.Context(command)))
     purpose = [fill(paragraph) for paragraph in (command.help or "").split("\n\n")]
-    options = [entry(option) for option in command.params if isinstance(option, click.Option)]
-    parts = [f"## {name}", f"```\nUsage: faiss-qama {name} {usage}\n```", *purpose]
-    return "\n\n".join([*parts, "\n".join(options)] if options else parts) + "\n"
+    parts = [f"## {name}", f"```\nUsage: faiss-qama {name} {usage}\n```", *purpose, entries(command)]
+    return "\n\n".join(parts).rstrip() + "\n"
+
+
+def entries(command: click.Command) -> str:
+    """Return the options of a command, one item each."""
+    return "".join(entry(option) + "\n" for option in command.params if isinstance(option, click.Option))
 
 
 def entry(option: click.Option) -> str:

@@ -12,8 +12,10 @@ import numpy as np
 
 from faiss_qama.evaluation.recall import Dataset, MethodResult, evaluate, exact
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
+from faiss_qama.index.build import build_index
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.index.tuning import FEWEST, RECALL, check_memory
+from faiss_qama.index.tuning import MIN_VECTORS, check_memory
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
@@ -70,9 +72,9 @@ class FitResult:
         ]
         if self.choice is not None:
             head.append(("chosen", f"{self.choice.chosen.layout}: {self.choice.reason}"))
-        if self.index.tried:
-            chosen, *others = self.index.tried
-            why = "the fastest of" if others else f"as no other fits, or is tried below {FEWEST:,} vectors"
+        if self.index.base_trials:
+            chosen, *others = self.index.base_trials
+            why = "the fastest of" if others else f"as no other fits, or is tried below {MIN_VECTORS:,} vectors"
             head.append(("base", f"{chosen}, {why}"))
             head += [("", str(tried)) for tried in others]
         if "training" in quantizer.config:
@@ -122,7 +124,8 @@ def fit_index(
     quantizer, choice = job.run(split, work)
     seconds = time.perf_counter() - start
     asked = split.validation if len(split.validation) else None
-    index = QamaIndex.build(path, quantizer, corpus, rescore, base, settings, asked, recall or RECALL, memory)
+    spec = IndexSpec(base=base, rescore=rescore, settings=settings or {}, recall=recall, memory=memory)
+    index = build_index(path, quantizer, corpus, spec, asked)
     _discard(config, work)
     if len(split.test) == 0:
         return FitResult(index, path, corpus, split, choice, seconds, "nothing", [])

@@ -264,6 +264,7 @@ def test_fields_of_a_folder_are_fixed(folder, encoder):
         embed(folder, "--field", "body")
 
 
+@pytest.mark.slow
 def test_a_real_sentence_transformer_embeds_both_sides_by_their_prompts(folder, sentence_model, tmp_path):
     sentence_model.save(str(tmp_path / "model"))
     write_lines(folder / "corpus.jsonl", ({"_id": i, "text": f"w{n} w{n + 5}"} for n, i in enumerate(DOCUMENTS)))

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import faiss
 import numpy as np
@@ -18,6 +19,8 @@ from conftest import make_vectors
 from faiss_qama import QamaIndex
 from faiss_qama.cli import app
 from faiss_qama.texts import embedding
+
+pytestmark = pytest.mark.slow
 
 
 def run(*arguments, cwd, check=0, **options):
@@ -356,6 +359,24 @@ def test_every_command_explains_itself(tmp_path):
     for command in ("fit", "search", "eval", "inspect", "embed", "demo"):
         assert "Usage" in run(command, "--help", cwd=tmp_path).stdout
     assert "0.1.0" in run("--version", cwd=tmp_path).stdout
+
+
+@pytest.mark.parametrize(("asked", "value"), [(["--debug"], "0"), ([], "1"), ([], "0")])
+def test_debug_shows_where_an_error_comes_from(tmp_path, monkeypatch, capsys, asked, value):
+    np.save(tmp_path / "flat.npy", np.zeros(3, dtype=np.float32))
+    monkeypatch.setattr(sys, "argv", ["faiss-qama", *asked, "fit", str(tmp_path / "flat.npy")])
+    monkeypatch.setenv("FAISS_QAMA_DEBUG", value)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which main replaces
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    *above, message = capsys.readouterr().err.strip().splitlines()
+    if asked or value == "1":
+        assert above[0] == "Traceback (most recent call last):"
+        assert message.startswith("ValueError: ")
+    else:
+        assert above == []
+        assert message.startswith("error: ")
+    assert "flat.npy" in message
 
 
 def test_build_indexes_other_vectors_with_the_same_quantizer(folder):

@@ -14,6 +14,8 @@ from test_train import make_pairs
 
 from faiss_qama import QamaIndex
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 layout: 2x18
 train:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import make_vectors
+from conftest import make_vectors, slow_except
 from sybil import Region, Sybil
 from sybil.parsers.markdown import CodeBlockParser, PythonCodeBlockParser, SkipParser
 from sybil.parsers.markdown.lexers import RawFencedCodeBlockLexer
@@ -23,7 +23,7 @@ from faiss_qama.training import train as training
 
 ROOT = Path(__file__).parents[1]
 DOCS = [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
-PAGES = ["README.md", "CHANGELOG.md", *DOCS]
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", *DOCS]
 
 
 def run_shell(example):
@@ -75,7 +75,7 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:fitted on")  # few vectors, of as many components as the pages speak of
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", slow_except(["README.md"], PAGES))
 def test_blocks_run(page, folder):
     document = BLOCKS.parse(ROOT / page)
     for example in document:

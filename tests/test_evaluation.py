@@ -175,6 +175,7 @@ def test_scalar_methods_keep_nearly_everything(name):
     assert methods.measure(name, dataset, truth).mean.recall > 0.95
 
 
+@pytest.mark.slow
 def test_bytes_of_methods_by_hand():
     dataset = Dataset(Corpus(make_vectors(800, 384)), make_vectors(5, 384, seed=1))
     with warnings.catch_warnings():

@@ -110,14 +110,14 @@ def test_ctrl_c_in_a_removal_comes_after_it(ctrl_c, monkeypatch, base):
     index = QamaIndex(fit_quietly(x, layout="2x18+1x18"), "codes", base=base)
     index.train(x)
     index.add_with_ids(x, np.arange(300) + 1000)
-    keep = type(index._base).keep
+    keep = type(index._core.base).keep
 
     def interrupted(self, kept):
         ctrl_c()
         keep(self, kept)
 
     with monkeypatch.context() as patched:
-        patched.setattr(type(index._base), "keep", interrupted)
+        patched.setattr(type(index._core.base), "keep", interrupted)
         with pytest.raises(KeyboardInterrupt):
             index.remove_ids(np.arange(1000, 1100))
     assert index.ntotal == 200

@@ -20,7 +20,9 @@ from faiss_qama.vectors import Corpus
 
 mteb = pytest.importorskip("mteb")
 
-pytestmark = [  # mteb calls what it and sentence-transformers have deprecated
+pytestmark = [
+    pytest.mark.slow,
+    # mteb calls what it and sentence-transformers have deprecated
     pytest.mark.filterwarnings("ignore:The fill_missing parameter is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension` method:FutureWarning"),
 ]

@@ -25,6 +25,7 @@ PRUNED = {
 }
 
 
+@pytest.mark.slow
 def test_pruned_codes_are_shorter_and_rank_as_the_masked_ones():
     settings = TrainConfig(pruning=PruningConfig(), **PRUNED)
     _, model, x, xq = trained(FitConfig(layout=f"1x{D}", rotation="none", train=settings))

@@ -26,6 +26,8 @@ from faiss_qama.training import FitConfig
 from faiss_qama.training.train_config import TrainConfig
 from faiss_qama.vectors import Corpus
 
+pytestmark = pytest.mark.slow
+
 VOID = {"wbr", "meta", "link", "br", "hr", "img", "input"}
 HOSTILE = "<script>alert(1)<_script>&\"'.npy"
 COMMAND = "faiss-qama fit '<b>x</b>.npy' --report r.html"
@@ -275,6 +277,7 @@ def browser():
         yield chrome
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_it(browser, trained, width, scheme):
@@ -303,6 +306,7 @@ def test_a_browser_shows_it(browser, trained, width, scheme):
     assert abs(ink - paper) > 200
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_breaks_a_long_layout(browser, of_two_codes, width):
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -312,6 +316,7 @@ def test_a_browser_breaks_a_long_layout(browser, of_two_codes, width):
     assert max(browser.execute_script(overflows)) <= 0
 
 
+@pytest.mark.browser
 def test_a_browser_opens_every_table_of_numbers(browser, trained):
     browser.get(Path(trained[1]).as_uri())
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")

@@ -206,6 +206,7 @@ def test_without_numba_the_remedy_is_named(monkeypatch):
     flat.kernel.cache_clear()
 
 
+@pytest.mark.slow
 def test_what_is_compiled_needs_no_folder_for_its_cache(tmp_path):
     """As in a container whose file system cannot be written."""
     program = (
@@ -227,6 +228,7 @@ def in_a_child(program: str) -> None:
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], check=True, timeout=60)
 
 
+@pytest.mark.slow
 def test_a_child_process_can_change_what_its_parent_searches():
     program = (
         "import os, threading, numpy as np\nfrom faiss_qama import QamaIndex\nfrom faiss_qama.training import fit\n"
@@ -239,6 +241,7 @@ def test_a_child_process_can_change_what_its_parent_searches():
     in_a_child(program)
 
 
+@pytest.mark.slow
 def test_a_child_process_scans_too():
     program = (
         "import os, faiss, numpy as np\nfrom faiss_qama.hamming import flat\n"

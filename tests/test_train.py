@@ -199,6 +199,7 @@ def test_moving_thresholds_keep_the_share_of_documents_below_them():
     assert off() < 0.03
 
 
+@pytest.mark.slow
 def test_training_on_pairs_learns_what_floats_cannot_know():
     x, xq, qrels = make_pairs(900)
     settings = TrainConfig(
@@ -217,6 +218,7 @@ def test_training_on_pairs_learns_what_floats_cannot_know():
     assert record["trained"]["adc"]["nDCG@10"] > record["closed form"]["adc"]["nDCG@10"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [2.0**-40, 2.0**40])
 @pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
 def test_training_does_not_depend_on_the_unit_of_length(metric, factor):
@@ -251,6 +253,7 @@ def test_a_training_that_does_harm_is_not_kept():
     assert quantizer.is_compatible_with(fit(x, config=FitConfig(layout="2x18"), queries=xq))
 
 
+@pytest.mark.slow
 def test_same_seed_same_quantizer_and_another_seed_another():
     x, xq, qrels = make_pairs()
     a, b, c = (
@@ -266,6 +269,7 @@ def test_same_seed_same_quantizer_and_another_seed_another():
     assert (a.encode(x) != c.encode(x)).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruning", [None, PruningConfig(base=0.5)])
 def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, pruning):
     x, xq, qrels = make_pairs()
@@ -295,6 +299,7 @@ def test_an_interrupted_training_goes_on_to_the_same_end(tmp_path, monkeypatch, 
     assert all(np.isfinite(list(line["losses"].values())).all() for line in lines)
 
 
+@pytest.mark.slow
 def test_another_or_a_damaged_checkpoint_is_not_gone_on_from(tmp_path):
     x, xq, qrels = make_pairs()
     config = FitConfig(layout="2x18", train=TrainConfig(**SHORT))

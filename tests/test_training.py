@@ -8,7 +8,7 @@ import faiss
 import numpy as np
 import pytest
 import yaml
-from conftest import D, fit_quietly, make_vectors
+from conftest import D, fit_quietly, make_vectors, slow_except
 
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.training import FitConfig, TrainConfig, fit, rotation, thresholds
@@ -207,7 +207,7 @@ def test_config_survives_yaml(tmp_path):
 PRESETS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", slow_except(["fast"], PRESETS))
 def test_presets_fit(name, request):
     """Each is read, fits, and, where it trains, goes through three steps of its own training."""
     config = FitConfig.from_yaml(request.config.rootpath / "configs" / f"{name}.yaml")

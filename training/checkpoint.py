@@ -77,7 +77,8 @@ class Journal:
             tensors |= {f"optimizer.{i}.{name}": torch.as_tensor(t) for name, t in state.items()}
         tensors = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
         metadata = {"training": self._key, "log": json.dumps(self.log)}
-        atomic_files.write_bytes(self._folder / CHECKPOINT, safetensors.torch.save(tensors, metadata))
+        with atomic_files.replacing(self._folder / CHECKPOINT) as part:
+            part.write_bytes(safetensors.torch.save(tensors, metadata))
         self._write_log()
 
     def _write_log(self) -> None:

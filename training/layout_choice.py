@@ -11,9 +11,8 @@ from threadpoolctl import ThreadpoolController
 
 from faiss_qama.arrays import row_norms
 from faiss_qama.hamming.factory import DEFAULT, code_bytes
-from faiss_qama.index.tuning import RECALL
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.calibration import KS, Calibration
+from faiss_qama.quantizer.calibration import KS, RECALL, Calibration
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.residual import residual_bytes

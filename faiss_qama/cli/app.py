@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
 import click
+import numpy as np
 
 from faiss_qama._version import __version__
 from faiss_qama.cli.evaluate import (
@@ -23,11 +25,13 @@ from faiss_qama.cli.evaluate import (
 from faiss_qama.evaluation.recall import search_in_blocks
 from faiss_qama.hamming.factory import AUTO, DEFAULT
 from faiss_qama.index import export
+from faiss_qama.index.build import build_index
 from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.report import tables
-from faiss_qama.rescore.rescorer import RESCORE_KINDS
+from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.storage import atomic_files, bundle
 from faiss_qama.vectors import Corpus, load_vectors
 
@@ -61,8 +65,9 @@ _base = click.option(
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit status 2."""
     warnings.showwarning = lambda message, *_: click.echo(f"note: {message}", err=True)
+    options: dict[str, bool] = {}
     try:
-        sys.exit(cli(standalone_mode=False) or 0)
+        sys.exit(cli(standalone_mode=False, obj=options) or 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
@@ -74,22 +79,29 @@ def main() -> None:
     except BrokenPipeError:  # the reader of our output has gone, as `head` does
         sys.stderr.close()
         sys.exit(0)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        click.echo(f"error: {where}{error.strerror or error}", err=True)
+    except _MISTAKES as error:
+        click.echo(traceback.format_exc() if options.get("debug") else f"error: {_in_one_line(error)}", err=True)
         sys.exit(2)
-    except LookupError as error:  # what is mapped is not checked against its checksum
-        click.echo(f"error: {error}; is the index damaged? faiss-qama inspect verifies it", err=True)
-        sys.exit(2)
-    except (ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, MemoryError) as error:
-        click.echo(f"error: {str(error) or 'out of memory'}", err=True)
-        sys.exit(2)
+
+
+_MISTAKES = (OSError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, MemoryError)
+
+
+def _in_one_line(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
+    if isinstance(error, LookupError):  # what is mapped is not checked against its checksum
+        return f"{error}; is the index damaged? faiss-qama inspect verifies it"
+    return str(error) or "out of memory"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
-def cli() -> None:
+@click.option("--debug", is_flag=True, envvar="FAISS_QAMA_DEBUG", help="Show the traceback of an error.")
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
     """Compress text embeddings to learned codes, and search them as FAISS does."""
+    context.ensure_object(dict)["debug"] = debug
 
 
 cli.add_command(eval_command)
@@ -216,7 +228,8 @@ def build(
     """Write an index of CORPUS with the quantizer of INDEX, without a new fit."""
     quantizer = QamaIndex.load(index_path, mmap=True).quantizer
     searched = drop_none(nprobe=nprobe, efSearch=ef_search)
-    index = QamaIndex.build(output, quantizer, Corpus(list(corpus), quantizer.d), rescore, base, searched)
+    spec = IndexSpec(base=base, rescore=rescore, settings=searched)
+    index = build_index(output, quantizer, Corpus(list(corpus), quantizer.d), spec)
     size = tables.bytes_text(index.bytes_per_vector)
     click.echo(f"wrote {output}: {index.ntotal:,} x {index.d}, {size} bytes a vector")
 
@@ -230,7 +243,8 @@ def build(
 def export_command(index_path: Path, output: Path, kind: str) -> None:
     """Write INDEX to OUTPUT as a stock FAISS index, which FAISS reads without this package."""
     atomic_files.check_writable(output, index_path.glob("*"))
-    atomic_files.write_faiss(output, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
+    with atomic_files.replacing(output) as part:
+        atomic_files.write_faiss(part, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
     reader = "read_index_binary" if kind == "binary" else "read_index"
     click.echo(f"wrote {output}      next, in Python: faiss.{reader}({str(output)!r})")
 
@@ -266,7 +280,8 @@ def search(
     options = {"recall": recall, "oversample": oversample, **drop_none(nprobe=nprobe, efSearch=ef_search)}
     D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, **options)
     if output is not None:
-        atomic_files.write_hits(output, D, I)
+        with atomic_files.replacing(output) as part, part.open("wb") as file:
+            np.savez(file, D=D, I=I)
         click.echo(f"wrote {output}: D {D.shape} {D.dtype}, I {I.shape} {I.dtype}")
         return
     click.echo("query\trank\tid\tscore")

@@ -22,7 +22,7 @@ from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import RESCORE_KINDS
+from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.vectors import Corpus
 
 _RAW = {"projection": "none", "rotation": "none"}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+RECALL, K = 0.95, 10  # what is measured and promised unless another recall or k is named
 KS = (1, 10, 100)
 OVERSAMPLES = tuple(float(2 ** (i / 4)) for i in range(41))  # 1 to 1024, in steps of 19 %
 MAX_CANDIDATES = 12_800  # more are neither measured nor taken by a search that names no oversample

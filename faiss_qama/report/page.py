@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Floats
 from faiss_qama.comparison.methods import measure
 from faiss_qama.evaluation.recall import Dataset, MethodResult, exact
-from faiss_qama.index.tuning import RECALL
 from faiss_qama.pipeline import FitResult, K
-from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES
+from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES, RECALL
 from faiss_qama.quantizer.layout import CodeLayout, Segment
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.report.tables import bytes_text

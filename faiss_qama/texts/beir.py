@@ -79,9 +79,7 @@ def embed_folder(source: Path, output: Path, model: str) -> list[tuple[str, str]
     # Only now what was there is replaced; records last, so that they never speak of other vectors.
     for name, x in done.items():
         (output / f"{name}.json").unlink(missing_ok=True)
-        atomic_files.write_chunks(
-            output / f"{name}.npy", atomic_files.Stream(x.shape, np.dtype(np.float32), x.chunks())
-        )
+        atomic_files.write_npy(output / f"{name}.npy", atomic_files.Stream(x.shape, np.dtype(np.float32), x.chunks()))
     _write_labels(output, corpus, queries)
     for side in sides:
         atomic_files.write_text(output / f"{side.name}.json", json.dumps(records[side.name], indent=2) + "\n")
