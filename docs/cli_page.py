@@ -44,6 +44,7 @@ def entry(option: click.Option) -> str:
     if isinstance(option.type, click.Choice):
         value = "|".join(option.type.choices)
     notes = [f"[default: {option.default}]" if option.show_default else "", "[required]" if option.required else ""]
+    notes.append(f"The environment variable {option.envvar} does the same." if option.envvar else "")
     names = f"{', '.join(option.opts)} {value}".strip()
     return fill(" ".join([f"- `{names}`:", option.help or "", *notes]), indent="  ")
 
