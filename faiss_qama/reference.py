@@ -144,17 +144,19 @@ class ReferenceQuantizer:
 
     Parameters
     ----------
-    arrays : ``transform.matrix`` (columns, d) and ``.bias`` (columns,), the same of ``query_transform`` and perhaps
-        of ``query_adapter``; ``thresholds``; ``decoder.values`` (columns, most levels), ``decoder.matrix`` (columns, d)
-        and ``decoder.offset`` (d,); the same under ``residual.`` if the layout has a residual code
-    settings : ``layout``, ``metric`` (``inner product`` or ``L2``), ``unit`` (whether the vectors have norm 1),
-        ``scale`` (the root mean square norm of the vectors), and ``residual``, its own settings
+    arrays : mapping of str to ndarray
+        ``transform.matrix`` (columns, d) and ``.bias`` (columns,), the same of ``query_transform`` and perhaps of
+        ``query_adapter``; ``thresholds``; ``decoder.values`` (columns, most levels), ``decoder.matrix`` (columns, d)
+        and ``decoder.offset`` (d,); the same under ``residual.`` if the layout has a residual code.
+    settings : mapping
+        ``layout``, ``metric`` (``inner product`` or ``L2``), ``normalized`` (whether the vectors have norm 1),
+        ``rms_norm`` (the root mean square norm of the vectors), and ``residual``, its own settings.
 
     >>> identity = {"matrix": np.eye(2), "bias": np.zeros(2)}
     >>> arrays = {f"{name}.{key}": a for name in ("transform", "query_transform") for key, a in identity.items()}
     >>> arrays |= {"thresholds": np.tile([-1.0, 0.0, 1.0], (2, 1)), "decoder.matrix": np.eye(2)}
     >>> arrays |= {"decoder.values": np.tile([-1.5, -0.5, 0.5, 1.5], (2, 1)), "decoder.offset": np.zeros(2)}
-    >>> quantizer = ReferenceQuantizer(arrays, {"layout": "2x2", "metric": "L2", "unit": False, "scale": 1.0})
+    >>> quantizer = ReferenceQuantizer(arrays, {"layout": "2x2", "metric": "L2", "normalized": False, "rms_norm": 1.0})
     >>> code = quantizer.encode(np.array([[0.3, -2.0]]))  # levels 2 and 0, bits 110 000
     >>> code, quantizer.decode(code)
     (array([[3]], dtype=uint8), array([[ 0.5, -1.5]]))
@@ -163,7 +165,7 @@ class ReferenceQuantizer:
     def __init__(self, arrays: Mapping[str, Array], settings: Mapping[str, Any]) -> None:
         self.arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
         self.units = parse_layout(settings["layout"].split("+")[0])
-        self.metric, self.normalized, self.rms_norm = settings["metric"], settings["unit"], settings["scale"]
+        self.metric, self.normalized, self.rms_norm = settings["metric"], settings["normalized"], settings["rms_norm"]
         self.residual: ReferenceQuantizer | None = None
         if "residual" in settings:
             own = {name[len("residual.") :]: a for name, a in arrays.items() if name.startswith("residual.")}
@@ -186,9 +188,9 @@ class ReferenceQuantizer:
         Chen et al., "Approximate Nearest Neighbor Search by Residual Vector Quantization", 2010.
         """
         assert self.residual is not None
-        return self.residual.encode(x - self.sum_of_values(code))
+        return self.residual.encode(x - self.decode_unnormalized(code))
 
-    def sum_of_values(self, code: Array) -> Array:
+    def decode_unnormalized(self, code: Array) -> Array:
         """Return offset + sum over columns of value[column, level] * matrix[column], (n, d)."""
         values, columns = self.arrays["decoder.values"], [unit.columns for unit in self.units]
         level = np.repeat(levels_of(code, self.units), columns, axis=1)  # of each column
@@ -197,9 +199,9 @@ class ReferenceQuantizer:
 
     def decode(self, code: Array, residual_code: Array | None = None) -> Array:
         """Return the vectors (n, d) that codes, and residual codes if given, stand for."""
-        x = self.sum_of_values(code)
+        x = self.decode_unnormalized(code)
         if self.residual is not None and residual_code is not None:
-            x = x + self.residual.sum_of_values(residual_code)
+            x = x + self.residual.decode_unnormalized(residual_code)
         return scale_to_norm(x, 1.0) if self.normalized else x
 
     def decoded_scores(self, xq: Array, code: Array, residual_code: Array | None = None) -> Array:
@@ -216,13 +218,23 @@ class ReferenceQuantizer:
 
         Parameters
         ----------
-        rescore : ``none``: D is the Hamming distance; ``codes``: the asymmetric score; ``fp32``: the score of floats
-        oversample : ``k * oversample`` candidates are re-ranked
+        xq : ndarray of shape (nq, d)
+            Queries.
+        x : ndarray of shape (n, d)
+            Documents.
+        k : int
+            Neighbours.
+        rescore : str
+            ``none``: D is the Hamming distance; ``codes``: the asymmetric score; ``fp32``: the score of floats.
+        oversample : float
+            ``k * oversample`` candidates are re-ranked.
 
         Returns
         -------
-        D : (nq, k) scores, best first
-        I : (nq, k) row numbers
+        D : ndarray of shape (nq, k)
+            Scores, best first.
+        I : ndarray of shape (nq, k)
+            Row numbers.
         """
         if rescore not in ("none", "codes", "fp32"):
             raise ValueError(f"rescore must be none, codes or fp32; got {rescore!r}")

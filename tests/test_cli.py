@@ -368,7 +368,7 @@ def test_debug_shows_where_an_error_comes_from(tmp_path, monkeypatch, capsys, as
     monkeypatch.setenv("FAISS_QAMA_DEBUG", value)
     monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which main replaces
     with pytest.raises(SystemExit, match="2"):
-        cli.main()
+        app.main()
     *above, message = capsys.readouterr().err.strip().splitlines()
     if asked or value == "1":
         assert above[0] == "Traceback (most recent call last):"

@@ -12,11 +12,13 @@ from conftest import fit_quietly, make_vectors
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from faiss_qama import QamaIndex, codes, ranking, reference, rescore, scan
-from faiss_qama.layout import CodeLayout
-from faiss_qama.quantizer import Quantizer
+from faiss_qama import QamaIndex, Quantizer, reference, topk
+from faiss_qama.hamming import flat, ivf
+from faiss_qama.hamming.flat import FlatCodeIndex
+from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.reference import ReferenceQuantizer
-from faiss_qama.scan import Scan
+from faiss_qama.rescore import rescorer
 
 PLAIN = ("2x17", "1x35", "1.5x33", "0.5x34", "0.5orx34", "2x9,1.5x9,1x9,0.5x8", "2x5,0.5orx10,1x3")
 RESIDUAL = ("2x9+2x17", "1.5x7,0.5x4+0.5orx10,1x3")
@@ -24,19 +26,19 @@ METRICS = {"ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 CASES = list(itertools.product(["unit", "any"], METRICS, ["documents", "queries"]))
 STAGES = ("none", "codes", "fp32")
 D, N, NQ = 35, 301, 9  # none is even
-COMPILED = (codes, ranking, rescore, scan)  # modules that do without numba in numpy and FAISS
+COMPILED = (bit_packing, topk, rescorer, flat, ivf)  # modules that do without numba in numpy and FAISS
 CLOSE = 1e-5  # columns this near to a threshold, beside the vector's norm, may be cut to either side
 
 
 def leave_numba(monkeypatch):
     for module in COMPILED:
-        monkeypatch.setattr(module, "loops", lambda name: None)
+        monkeypatch.setattr(module, "kernel", lambda name: None)
 
 
 @pytest.fixture(params=["numba", "no numba"])
 def kernels(request, monkeypatch):
     """Both ways to cut, scan and score."""
-    assert scan.loops("kernels") is not None
+    assert flat.kernel("scanning") is not None
     if request.param == "no numba":
         leave_numba(monkeypatch)
 
@@ -47,7 +49,7 @@ def is_clear(ref, x, name="transform"):
     room = CLOSE * np.maximum(1, np.linalg.norm(x, axis=1))[:, None, None]
     clear = (np.abs(z[:, :, None] - ref.arrays["thresholds"]) > room).all(axis=(1, 2))
     if ref.residual is not None and name == "transform":
-        clear &= is_clear(ref.residual, x - ref.sum_of_values(ref.encode(x)))
+        clear &= is_clear(ref.residual, x - ref.decode_unnormalized(ref.encode(x)))
     return clear
 
 
@@ -78,7 +80,7 @@ def fitted(request, case):
     return fit_both(request.param, *case)
 
 
-def filled(quantizer, x, rescore, base="Scan"):
+def filled(quantizer, x, rescore, base="Flat"):
     index = QamaIndex(quantizer, rescore, base=base)
     index.train(x)
     index.add(x)
@@ -130,7 +132,7 @@ def test_codes_and_vectors_are_those_of_the_reference(fitted):
 def test_searches_are_those_of_the_reference(fitted, stage):
     quantizer, ref, _, _ = fitted
     # The index keeps norms of sums of two unit vectors in float16.
-    rounded = stage == "codes" and ref.residual is not None and quantizer.unit
+    rounded = stage == "codes" and ref.residual is not None and quantizer.normalized
     assert_searches_agree(*fitted, stage, rtol=1e-3 if rounded else 1e-5)
 
 
@@ -149,11 +151,11 @@ def test_a_least_squares_decoder_scores_as_the_reference(kernels, lengths, metri
     assert_searches_agree(*fit_both("2x9,1.5x9", lengths, metric, decoder="least-squares"), "codes")
 
 
-@pytest.mark.parametrize("base", ["Scan", "ScanIVF4", "BFlat"])
+@pytest.mark.parametrize("base", ["Flat", "IVF4", "BFlat"])
 def test_other_base_indexes_find_the_same_distances(base):
     quantizer, ref, x, xq = fit_both("2x9,1.5x9,1x9,0.5x8")
     index = filled(quantizer, x, "none", base)
-    probe_all = {"nprobe": 4} if base == "ScanIVF4" else {}
+    probe_all = {"nprobe": 4} if base == "IVF4" else {}
     D, I = index.search(xq, 20, **probe_all)
     np.testing.assert_array_equal(D, ref.search(xq, x, 20)[0])
     distances = reference.hamming(ref.encode_queries(xq), ref.encode(x))
@@ -195,14 +197,14 @@ def whole_numbers(layout, metric, seed):
         for name in ("transform", "query_transform"):
             arrays[f"{name}.matrix"] = rng.integers(-1, 2, (columns, 5))
             arrays[f"{name}.bias"] = rng.integers(-2, 3, columns)
-        own = {"d": 5, "layout": str(part), "metric": metric, "unit": False, "scale": 4.0, "config": {}}
+        own = {"d": 5, "layout": str(part), "metric": metric, "normalized": False, "rms_norm": 4.0, "config": {}}
         if part.residual is not None:
             finer, own["residual"] = state(part.residual)
             arrays |= {f"residual.{name}": array for name, array in finer.items()}
         return {name: array.astype(np.float32) for name, array in arrays.items()}, own
 
     x = rng.integers(-3, 4, (37, 5)).astype(np.float32)
-    xq = rng.permuted(np.tile(np.float32([2, -2, 2, -2, 0]), (3, 1)), axis=1)  # of norm 4, like ``scale``
+    xq = rng.permuted(np.tile(np.float32([2, -2, 2, -2, 0]), (3, 1)), axis=1)  # of norm 4, like ``rms_norm``
     return *state(layout), x, xq
 
 
@@ -241,8 +243,8 @@ def test_kernels_scan_and_sum_what_the_reference_does(kernels, layout, n):
     levels, asked = (rng.integers(0, [unit.levels for unit in units], (m, len(units))) for m in (n, 5))
     bits = reference.thermometer(levels, units)
     code, queries = reference.pack(bits), reference.pack(reference.thermometer(asked, units))
-    base = Scan(CodeLayout.parse(layout))
-    base.add(code)
+    base = FlatCodeIndex(CodeLayout.parse(layout))
+    base.append(code)
     np.testing.assert_array_equal(base.codes, code)
     np.testing.assert_array_equal(reference.levels_of(base.codes, units), levels)
     distances = np.abs(asked[:, None] - levels).sum(axis=2)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama import topk
-from faiss_qama.arrays import Codes, Floats, Ids
+from faiss_qama.arrays import Floats, Ids
 from faiss_qama.hamming.factory import DEFAULT
 from faiss_qama.index import export, saving
 from faiss_qama.index.id_map import as_ids
@@ -99,26 +99,9 @@ class QamaIndex(IndexState):
             self._core, self.base_trials = empty_index(quantizer, base, core.rescore), trials
 
     def tune(self, queries: ArrayLike, k: int = 10, *, recall: float = RECALL) -> BaseTrial:
-        """Set ``nprobe`` or ``efSearch`` to the smallest value that keeps a recall.
+        """Set ``nprobe`` or ``efSearch`` to the smallest value that keeps a recall, and return what was measured there.
 
-        Parameters
-        ----------
-        queries : array of shape (nq, d)
-            Unlabelled queries like those to come.
-        k : int
-            Neighbours that are searched for.
-        recall : float
-            The recall.
-
-        Returns
-        -------
-        BaseTrial
-            What was measured at that value.
-
-        Raises
-        ------
-        ValueError
-            If no value keeps it, or the index is empty.
+        ``queries`` (nq, d) are unlabelled queries like those to come. Raises ValueError if no value keeps it.
         """
         xq, k = as_vectors(queries, self.d, "queries"), topk.check_k(k)
         with self._lock.write():
@@ -130,12 +113,7 @@ class QamaIndex(IndexState):
         return trial
 
     def add(self, x: ArrayLike) -> None:
-        """Append vectors; their ids follow on from ``ntotal``.
-
-        Parameters
-        ----------
-        x : array of shape (n, d)
-            Vectors.
+        """Append vectors ``x`` (n, d); their ids follow on from ``ntotal``.
 
         Raises
         ------
@@ -175,12 +153,12 @@ class QamaIndex(IndexState):
         Parameters
         ----------
         ids : array of integers or faiss.IDSelector
-            Ids to remove; others are ignored.
+            Ids to remove; ids that are not there are ignored.
 
         Returns
         -------
         int
-            How many vectors were removed.
+            The number of vectors that were removed.
         """
         with self._lock.write():
             self._check_writable()
@@ -337,32 +315,6 @@ class QamaIndex(IndexState):
             scores = np.concatenate([D for D, _ in hits]).astype(core.worst.dtype)
             return lims, scores, core.id_map.ids_of(np.concatenate([rows for _, rows in hits]))
 
-    def reconstruct(self, key: int) -> Floats:
-        """Return the vector (d,) float32 of an id, kept or decoded. Raises IndexError if there is none."""
-        x: Floats = self.reconstruct_batch([key])[0]
-        return x
-
-    def reconstruct_batch(self, keys: ArrayLike) -> Floats:
-        """Return the vectors (n, d) float32 of the ids ``keys`` (n,). Raises IndexError for an id that is not there."""
-        with self._lock.read():
-            return self._fitted.take(self._fitted.id_map.rows_of(keys))
-
-    def reconstruct_n(self, n0: int = 0, ni: int = -1) -> Floats:
-        """Return the vectors (ni, d) float32 of the ids n0, n0 + 1, ...; of all from n0 on if ``ni`` is -1."""
-        return self.reconstruct_batch(np.arange(n0, self.ntotal if ni == -1 else n0 + ni))
-
-    def sa_encode(self, x: ArrayLike) -> Codes:
-        """Return the codes (n, code_size) uint8 of ``x`` (n, d)."""
-        return self.quantizer.encode(x)
-
-    def sa_decode(self, code: Codes) -> Floats:
-        """Return the vectors (n, d) float32 that codes (n, code_size) uint8 stand for."""
-        return self.quantizer.decode(code)
-
-    def sa_code_size(self) -> int:
-        """Return the bytes per code."""
-        return self.quantizer.code_size
-
     # Making others of it.
 
     @classmethod
@@ -436,14 +388,8 @@ class QamaIndex(IndexState):
     def save(self, path: PathLike) -> None:
         """Write the index to the folder ``path``, replacing an index there in one atomic step.
 
-        Vectors that you keep are written too, so that the saved index needs nothing else.
-
-        Raises
-        ------
-        ValueError
-            For an index that is not trained.
-        OSError
-            If it cannot be written; an index at ``path`` stays as it was.
+        Vectors that you keep are written too, so that the saved index needs nothing else. Raises OSError if it cannot
+        be written; an index at ``path`` stays as it was.
         """
         with self._lock.read():
             saving.write(path, self._fitted)

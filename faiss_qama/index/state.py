@@ -1,4 +1,4 @@
-"""The state behind a QamaIndex, and the properties that describe it."""
+"""The state behind a QamaIndex: the properties that describe it, and the vectors that it stores."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import faiss
 import numpy as np
+from numpy.typing import ArrayLike
 
-from faiss_qama.arrays import Ids
+from faiss_qama.arrays import Codes, Floats, Ids
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index.id_map import IdMap
@@ -183,6 +184,32 @@ class IndexState:
     def __repr__(self) -> str:
         metric = "inner product" if self.metric_type == faiss.METRIC_INNER_PRODUCT else "L2"
         return f"QamaIndex({self.factory_string!r}, {self.ntotal} x {self.d}, {metric})"
+
+    def reconstruct(self, key: int) -> Floats:
+        """Return the vector (d,) float32 of an id, kept or decoded. Raises IndexError if there is none."""
+        x: Floats = self.reconstruct_batch([key])[0]
+        return x
+
+    def reconstruct_batch(self, keys: ArrayLike) -> Floats:
+        """Return the vectors (n, d) float32 of the ids ``keys`` (n,). Raises IndexError for an id that is not there."""
+        with self._lock.read():
+            return self._fitted.take(self._fitted.id_map.rows_of(keys))
+
+    def reconstruct_n(self, n0: int = 0, ni: int = -1) -> Floats:
+        """Return the vectors (ni, d) float32 of the ids n0, n0 + 1, ...; of all from n0 on if ``ni`` is -1."""
+        return self.reconstruct_batch(np.arange(n0, self.ntotal if ni == -1 else n0 + ni))
+
+    def sa_encode(self, x: ArrayLike) -> Codes:
+        """Return the codes (n, code_size) uint8 of ``x`` (n, d)."""
+        return self.quantizer.encode(x)
+
+    def sa_decode(self, code: Codes) -> Floats:
+        """Return the vectors (n, d) float32 that codes (n, code_size) uint8 stand for."""
+        return self.quantizer.decode(code)
+
+    def sa_code_size(self) -> int:
+        """Return the bytes per code."""
+        return self.quantizer.code_size
 
     @property
     def _fitted(self) -> TwoStageIndex:
