@@ -7,7 +7,8 @@ import re
 from typing import Any
 
 import numpy as np
-from cells import markdown
+
+from rendering.cells import markdown
 
 OTHERS = ("SVS ", "ScaNN ", "usearch ", "RaBitQ ", "semantic_search_faiss")  # how names of other libraries' begin
 
