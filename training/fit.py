@@ -9,7 +9,6 @@ import faiss
 
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import KS, K
-from faiss_qama.quantizer.fit_record import TrainingRecord
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.calibrate import calibrate
 from faiss_qama.training.closed_form import closed_form
@@ -196,16 +195,5 @@ def _trained(start: Quantizer, split: Split, config: FitConfig, settings: TrainC
 
     ends = sorted({*config.dims_in(start.layout), start.layout.components})
     with locked(None if settings.checkpoint is None else Path(settings.checkpoint)):
-        training = train(start, split, settings, ends, config.seed)
-    record = TrainingRecord(
-        kept=training.better,
-        adapter=settings.adapter,
-        measure=training.measure,
-        untrained=training.closed_form,
-        trained=training.trained,
-        gain=training.gain,
-        seconds=sum(line["seconds"] for line in training.log),
-        log=training.log,
-    )
-    kept = training.quantizer if training.better else start
-    return replace(kept, fit_record=replace(kept.fit_record, training=record))
+        trained = train(start, split, settings, ends, config.seed)
+    return trained if trained.fit_record.trained else replace(start, fit_record=trained.fit_record)
