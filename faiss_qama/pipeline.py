@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from faiss_qama.evaluation.recall import Dataset, MethodResult, evaluate, exact
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import evaluate, exact
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index.build import build_index
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.index.tuning import MIN_VECTORS
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
-from faiss_qama.report import tables
 from faiss_qama.storage import bundle
 from faiss_qama.vectors import Corpus
 
@@ -63,34 +63,6 @@ class FitResult:
     queries: str
     measured: list[MethodResult]
     next_queries: str = "queries.npy"
-
-    def __str__(self) -> str:
-        n, d = self.corpus.shape
-        quantizer = self.index.quantizer
-        what = f"{n:,} x {d} {self.corpus.dtype}, {tables.size_text(self.corpus.nbytes)}"
-        how = tables.quantizer_text(quantizer)
-        width = max(len(what), len(how)) + 4
-        head = [
-            ("corpus", f"{what:<{width}}metric {quantizer.metric_name}"),
-            ("quantizer", f"{how:<{width}}fitted in {self.fit_seconds:.1f} s"),
-        ]
-        if self.choice is not None:
-            head.append(("chosen", f"{self.choice.chosen.layout}: {self.choice.reason}"))
-        if self.index.base_trials:
-            chosen, *others = self.index.base_trials
-            why = "the fastest of" if others else f"as no other fits, or is tried below {MIN_VECTORS:,} vectors"
-            head.append(("base", f"{chosen}, {why}"))
-            head += [("", str(tried)) for tried in others]
-        if quantizer.fit_record.training is not None:
-            head += tables.training_facts(quantizer.fit_record.training)
-        codes, kept = (n * part for part in self.index.bytes_per_vector)
-        what_is_kept = "residual codes" if self.index.rescore == "codes" else "vectors"
-        sizes = tables.size_text(codes) + (f" + {tables.size_text(kept)} {what_is_kept}" if kept else "")
-        table = "(too few vectors to hold any out, so nothing was measured)"
-        if self.measured:
-            table = tables.results_table(self.measured, K, f"on {self.queries}")
-        end = f"wrote {self.path} ({sizes})      next: faiss-qama search {self.path} {self.next_queries} -k 10"
-        return "\n".join([tables.facts(head), table, end])
 
 
 def fit_index(

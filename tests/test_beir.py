@@ -12,8 +12,9 @@ import pytest
 from conftest import make_vectors
 
 from faiss_qama.cli import app
+from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.ranking_metrics import ndcg
-from faiss_qama.evaluation.recall import Dataset, exact
+from faiss_qama.evaluation.recall import exact
 from faiss_qama.texts import beir
 
 N, NQ = 90, 40

@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats
-from faiss_qama.evaluation.recall import TIE
+from faiss_qama.evaluation.exhaustive_search import search_hamming
+from faiss_qama.evaluation.recall import found_with_ties
 from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
@@ -30,11 +31,9 @@ def choose_query_side(quantizers: Sequence[Quantizer], split: Split) -> Quantize
     if len(quantizers) == 1 or len(xq) == 0 or len(x) < 40:
         return quantizers[0]
     _, near = faiss.knn(xq, x, 10, metric=quantizers[0].metric)
-    binary = faiss.IndexBinaryFlat(quantizers[0].code_size * 8)
-    binary.add(quantizers[0].encode(x))
-    recalls = []
+    code, recalls = quantizers[0].encode(x), []
     for quantizer in quantizers:
-        _, found = binary.search(quantizer.encode_queries(xq), 40)
+        _, found = search_hamming(quantizer, code, xq, 40)
         recalls.append(np.mean((near[:, :, None] == found[:, None, :]).any(axis=2)))
     return quantizers[int(np.argmax(np.array(recalls) >= max(recalls) - QUERY_SIDE_MARGIN))]
 
@@ -110,7 +109,7 @@ def _curves(
     for i, k in enumerate(KS):
         wanted = min(k, n)
         bounds = np.partition(exact, n - wanted, axis=1)[:, n - wanted]
-        relevant = ordered >= (bounds - TIE * (abs(bounds) + sizes))[:, None]
+        relevant = found_with_ties(ordered, bounds, abs(bounds) + sizes)
         found = np.minimum(np.cumsum(relevant, axis=1), wanted)
         best = np.empty((nq, 0), dtype=np.intp)  # of the candidates so far
         seen = 0

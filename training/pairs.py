@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faiss_qama.evaluation.recall import read_rows
+from faiss_qama.evaluation.datasets import read_rows
 from faiss_qama.vectors import Corpus, PathLike, Source
 
 Qrels: TypeAlias = ArrayLike | PathLike | Sequence[tuple[int, int, int]]

@@ -46,4 +46,4 @@ def demo(output: Path) -> None:
     """Fit and search the documentation of Python's standard library, embedded with all-MiniLM-L6-v2."""
     from faiss_qama.texts.demo import run
 
-    run(output)
+    click.echo(f"\n{tables.fit_summary(run(output))}")

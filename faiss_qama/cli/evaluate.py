@@ -29,7 +29,9 @@ from faiss_qama.cli.options import (
 from faiss_qama.comparison import tasks
 from faiss_qama.comparison.methods import measure
 from faiss_qama.comparison.tasks import Task, TaskResult, load_task
-from faiss_qama.evaluation.recall import Dataset, MethodResult, evaluate, exact, read_rows
+from faiss_qama.evaluation.datasets import Dataset, read_rows
+from faiss_qama.evaluation.recall import evaluate, exact
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files, bundle

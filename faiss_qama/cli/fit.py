@@ -20,6 +20,7 @@ from faiss_qama.cli.options import (
 )
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
+from faiss_qama.report.tables import fit_summary
 from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import Corpus
@@ -107,7 +108,7 @@ def fit(
         pairs=labelled,
         compare=page is not None,
     )
-    click.echo(result)
+    click.echo(fit_summary(result))
     if page is not None:
         write_page(result, page, shlex.join(["faiss-qama", *sys.argv[1:]]))
         click.echo(f"wrote {page}")

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Ids
+from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hamming
 from faiss_qama.evaluation.ranking_metrics import ndcg
-from faiss_qama.evaluation.recall import TIE
+from faiss_qama.evaluation.recall import found_with_ties
 from faiss_qama.quantizer.calibration import K
 from faiss_qama.quantizer.fit_record import Quality
 from faiss_qama.quantizer.quantizer import Quantizer
@@ -54,7 +55,7 @@ class Validation:
             self._relevant = self.qrels[:, 0] * len(self.x) + self.qrels[:, 1]
         D, I = faiss.knn(self.queries, self.x, min(K + 1, len(self.x)), metric=metric)
         D, _ = self._without_itself(D, I)
-        self._bound = D[:, -1:]
+        self._bound = D[:, -1]
 
     @property
     def measure(self) -> str:
@@ -71,11 +72,8 @@ class Validation:
 
     def _stages(self, quantizer: Quantizer, of: str) -> Quality:
         code, k = quantizer.encode(self.x), min(K + 1, len(self.x))
-        by_adc = faiss.knn(quantizer.adapt_queries(self.queries), quantizer.decode(code), k, metric=self.metric)
-        binary = faiss.IndexBinaryFlat(8 * quantizer.code_size)
-        binary.add(code)
-        by_hamming = binary.search(quantizer.encode_queries(self.queries), k)
-        found = {"adc": by_adc, "hamming": by_hamming}
+        searches = {"adc": search_decoded, "hamming": search_hamming}
+        found = {stage: search(quantizer, code, self.queries, k) for stage, search in searches.items()}
         return {stage + of: self._quality(self._without_itself(D, I)[1]) for stage, (D, I) in found.items()}
 
     def gain(self, quality: Quality, reference: Quality) -> float:
@@ -99,11 +97,11 @@ class Validation:
     def _quality(self, found: Ids) -> dict[str, float]:
         x = self.x[found]
         if self.metric == faiss.METRIC_INNER_PRODUCT:
-            scores, bound, size = np.einsum("qkd,qd->qk", x, self.queries), self._bound, 0.0
+            scores, bound, size = np.einsum("qkd,qd->qk", x, self.queries), self._bound, np.float32(0)
         else:
             scores, bound = -np.square(x - self.queries[:, None]).sum(axis=2), -self._bound
-            size = np.square(self.queries).sum(axis=1, keepdims=True)  # what distances were rounded at
-        measured = {f"recall@{K}": float(np.mean(scores >= bound - TIE * (np.abs(bound) + size)))}
+            size = np.square(self.queries).sum(axis=1)  # what distances were rounded at
+        measured = {f"recall@{K}": float(np.mean(found_with_ties(scores, bound, np.abs(bound) + size)))}
         if self.qrels is not None:
             measured[f"nDCG@{K}"] = ndcg(found, self.qrels, K) or 0.0
         return measured

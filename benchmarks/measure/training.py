@@ -14,15 +14,13 @@ from typing import Any
 import click
 import faiss
 import yaml
-from cells import ROOT, SETS
-from qama import LAYOUT
-from qama import SETS as QAMA_SETS
-from results import METRIC, write
-from tables import remake
+from common import METRIC, ROOT, write
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hamming
 from faiss_qama.evaluation.ranking_metrics import ndcg
-from faiss_qama.evaluation.recall import Dataset, Truth, exact, recall
+from faiss_qama.evaluation.recall import Truth, exact, recall
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form
@@ -30,6 +28,7 @@ from faiss_qama.training.gradient.train import train
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
 from faiss_qama.vectors import Corpus
+from measure.qama import LAYOUT, QAMA_SETS
 
 # Preset, layout instead of its own or None, what is given besides the corpus, and seeds.
 TRAININGS: list[tuple[str, str | None, str, int]] = [
@@ -102,11 +101,10 @@ class Bench:
         """Return nDCG@10, % of what exact floats reach, and recall@10, by stage."""
         code = quantizer.encode(self.x)
         queries = self.dataset.queries
-        _, by_adc = faiss.knn(quantizer.adapt_queries(queries), quantizer.decode(code), 10, metric=METRIC)
-        binary = faiss.IndexBinaryFlat(8 * quantizer.code_size)
-        binary.add(code)
-        _, by_hamming = binary.search(quantizer.encode_queries(queries), 10)
-        return {"adc": self._quality(by_adc), "hamming": self._quality(by_hamming)}
+        return {
+            "adc": self._quality(search_decoded(quantizer, code, queries, 10)[1]),
+            "hamming": self._quality(search_hamming(quantizer, code, queries, 10)[1]),
+        }
 
     def floats(self, quantizer: Quantizer) -> dict[str, float]:
         """Return the same of a closed form's columns as floats: what codes would reach if nothing were rounded."""
@@ -217,22 +215,12 @@ def _ablated(bench: Bench, label: str, adapter: str, losses: dict[str, float] | 
     return row | {"gain": 0.0 if trained is None else gain(trained)}
 
 
-@click.command()
-@click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this one.")
-@click.option("--set", "sets", type=click.Choice(SETS), multiple=True, help="Only this data set.")
-def main(data: Path, parts: tuple[str, ...], sets: tuple[str, ...]) -> None:
-    """Measure on the data set folders in DATA, and remake the tables."""
-    for name in sets or SETS:
-        bench = Bench(data / name)
-        if not parts or "trainings" in parts:
-            write(f"training-{name}", {"rows": trainings(bench)})
-        if name in QAMA_SETS and (not parts or "qama" in parts):
-            write(f"training-qama-{name}", {"rows": nested(bench)})
-        if name == "nfcorpus" and (not parts or "ablation" in parts):
-            write("training-ablation", {"set": name, "rows": ablation(bench)})
-    remake()
-
-
-if __name__ == "__main__":
-    main()
+def training(data: Path, name: str, parts: tuple[str, ...] = PARTS) -> None:
+    """Measure ``parts`` on a data set: QAMA's recipe where its table is measured, the losses on nfcorpus alone."""
+    bench = Bench(data / name)
+    if "trainings" in parts:
+        write(f"training-{name}", {"rows": trainings(bench)})
+    if name in QAMA_SETS and "qama" in parts:
+        write(f"training-qama-{name}", {"rows": nested(bench)})
+    if name == "nfcorpus" and "ablation" in parts:
+        write("training-ablation", {"set": name, "rows": ablation(bench)})
