@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import doctest
+import importlib
 import warnings
 from pathlib import Path
 
@@ -163,6 +165,12 @@ def test_draw_is_disjoint_and_bounded():
     assert (split.test_rows == -1).all()
     assert len(split_corpus(Corpus(x), Corpus(queries[:59]), 10_000, 0).validation) == 0
     assert len(split_corpus(Corpus(x[:199]), None, 10_000, 0).validation) == 0
+
+
+def test_the_example_of_fit_runs():
+    failed, tried = doctest.testmod(importlib.import_module("faiss_qama.training.fit"))
+    assert tried > 0
+    assert failed == 0
 
 
 def test_few_vectors_fit_and_say_so():

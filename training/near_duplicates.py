@@ -1,6 +1,6 @@
-"""Documents that are the query itself: collections of questions hold the questions that are asked of them.
+"""Documents that are the query itself, as collections of questions have them.
 
-Unlabelled, they are no answers: they are neither trained on nor counted.
+Without a label they are no answers: they are neither trained on nor counted.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def drop_one(own: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 class NearDuplicates:
-    """Tells which documents are the query, by their distance beside how far documents of ``x`` (n, d) spread.
+    """Tells which documents are the query, by their distance relative to the spread of documents ``x`` (n, d).
 
-    Under the inner product a query's length says nothing, so it is brought to the documents'.
+    Under the inner product the norm of a query means nothing, so queries are scaled to the norm of the documents.
     """
 
     def __init__(self, x: Floats, metric: int) -> None:

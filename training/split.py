@@ -132,7 +132,7 @@ def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ra
     qrels = [_of(pairs.qrels, part) for part in parts]
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
     rows = np.unique(np.concatenate([rows, qrels[0][:, 1], qrels[2][:, 1]]))
-    for i in (0, 2):  # rows of the corpus become rows of what is split
+    for i in (0, 2):  # rows of the corpus become rows of the sample
         qrels[i][:, 1] = np.searchsorted(rows, qrels[i][:, 1])
     if queries is not None:
         more = queries.take(rng.permutation(len(queries))[:sample])

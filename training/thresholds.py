@@ -1,4 +1,4 @@
-"""Where to cut a component into levels: one function a rule, each (n, m) samples to (m, levels - 1) cuts."""
+"""Rules for thresholds between levels: one function per rule, (n, m) samples to (m, levels - 1) thresholds."""
 
 from __future__ import annotations
 

@@ -204,11 +204,8 @@ class TrainConfig:
             (("batch_size", "epochs", "steps_per_epoch", "patience"), 1, 1e9),
             (("hard_negatives", "random_negatives", "warmup_steps", "noise", "weight_decay"), 0, infinite),
             (("matryoshka_power",), -10, 10),
-            (
-                ("learning_rate", "max_grad_norm", "expansion", "temperature", "score_temperature"),
-                MIN_POSITIVE,
-                infinite,
-            ),
+            (("learning_rate", "max_grad_norm", "expansion"), MIN_POSITIVE, infinite),
+            (("temperature", "score_temperature"), MIN_POSITIVE, infinite),
             (("documents_as_queries", "momentum"), 0, 1),
         ):
             for name in names:

@@ -24,7 +24,7 @@ from faiss_qama.evaluation.recall import Truth, exact, recall
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form
-from faiss_qama.training.gradient.train import Training, train
+from faiss_qama.training.gradient.train import train
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
 from faiss_qama.vectors import Corpus
@@ -80,7 +80,7 @@ class Bench:
         self.x: Floats = self.dataset.corpus.read()
         self.truth: Truth = exact(self.dataset, 10, METRIC)
 
-    def train(self, config: FitConfig, given: str) -> tuple[Quantizer, Training | None, dict[str, float]]:
+    def train(self, config: FitConfig, given: str) -> tuple[Quantizer, Quantizer | None, dict[str, float]]:
         """Return the closed form, the training from it if there is one to be, and the seconds until each was there."""
         queries, pairs = Corpus(self.folder / "train_queries.npy"), None
         if given == "pairs":
@@ -120,6 +120,12 @@ class Bench:
         }
 
 
+def gain(trained: Quantizer) -> float:
+    """Return how much better a trained quantizer is than the one that it was trained from, as a share."""
+    assert trained.fit_record.training is not None
+    return trained.fit_record.training.gain
+
+
 def preset(name: str, layout: str | None, seed: int = 0) -> FitConfig:
     """Return the configuration of ``configs/NAME.yaml``, at ``layout``."""
     values = yaml.safe_load((ROOT / "configs" / f"{name}.yaml").read_text())
@@ -139,9 +145,8 @@ def trainings(bench: Bench) -> list[dict[str, Any]]:
             assert config.train is not None
             if config.train.expansion > 4 and len(bench.x) > WIDE:
                 continue
-            closed, training, seconds = bench.train(config, given)
-            assert training is not None
-            trained = training.quantizer
+            closed, trained, seconds = bench.train(config, given)
+            assert trained is not None
             row: dict[str, Any] = {
                 "config": name,
                 "given": given,
@@ -149,8 +154,8 @@ def trainings(bench: Bench) -> list[dict[str, Any]]:
                 "asked": str(closed.layout),
                 "layout": str(trained.layout),
                 "seconds": seconds,
-                "kept": "trained" if training.better else "closed form",
-                "gain": training.gain,
+                "kept": "trained" if trained.fit_record.trained else "closed form",
+                "gain": gain(trained),
                 "closed": bench.measure(closed),
                 "trained": bench.measure(trained),
             }
@@ -171,11 +176,11 @@ def nested(bench: Bench) -> list[dict[str, Any]]:
     """Measure QAMA's recipe at each of its bits, trained once and truncated to each of its parts of the dimension."""
     rows = []
     for bits, kind in LAYOUT.items():
-        closed, training, seconds = bench.train(preset("qama", kind), "queries")
-        assert training is not None
-        trained, ends = training.quantizer, preset("qama", kind).dims_in(closed.layout)
+        closed, trained, seconds = bench.train(preset("qama", kind), "queries")
+        assert trained is not None
+        ends = preset("qama", kind).dims_in(closed.layout)
         parts = {end: bench.measure(trained.truncate(end)) for end in [*ends, closed.layout.components]}
-        rows.append({"bits": bits, "seconds": seconds, "gain": training.gain, "components": parts})
+        rows.append({"bits": bits, "seconds": seconds, "gain": gain(trained), "components": parts})
         click.echo(f"{bench.folder.name}: {rows[-1]}")
     return rows
 
@@ -202,12 +207,12 @@ def _ablated(bench: Bench, label: str, adapter: str, losses: dict[str, float] | 
         temperature = (1.0, 0.1) if quantizer in ("sigmoid", "tanh") else (1.0, 1.0)
         own = {"adapter": adapter, "losses": losses, "quantizer": quantizer, "temperature": temperature}
         train = replace(config.train, **own, epochs=EPOCHS)
-    closed, training, seconds = bench.train(replace(config, train=train), "queries")
-    fitted = closed if training is None else training.quantizer
+    closed, trained, seconds = bench.train(replace(config, train=train), "queries")
+    fitted = closed if trained is None else trained
     parts = {end: bench.measure(fitted.truncate(end)) for end in (192, 96, 48)}
     click.echo(f"{bench.folder.name}: {adapter} {label}: {seconds} {parts}")
     row = {"label": label, "adapter": adapter, "seconds": seconds, "components": parts}
-    return row | {"gain": 0.0 if training is None else training.gain}
+    return row | {"gain": 0.0 if trained is None else gain(trained)}
 
 
 def training(data: Path, name: str, parts: tuple[str, ...] = PARTS) -> None:

@@ -79,6 +79,7 @@ def eval_command(
     A data set folder holds corpus.npy, queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv;
     or, for semantic similarity, {train,test}_{a,b}.npy and test_scores.npy; or, for classification, {train,test}.npy
     and {train,test}_labels.npy.
+
     Methods: binary, mean-binary, median-binary, ternary, rotated-binary, rotated-ternary, scalar, rotated-scalar,
     hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +sq8, +fp16 or +fp32 sets what
     candidates are re-ranked by.

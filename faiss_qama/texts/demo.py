@@ -69,10 +69,10 @@ def run(output: Path) -> FitResult:
     queries = embed_texts(QUESTIONS, model)
     atomic_files.write_npy(output / "queries.npy", queries)
 
-    outcome = fit_index(
+    result = fit_index(
         Corpus(output / "corpus.npy"), output / "corpus.qama", FitConfig(), faiss.METRIC_INNER_PRODUCT, IndexSpec()
     )
-    codes = outcome.index.with_rescore("codes")
+    codes = result.index.with_rescore("codes")
     share = x.itemsize * x.shape[1] / codes.bytes_per_vector[0]
     click.echo(f"\nanswers from the codes alone, 1/{share:.0f} of the bytes of the floats")
     _, found = codes.search(queries, 3)
@@ -80,7 +80,7 @@ def run(output: Path) -> FitResult:
         click.echo(f'\n  "{question}"')
         for row in rows:
             click.echo(f"    {names[row]:<44} {_shortened(documents[names[row]])}")
-    return replace(outcome, next_queries=str(output / "queries.npy"))
+    return replace(result, next_queries=str(output / "queries.npy"))
 
 
 def _modules(name: str) -> list[ModuleType]:

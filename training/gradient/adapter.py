@@ -1,4 +1,4 @@
-"""The networks in front of the cuts, in torch. Every one starts as exactly the closed form's linear map.
+"""The networks before the thresholds, in torch. Each starts as exactly the linear map without training.
 
 Kinds:
 
@@ -8,7 +8,7 @@ Kinds:
 - ``feedforward``: QAMA's W2 gelu(W1 x) (methodology, "Matryoshka adapter"), any width.
 - ``bottleneck``: the same through a hidden layer of two units a column, to binary outputs.
 
-The last two start as the closed form because gelu(a) - gelu(-a) = a: hidden rows come in pairs m and -m.
+The last two start as that map because gelu(a) - gelu(-a) = a: hidden rows come in pairs m and -m.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ class Adapter(nn.Module):
 
     Parameters
     ----------
-    start : the closed form's map
-    kind : of ``ADAPTERS``
-    width : hidden units; at least two a column for ``feedforward``
+    start : Linear
+        The map without training.
+    kind : str
+        One of ``ADAPTERS``.
+    width : int
+        Hidden units; at least two per column for ``feedforward``.
     """
 
     def __init__(self, start: Linear, kind: str, width: int = 0) -> None:

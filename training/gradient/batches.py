@@ -1,4 +1,4 @@
-"""What a training step looks at: questions, and documents among which are the hard ones."""
+"""The batches of a training: queries, and documents among which are hard negatives."""
 
 from __future__ import annotations
 
@@ -14,22 +14,24 @@ from faiss_qama.training.near_duplicates import NearDuplicates, drop_one
 from faiss_qama.training.split import Split, add_noise
 from faiss_qama.training.train_config import TrainConfig
 
-MAX_STAND_INS = 20_000  # documents that stand in for queries, at most: what finding their neighbours costs is seconds
-NEIGHBOURS = 50  # hard documents are split from so many nearest ones
-QUERY_BLOCK = 256  # questions whose neighbours' vectors are held at a time
-THRESHOLD_DOCUMENTS = 512  # random documents whose columns moving thresholds follow
+MAX_STAND_INS = 20_000  # documents that stand in for queries: finding their neighbours takes seconds
+NEIGHBOURS = 50  # nearest documents that hard negatives are drawn from
+QUERY_BLOCK = 256  # queries whose neighbours' vectors are in memory at a time
+THRESHOLD_DOCUMENTS = 512  # random documents that moving thresholds follow
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """A step's queries and documents.
+    """The queries and documents of a step.
 
     Parameters
     ----------
-    queries : (nq, d) float32
-    documents : (n, d) float32
-    grades : (nq, n) float32, 0 where a document is not known to be relevant
-    itself : (nq, n) bool, true where a document is the query, or stands in for it
+    queries : ndarray of shape (nq, d), float32
+    documents : ndarray of shape (n, d), float32
+    grades : ndarray of shape (nq, n), float32
+        0 where a document is not known to be relevant.
+    itself : ndarray of shape (nq, n), bool
+        True where a document is the query, or stands in for it.
     """
 
     queries: Floats
@@ -39,10 +41,10 @@ class Batch:
 
 
 class Batches:
-    """Batches split from a corpus and its queries; step i of a seed is always the same.
+    """Batches drawn from a corpus and its queries; ``batches[i]`` is the batch of step i, the same for each seed.
 
-    A batch has questions (real queries and documents in their place), and for each of them one relevant document, if
-    one is known, and some of its nearest ones by the floats; then random documents.
+    A batch has queries (real ones, and documents in their place). For each of them it has one relevant document, if
+    one is known, and hard negatives from its nearest documents; it also has random documents.
     """
 
     def __init__(self, split: Split, config: TrainConfig, metric: int, seed: int) -> None:
@@ -110,7 +112,7 @@ class Batches:
 def _nearest(
     questions: Floats, rows: NDArray[np.int64], x: Floats, metric: int, duplicates: NearDuplicates
 ) -> NDArray[np.int64]:
-    """Return the nearest documents, (nq, NEIGHBOURS or fewer), of each question, but for one that is the question."""
+    """Return the nearest documents, (nq, NEIGHBOURS or fewer), of each question, without the query itself."""
     k = min(NEIGHBOURS + 1, len(x))
     parts = []
     for start in progress(range(0, len(questions), QUERY_BLOCK), "neighbours"):

@@ -1,4 +1,4 @@
-"""What a training keeps on disk: a log of its epochs, and a checkpoint from which it goes on if it was interrupted."""
+"""The files of a training: a log of its epochs, and a checkpoint to resume from after an interruption."""
 
 from __future__ import annotations
 
@@ -24,12 +24,16 @@ CHECKPOINT, LOG, LOCK = "checkpoint.safetensors", "log.jsonl", ".lock"
 
 
 class Journal:
-    """The log of a training, a dictionary an epoch, and where it is kept.
+    """The log of a training, one dictionary per epoch, and its checkpoint.
 
     Parameters
     ----------
-    folder : where to keep ``CHECKPOINT``, one safetensors file written atomically, and ``LOG``; None to keep nothing
-    settings, arrays : what tells this training from every other; the checkpoint of another one is not gone on from
+    folder : Path, optional
+        Folder for ``CHECKPOINT``, one safetensors file written atomically, and ``LOG``. None keeps nothing.
+    settings : dict of str to object
+        Settings that the result depends on. A checkpoint of other settings or arrays is not resumed from.
+    arrays : list of ndarray
+        Data that the result depends on.
     """
 
     def __init__(self, folder: Path | None, settings: dict[str, Any], arrays: list[np.ndarray]) -> None:
@@ -42,7 +46,7 @@ class Journal:
         self._key = digest.hexdigest()
 
     def resume(self, modules: Mapping[str, nn.Module], optimizer: Optimizer) -> dict[str, Tensor] | None:
-        """Bring ``modules``, ``optimizer`` and the log to where they were; return the best state, None at the start."""
+        """Restore ``modules``, ``optimizer`` and the log; return the best state, or None if there is no checkpoint."""
         if self._folder is None:
             return None
         tensors, metadata = _read(self._folder / CHECKPOINT)
@@ -66,7 +70,7 @@ class Journal:
     def append(
         self, line: dict[str, Any], modules: Mapping[str, nn.Module], best: dict[str, Tensor], optimizer: Optimizer
     ) -> None:
-        """Log an epoch and keep the state after it; ``best`` is the state that was the best so far."""
+        """Log an epoch, and write the state after it; ``best`` is the best state so far."""
         self.log.append(line)
         if self._folder is None:
             return
@@ -88,7 +92,7 @@ class Journal:
 
 @contextmanager
 def locked(folder: Path | None) -> Iterator[None]:
-    """Keep other processes from training in ``folder``. Raises OSError if one does."""
+    """Keep other processes from training in ``folder``. Raises OSError if one does already."""
     if folder is None:
         yield
         return
@@ -106,7 +110,7 @@ def discard(folder: Path) -> None:
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return tensors and metadata of a checkpoint; nothing if there is none, or, with a warning, a damaged one."""
+    """Return tensors and metadata of a checkpoint; none if it is missing or, with a warning, damaged."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             names = file.keys()

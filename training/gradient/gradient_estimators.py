@@ -1,6 +1,6 @@
-"""Cutting with a gradient: four ways to let a training pass through thresholds, whose own slope is 0.
+"""Thresholds with a gradient: four ways for a training to pass them, though their own slope is 0.
 
-Each takes ``u``, how far columns lie above a cut in units of their spread, and the temperature, the width of the
+Each takes ``u``, how far columns lie above a threshold in units of their spread, and the temperature, the width of the
 transition in the same units. It returns bits in [0, 1] of the shape of ``u``.
 """
 
@@ -26,7 +26,7 @@ def tanh(u: Tensor, temperature: float) -> Tensor:
 
 
 def stochastic(u: Tensor, temperature: float) -> Tensor:
-    """Bits split with the soft bits as their probabilities, straight through (arXiv 1308.3432, section 3)."""
+    """Bits drawn with the soft bits as their probabilities, straight through (arXiv 1308.3432, section 3)."""
     soft = sigmoid(u, temperature)
     return _hard(torch.rand_like(soft) < soft, soft)
 

@@ -1,4 +1,4 @@
-"""The quantizer as torch trains it: the same transform, cuts and decoder, with gradients."""
+"""The quantizer as torch trains it: the same transform, thresholds and decoder, with gradients."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from faiss_qama.training.train_config import TrainConfig
 
 @dataclass(frozen=True, eq=False)
 class Coded:
-    """What cutting gave: columns (n, columns), distances from the cuts (n, columns, cuts), and bits (n, n_bits)."""
+    """Columns (n, columns), their distances from the thresholds (n, columns, thresholds), and bits (n, n_bits)."""
 
     z: Tensor
     u: Tensor
@@ -33,15 +33,19 @@ class Coded:
 class Model(nn.Module):
     """A quantizer in training.
 
-    It sees vectors divided by ``deviation``, their root mean square distance from their mean, because rates of learning
-    and temperatures are lengths too. Scores are inner products or -|q - x|^2 / 2 of these.
+    Vectors are divided by ``deviation``, their root mean square distance from their mean, because learning rates and
+    temperatures depend on the unit of length. Scores are inner products or -|q - x|^2 / 2; larger means nearer.
 
     Parameters
     ----------
-    start : the closed form, whose transforms are linear
-    x : (n, d) documents, for the spread of the columns
-    config : settings
-    ends : numbers of components of the slices, ascending; the last is all of them
+    start : Quantizer
+        A quantizer without training, whose transforms are linear.
+    x : ndarray of shape (n, d), float32
+        Documents, for the spread of the columns.
+    config : TrainConfig
+        Settings of the training.
+    ends : list of int
+        Component counts of the prefixes to optimise, ascending; the last is all components.
     """
 
     shift: Tensor
@@ -70,7 +74,7 @@ class Model(nn.Module):
         self.gain = start.fit_record.query_gain
         shift = of_query.bias - np.float32(self.gain) * of_document.bias
         self.register_buffer("shift", torch.from_numpy(shift))
-        # Of the two query sides, one that no loss reaches would stay behind while the documents' side moves.
+        # A query side that no loss reaches would stay behind while the documents' side moves.
         stages = {name.split(".")[0] for name in config.losses}
         own = config.query_side and bool(stages & {"float", "hamming"})
         self.query_adapter = Adapter(of_query, "linear") if own else None
@@ -91,7 +95,7 @@ class Model(nn.Module):
         self.register_buffer("offset", torch.from_numpy(start.decoder.offset / np.float32(self.deviation)))
         # Similarities of columns and of bits are brought to the scale of the teacher's: a factor and a shift a slice.
         self.scales = nn.Parameter(torch.zeros(2, len(ends), 2))
-        # What the bits' losses need: the share of documents that each is to be set in, and which bits are of one unit.
+        # For code losses: the share of documents that each bit should be set in, and which bits belong to one unit.
         shares: list[float] = []
         units: list[int] = []
         for segment, _, _ in layout.slices():
@@ -103,20 +107,20 @@ class Model(nn.Module):
 
     @property
     def scale(self) -> float:
-        """Root mean square length of the vectors."""
+        """Root mean square norm of the vectors."""
         return self.start.rms_norm / self.deviation
 
     def code_documents(self, x: Tensor, temperature: float) -> Coded:
-        """Cut documents (n, d)."""
-        return self._cut(self.adapter(x), temperature)
+        """Code documents (n, d)."""
+        return self._code(self.adapter(x), temperature)
 
     def code_queries(self, xq: Tensor, temperature: float) -> Coded:
-        """Cut queries (nq, d)."""
+        """Code queries (nq, d)."""
         if self.start.metric == faiss.METRIC_INNER_PRODUCT:
             xq = normalize(xq) * self.scale
         if self.query_adapter is not None:
-            return self._cut(self.query_adapter(xq), temperature)
-        return self._cut(self.gain * self.adapter(xq) + self.shift, temperature)
+            return self._code(self.query_adapter(xq), temperature)
+        return self._code(self.gain * self.adapter(xq) + self.shift, temperature)
 
     def teacher(self, xq: Tensor, x: Tensor) -> Tensor:
         """Return the scores (nq, n) of the floats."""
@@ -125,14 +129,14 @@ class Model(nn.Module):
         return -torch.cdist(xq, x).square() / 2
 
     def float_scores(self, queries: Coded, documents: Coded) -> list[Tensor]:
-        """Return the cosines of the columns on the teacher's scale, a (nq, n) tensor a slice."""
+        """Return the cosines of the columns on the teacher's scale, a (nq, n) tensor per prefix."""
         return _scaled(
             self.scales[0],
             [normalize(queries.z[:, :end]) @ normalize(documents.z[:, :end]).T for end in self.column_ends],
         )
 
     def adc_scores(self, xq: Tensor, decoded: list[Tensor]) -> list[Tensor]:
-        """Return the scores of float queries against decoded documents, a (nq, n) tensor a slice."""
+        """Return the scores of float queries against decoded documents, a (nq, n) tensor per prefix."""
         if self.start.metric == faiss.METRIC_INNER_PRODUCT:
             xq = normalize(xq) * self.scale
         if self.query_matrix is not None:
@@ -142,7 +146,7 @@ class Model(nn.Module):
         return [-torch.cdist(xq, x).square() / 2 for x in decoded]
 
     def hamming_scores(self, queries: Coded, documents: Coded) -> list[Tensor]:
-        """Return the Hamming similarities on the teacher's scale, a (nq, n) tensor a slice."""
+        """Return the Hamming similarities on the teacher's scale, a (nq, n) tensor per prefix."""
         a, b = 2 * queries.bits - 1, 2 * documents.bits - 1
         return _scaled(self.scales[1], [a[:, :end] @ b[:, :end].T / end for end in self.bit_ends])
 
@@ -162,7 +166,7 @@ class Model(nn.Module):
                 row[1] = t.mean() - row[0].exp() * s.mean()
 
     def decode(self, bits: Tensor) -> list[Tensor]:
-        """Return the decoded documents, a (n, d) tensor a slice."""
+        """Return the decoded documents, a (n, d) tensor per prefix."""
         # What each bit adds, and what the lowest levels add up to.
         steps = self.values.diff(dim=1)[:, :, None] * self.matrix[:, None, :]
         lowest = self.values[:, :1] * self.matrix
@@ -181,10 +185,10 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def follow(self, draw: Callable[[], Floats]) -> None:
-        """Update what follows the data rather than the gradient, after a step.
+        """Update what follows the data, not the gradient, after a step.
 
-        Moving thresholds go to where the share of columns below them is what it was, of the random documents
-        (n, d) that ``draw`` returns.
+        Moving thresholds go to where the share of columns below them is what it was at the start, among the random
+        documents (n, d) that ``draw`` returns.
         """
         if self.pruning is not None:
             self.pruning.observe()
@@ -205,7 +209,7 @@ class Model(nn.Module):
         return statistics
 
     def frozen(self) -> Quantizer:
-        """Return the quantizer as it now is."""
+        """Return the quantizer as it is now."""
         transform = self.adapter.frozen()
         if self.query_adapter is not None:
             query_transform = self.query_adapter.frozen()
@@ -218,7 +222,7 @@ class Model(nn.Module):
         quantizer = replace(
             self.start,
             transform=transform.rescaled(self.deviation),
-            thresholds=to_numpy(self._cuts()) * deviation,
+            thresholds=to_numpy(self._ordered_thresholds()) * deviation,
             decoder=Decoder(
                 to_numpy(self.values) * deviation, to_numpy(self.matrix), to_numpy(self.offset) * deviation
             ),
@@ -227,11 +231,11 @@ class Model(nn.Module):
         )
         return quantizer if self.pruning is None else self.pruning.applied(quantizer)
 
-    def _cuts(self) -> Tensor:
+    def _ordered_thresholds(self) -> Tensor:
         return self.thresholds.masked_fill(~self.used, float("inf")).sort(dim=1).values
 
-    def _cut(self, z: Tensor, temperature: float) -> Coded:
-        cuts = self._cuts()
+    def _code(self, z: Tensor, temperature: float) -> Coded:
+        cuts = self._ordered_thresholds()
         if self.pruning is not None:
             z, cuts = self.pruning(z, cuts)
         u = (z[:, :, None] - cuts) / self.spread[:, None]

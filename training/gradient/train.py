@@ -1,11 +1,11 @@
-"""The one training loop: from a closed-form quantizer to a trained one."""
+"""The training loop: from a quantizer without training to a trained one."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.fit_record import Quality
+from faiss_qama.quantizer.fit_record import TrainingRecord
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.closed_form import fit_decoder
 from faiss_qama.training.gradient import losses
@@ -30,42 +30,35 @@ from faiss_qama.training.split import Split
 from faiss_qama.training.train_config import SCORE_LOSSES, STAGES, TrainConfig, interpolate
 
 DECODER_DOCUMENTS = 20_000  # that a decoder is fitted to
-AVERAGING = 0.99  # what is kept is a moving average of the parameters: steps are noisy, because cuts are
+AVERAGING = 0.99  # momentum of the averaged parameters: steps are noisy, because thresholds are
 
 
-@dataclass(frozen=True, eq=False)
-class Training:
-    """What a training led to.
-
-    Parameters
-    ----------
-    quantizer : of the best epoch
-    measure : what counts on the held-out queries
-    closed_form, trained : what was measured there, of where it began (at as many components) and of ``quantizer``
-    gain : how much better ``trained`` is in what counts, as a share: the mean over the stages
-    better : whether it is, and in no stage worse
-    log : what was logged, an epoch each
-    """
-
-    quantizer: Quantizer
-    measure: str
-    closed_form: Quality
-    trained: Quality
-    gain: float
-    better: bool
-    log: list[dict[str, Any]]
-
-
-def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], seed: int) -> Training:
-    """Train from ``start``.
+def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], seed: int) -> Quantizer:
+    """Train from a quantizer without training.
 
     Parameters
     ----------
-    start : a quantizer in closed form
-    split : documents, queries and pairs, and what is held out
-    config : settings
-    ends : numbers of components of the slices, ascending; the last is all of them
-    seed : of batches, of weights, and of stochastic cuts
+    start : Quantizer
+        From :func:`~faiss_qama.training.closed_form.closed_form`.
+    split : Split
+        Documents, queries and pairs to train on, and the validation queries.
+    config : TrainConfig
+        Settings of the training.
+    ends : list of int
+        Component counts of the prefixes to optimise, ascending; the last is all components.
+    seed : int
+        Seed of batches, of weights, and of stochastic thresholds.
+
+    Returns
+    -------
+    Quantizer
+        The quantizer of the best epoch. ``fit_record.training`` has the log, and ``kept`` there says whether it is
+        better than ``start``.
+
+    Raises
+    ------
+    OSError
+        If the checkpoint cannot be written.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
@@ -79,7 +72,7 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
     averaged = AveragedModel(model, avg_fn=_average)
     current = cast(Model, averaged.module)
 
-    # Begin, or go on.
+    # Begin, or resume.
     arrays, settings = start.to_state()
     settings |= {"train": config.to_dict(), "ends": ends, "seed": seed}
     folder = None if config.checkpoint is None else Path(config.checkpoint)
@@ -102,7 +95,7 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate * min((step + 1) / (config.warmup_steps + 1), 1 - done)
 
-            # Forward, in bfloat16 where there is a GPU; but for the teacher, whose order that would blur.
+            # Forward, in bfloat16 on a GPU, except for the teacher, whose order that would blur.
             batch = tensors(model, batches[step], device)
             with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 parts = batch_losses(model, batch, done, epoch)
@@ -117,14 +110,14 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
             torch.nn.utils.clip_grad_norm_(trained, config.max_grad_norm)
             optimizer.step()
 
-            # What follows the data rather than the gradient.
+            # Update what follows the data, not the gradient.
             model.follow(partial(batches.documents, step))
             averaged.update_parameters(model)
             sums.update({name: float(part.detach()) / config.steps_per_epoch for name, part in parts.items()})
             if step % 10 == 0:
                 bar.set_postfix(loss=f"{float(loss.detach()):.4f}")
 
-        # After an epoch: prune, look at the held-out queries, log, keep.
+        # After an epoch: prune, measure the validation queries, log, keep.
         statistics = model.prune(current, (epoch + 1) / config.epochs)
         quantizer = _frozen(current, split.train)
         quality, reference = held_out.quality(quantizer), closed_form
@@ -151,9 +144,18 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
     assert best is not None
     model.load_state_dict(best)
     line = _best(journal.log, config)
-    quality, reference = line["held_out"], line["closed_form"]
+    record = TrainingRecord(
+        kept=line["better"],
+        adapter=config.adapter,
+        measure=held_out.measure,
+        untrained=line["closed_form"],
+        trained=line["held_out"],
+        gain=line["gain"],
+        seconds=sum(line["seconds"] for line in journal.log),
+        log=journal.log,
+    )
     quantizer = _frozen(model, split.train)
-    return Training(quantizer, held_out.measure, reference, quality, line["gain"], line["better"], journal.log)
+    return replace(quantizer, fit_record=replace(start.fit_record, training=record))
 
 
 def batch_losses(
@@ -206,7 +208,7 @@ def batch_losses(
 def tensors(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return queries and documents as the model sees them, grades, and the scores of the floats.
 
-    Of pairs that are not to be looked at these are -inf.
+    Pairs that do not count have the score -inf.
     """
     xq, x, grades, itself = (
         torch.from_numpy(a).to(device) for a in (batch.queries, batch.documents, batch.grades, batch.itself)
@@ -216,7 +218,7 @@ def tensors(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, T
 
 
 def _frozen(model: Model, x: Floats) -> Quantizer:
-    """Return the quantizer; where no loss has looked at what it decodes to, with a decoder fitted to ``x``."""
+    """Return the quantizer of ``model``, with a decoder fitted to ``x`` if no loss has trained the decoder."""
     quantizer = model.frozen()
     if model.config.decodes or model.config.adapter == "none":
         return quantizer

@@ -1,4 +1,4 @@
-"""How good a quantizer is on what its training does not see."""
+"""Quality of a quantizer on the validation queries, which its training does not see."""
 
 from __future__ import annotations
 
@@ -25,10 +25,19 @@ TOLERANCE = 0.005  # a difference that some hundred queries cannot tell from non
 
 
 class Validation:
-    """The held-out queries, against a sample of the documents.
+    """The validation queries, against a sample of the documents.
 
-    What counts is nDCG@10 where there are pairs, else recall@10 of the exact neighbours; by ``adc``, the float query
-    against decoded codes, and by ``hamming``; of the whole code and of its prefixes of ``ends`` components.
+    With pairs the measure is nDCG@10, else recall@10 of the exact neighbours. It is taken by stage: ``adc``, float
+    queries against decoded codes, and ``hamming``; of the whole code and of its prefixes.
+
+    Parameters
+    ----------
+    split : Split
+        Its ``validation`` is searched for in ``train``.
+    metric : int
+        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+    ends : sequence of int
+        Component counts of the prefixes.
     """
 
     def __init__(self, split: Split, metric: int, ends: Sequence[int] = ()) -> None:
@@ -50,7 +59,7 @@ class Validation:
 
     @property
     def measure(self) -> str:
-        """What counts."""
+        """The measure that decides: ``recall@10`` or ``nDCG@10``."""
         return f"recall@{K}" if self.qrels is None else f"nDCG@{K}"
 
     def quality(self, quantizer: Quantizer) -> Quality:
@@ -68,21 +77,19 @@ class Validation:
         return {stage + of: self._quality(self._without_itself(D, I)[1]) for stage, (D, I) in found.items()}
 
     def gain(self, quality: Quality, reference: Quality) -> float:
-        """Return how much better ``quality`` is than ``reference`` in what counts: the mean of the stages' shares."""
+        """Return how much better ``quality`` is than ``reference``, as a share: the mean over the stages."""
         return float(np.mean(self._ratios(quality, reference))) - 1
 
     def never_worse(self, quality: Quality, reference: Quality) -> bool:
-        """Return whether ``quality`` is in no stage worse than ``reference``, but for what queries cannot tell."""
+        """Return whether ``quality`` is in no stage worse than ``reference``, by more than ``TOLERANCE``."""
         return bool(min(self._ratios(quality, reference)) >= 1 - TOLERANCE)
 
     def _ratios(self, quality: Quality, reference: Quality) -> list[float]:
-        return [
-            (quality[stage][self.measure] + SMOOTHING) / (reference[stage][self.measure] + SMOOTHING)
-            for stage in reference
-        ]
+        pairs = [(quality[stage][self.measure], reference[stage][self.measure]) for stage in reference]
+        return [(ours + SMOOTHING) / (theirs + SMOOTHING) for ours, theirs in pairs]
 
     def _without_itself(self, D: NDArray[Any], I: Ids) -> tuple[NDArray[Any], Ids]:
-        """Return the first K of K + 1 hits, but for one that is the query itself and not known to be relevant."""
+        """Return K of K + 1 hits, without one that is the query itself and not known to be relevant."""
         own = self._duplicates.among(self.queries, self.x[I]) & ~np.isin(I + self._rows * len(self.x), self._relevant)
         kept = drop_one(own)
         return D[kept].reshape(len(D), -1), I[kept].reshape(len(I), -1)

@@ -1,9 +1,9 @@
-"""Improved binary quantization with adaptive pruning: scales and thresholds a component, and components that go.
+"""Improved binary quantization with adaptive pruning: scales and thresholds per component, and fewer components.
 
 A bit is sigmoid((z s m - t') / temperature), s a learned scale, m 1 or, once it is pruned, 0. The threshold t is
 adjusted by the curvature of the loss there, t' = t sqrt(h + eps), h being a moving average of the squared gradient (the
 diagonal of the Gauss-Newton Hessian) in units of its mean. A component's importance is a moving average of its gradient
-and its magnitude; the later a component, the more of it it needs to stay.
+and its magnitude; a later component needs more of it to stay.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Pruning(nn.Module):
         }
 
     def applied(self, quantizer: Quantizer) -> Quantizer:
-        """Return ``quantizer`` with the scales multiplied in, and without what was pruned."""
+        """Return ``quantizer`` with the scales multiplied in, without the pruned components."""
         kept = np.flatnonzero(self.mask.cpu().numpy())
         scale = self.scale.detach().cpu().numpy()
         adjusted = np.sqrt(self.curvature.cpu().numpy() + np.float32(EPSILON))
