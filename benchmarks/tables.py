@@ -6,9 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from cells import RESULTS, ROOT, SETS
-from evidence_tables import equal_bytes_table, qama_table, rotated_table
-from recall_tables import (
+from common import RESULTS, ROOT, SETS
+from rendering.evidence_tables import equal_bytes_table, qama_table, rotated_table
+from rendering.recall_tables import (
     bases_table,
     choices_table,
     growth_table,
@@ -18,7 +18,7 @@ from recall_tables import (
     rabitq_table,
     stock_table,
 )
-from speed_tables import (
+from rendering.speed_tables import (
     asymmetric_table,
     fastest_table,
     first_table,
@@ -28,7 +28,7 @@ from speed_tables import (
     scans_table,
     stages_table,
 )
-from training_tables import ablation_table, prefixes_table, training_table
+from rendering.training_tables import ablation_table, prefixes_table, training_table
 
 
 def remake() -> None:

@@ -1,6 +1,6 @@
-"""QAMA's own table, remade on these vectors: python benchmarks/qama.py DATA.
+"""The table of the QAMA paper, measured on these vectors, into docs/results/qama-table.json.
 
-Writes docs/results/qama-table.json, and remakes the tables. What training adds is measured by benchmarks/training.py.
+What its training adds is measured by ``measure.training``.
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ from typing import Any
 
 import click
 import faiss
-from results import METRIC, write
+from common import METRIC, K, write
 from sklearn.preprocessing import normalize
-from tables import remake
 
-from faiss_qama import QamaIndex
 from faiss_qama.comparison import methods
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import Searchable, Truth, evaluate, exact
 from faiss_qama.hamming.factory import code_bytes
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.training import FitConfig, fit
 from faiss_qama.training.config import LAYOUTS, NESTED
 from faiss_qama.vectors import Corpus
+from measure.choices import filled
 
-SETS = ("scifact", "nfcorpus")
+QAMA_SETS = ("scifact", "nfcorpus")
 LAYOUT = {"1": "binary", "1.5": "ternary", "hybrid": "hybrid", "2": "2-bit"}
 # nDCG@10 of all-MiniLM-L12-v2 by components, in the order of LAYOUT and then of floats (tables of MiniLM).
 PUBLISHED: dict[str, Any] = {
@@ -44,16 +42,16 @@ PUBLISHED: dict[str, Any] = {
         "96": [0.2050, 0.2330, 0.2375, 0.2428, 0.2483],
     },
 }
-# What its ablations begin with: the first components of the embedding, cut so that levels are equally frequent.
+# What the paper's ablations begin with: the first components of the embedding, at equally frequent levels.
 UNTRANSFORMED = {"projection": "none", "rotation": "none", "thresholds": "quantile"}
 
 
 def qama_table(data: Path) -> None:
-    """Measure its layouts on its parts of the dimension: thresholds alone, and our closed form."""
+    """Measure the paper's layouts on its parts of the dimension: thresholds alone, and ours without training."""
     rows: dict[tuple[int, str], dict[str, Any]] = {}
-    for name in SETS:
+    for name in QAMA_SETS:
         dataset = Dataset.load(data / name)
-        truth = exact(dataset, 10, METRIC)
+        truth = exact(dataset, K, METRIC)
         d = dataset.corpus.shape[1]
         for components in (d, *(d // part for part in reversed(NESTED))):
             for bits, kind in LAYOUT.items():
@@ -68,17 +66,20 @@ def qama_table(data: Path) -> None:
 
 
 def _codes(dataset: Dataset, truth: Truth, layout: str) -> dict[str, float]:
-    """Return nDCG@10 of thresholds alone and of our closed form."""
-    index = _index(dataset, layout=layout)
+    """Return the nDCG@10 of thresholds alone and of our quantizer without training."""
+    index, untransformed = (
+        filled(dataset, "codes", layout=layout),
+        filled(dataset, "none", layout=layout, **UNTRANSFORMED),
+    )
     return {
-        "thresholds": _share(_index(dataset, layout=layout, **UNTRANSFORMED).with_rescore("none"), dataset, truth),
+        "thresholds": _share(untransformed, dataset, truth),
         "hamming": _share(index.with_rescore("none"), dataset, truth),
         "codes": _share(index, dataset, truth),
     }
 
 
 def _floats(dataset: Dataset, truth: Truth, components: int) -> dict[str, float]:
-    """Return nDCG@10 of components that are not cut: the first ones at unit length, and the principal ones."""
+    """Return the nDCG@10 of components as floats: the first ones at unit norm, and the principal ones."""
     sides = [dataset.corpus.read(), dataset.queries]
     documents, queries = (normalize(x[:, :components]) for x in sides)
     first = exact(replace(dataset, corpus=Corpus(documents), queries=queries), truth.k, truth.metric).measured
@@ -89,25 +90,6 @@ def _floats(dataset: Dataset, truth: Truth, components: int) -> dict[str, float]
     }
 
 
-def _index(dataset: Dataset, **settings: Any) -> QamaIndex:
-    index = QamaIndex(fit(dataset.corpus, config=FitConfig(**settings)), "codes")
-    for chunk in dataset.corpus.chunks():
-        index.add(chunk)
-    return index
-
-
 def _share(index: Searchable, dataset: Dataset, truth: Truth) -> float:
-    """Return the nDCG@10 of ``index``, in % of exact floats'."""
+    """Return the nDCG@10 of ``index``, in % of that of exact floats."""
     return 100 * evaluate(index, dataset, truth, runs=1).ndcg / truth.measured.mean.ndcg
-
-
-@click.command()
-@click.argument("data", type=click.Path(path_type=Path, exists=True))
-def main(data: Path) -> None:
-    """Measure on the data set folders in DATA, and remake the tables."""
-    qama_table(data)
-    remake()
-
-
-if __name__ == "__main__":
-    main()

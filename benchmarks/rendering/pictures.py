@@ -1,26 +1,26 @@
-"""Draw docs/results/peers-*.svg from the JSON files of that name: python benchmarks/pictures.py."""
+"""The pictures docs/results/peers-*.svg, from the JSON files of that name."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from cells import RESULTS
+from common import RESULTS, read
 
 FLOOR = 0.8  # recall, below which nothing is drawn
-LABELLED = 6  # arrangements of others, the fastest at .95, that are named
+LABELLED = 6  # indexes of others, the fastest at .95, that are named
 
 
 def speed_at(row: dict[str, Any], recall: float) -> float:
-    """Return the queries per second of the fastest point that reaches ``recall``, 0 if none does."""
+    """Return the queries per second of the fastest point that reaches ``recall``, or 0."""
     return max((p["per_second"] for p in row["points"] if p["recall"] >= recall), default=0.0)
 
 
 def draw(name: str) -> None:
-    """Draw recall against queries per second, bytes in memory as size of the marks."""
-    peers = json.loads((RESULTS / f"{name}.json").read_text())
+    """Draw recall against queries per second. Marks grow with the bytes in memory."""
+    plt.rcParams["svg.hashsalt"] = "peers"  # the same picture from the same numbers
+    peers = read(name)
     rows = sorted(peers["arrangements"], key=lambda row: -speed_at(row, 0.95))
     labelled = [r["name"] for r in rows if not r["ours"]][:LABELLED] + [r["name"] for r in rows if r["ours"]][:3]
     figure, axes = plt.subplots(figsize=(9, 6), layout="constrained")
@@ -42,9 +42,3 @@ def draw(name: str) -> None:
     axes.legend(handles[::-1], labels[::-1], fontsize=8, loc="lower left", title="solid: ours; dashed: others")
     figure.savefig(RESULTS / f"{name}.svg")
     plt.close(figure)
-
-
-if __name__ == "__main__":
-    plt.rcParams["svg.hashsalt"] = "peers"  # the same picture from the same numbers
-    for path in RESULTS.glob("peers-*.json"):
-        draw(path.stem)

@@ -1,17 +1,14 @@
-"""Measure how fast the parts of a search are: python benchmarks/speed.py DATA writes docs/results/speed.json.
+"""How fast the parts of a search are, into docs/results/speed.json.
 
-What is compared takes turns within one run, on the same codes and as many threads; medians.
+What is compared takes turns within one run, on the same codes and with the same number of threads; medians.
 """
 
 from __future__ import annotations
 
-import json
 import math
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -20,9 +17,7 @@ from typing import Any
 import click
 import faiss
 import numpy as np
-from cells import RESULTS
-from results import METRIC, million, write
-from tables import remake
+from common import METRIC, MILLION, in_turns, median_seconds, million, read, write
 from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
@@ -30,9 +25,11 @@ from faiss_qama.arrays import Codes, Floats
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.hamming.factory import make_base
 from faiss_qama.hamming.flat import FlatCodeIndex
+from faiss_qama.index.build import build_index
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.tuning import tune
 from faiss_qama.index.two_stage import TwoStageIndex
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
@@ -40,18 +37,19 @@ from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
 
 LAYOUTS = ("2x85", "2x128", "2x192", "1x256", "1x384")
-K, ROUNDS = 100, 15
-PAUSE = 0.05  # seconds
+K, ROUNDS = 100, 15  # neighbours of a scan
 PREFIX = 96  # components that a funnel scans first
 GRAPHS = 500_000  # codes; larger graphs take too long to build
 FIRST = """
 import sys, time
 import numpy as np
 from faiss_qama import QamaIndex
+from faiss_qama.index.build import build_index
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.kernels import kernel
-kernels, _, _ = map(loops, ("kernels", "dots", "cuts"))
+scanning, _, _ = map(kernel, ("scanning", "scoring", "encoding"))
 begin = time.perf_counter()  # numba starts with the first call of what it compiled
-kernels.pack(np.empty((0, 1), np.uint8), np.empty((0, 4), np.int64), np.empty((0, 1), np.uint32))
+scanning.pack(np.empty((0, 1), np.uint8), np.empty((0, 4), np.int64), np.empty((0, 1), np.uint32))
 start = time.perf_counter()
 index = QamaIndex.load(sys.argv[1] + "/i.qama", mmap=True)
 index.search(np.load(sys.argv[1] + "/q.npy").astype(np.float32), 10)
@@ -88,26 +86,6 @@ def scans(folder: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def in_turns(asked: list[Any], *searches: Callable[[Any], Any]) -> list[float]:
-    """Return the median seconds of each search, which take turns on the same queries, after a pause and a run each."""
-    seconds: list[list[float]] = [[] for _ in searches]
-    for search in searches:  # what is compiled or allocated once
-        search(asked[0])
-    for xq in asked:
-        for search, own in zip(searches, seconds, strict=True):
-            time.sleep(PAUSE)  # in which idle threads of the one before go to sleep
-            search(xq)
-            start = time.perf_counter()
-            search(xq)
-            own.append(time.perf_counter() - start)
-    return [statistics.median(own) for own in seconds]
-
-
-def seconds_of(call: Callable[[], Any], rounds: int = 7) -> float:
-    """Return the median seconds of a call."""
-    return in_turns([None] * rounds, lambda _: call())[0]
-
-
 def stages(folder: Path) -> dict[str, Any]:
     """Time the steps beside the scan: scoring candidates from their codes, and encoding."""
     dataset = Dataset.load(folder)
@@ -118,10 +96,10 @@ def stages(folder: Path) -> dict[str, Any]:
     store = index.rescorer
     assert store is not None
     rows = index.with_rescore("none").search(xq, 400)[1]
-    measured: dict[str, Any] = {"n": len(x), "candidates": rows.shape[1], "threads": []} | single(quantizer, x, xq)
+    measured: dict[str, Any] = {"n": len(x), "candidates": rows.shape[1], "threads": []} | one_query(quantizer, x, xq)
     for threads in (1, 2):
         with threadpool_limits(threads):
-            scoring = seconds_of(lambda: store.scores(xq, rows)) / len(xq)
+            scoring = median_seconds(lambda: store.scores(xq, rows)) / len(xq)
             encoding, product = in_turns([x] * 7, quantizer.encode, quantizer.transform)
         row = {"threads": threads, "scoring_milliseconds": 1000 * scoring}
         row |= {"encoded_per_second": len(x) / encoding, "times_the_product": encoding / product}
@@ -130,7 +108,7 @@ def stages(folder: Path) -> dict[str, Any]:
     return measured
 
 
-def single(quantizer: Quantizer, x: Floats, xq: Floats) -> dict[str, Any]:
+def one_query(quantizer: Quantizer, x: Floats, xq: Floats) -> dict[str, Any]:
     """Time one query after the other, with one thread: whole searches of 10 out of 100 candidates, and scans alone."""
     index, base = QamaIndex(quantizer, "fp16", base="Flat"), FlatCodeIndex(quantizer.layout)
     index.add(x)
@@ -193,7 +171,7 @@ def growth(folder: Path) -> list[dict[str, Any]]:
             for prefix in (None, PREFIX) if base == "Flat" else (None,):
                 search = partial(held.search, xq, K, truncate_dim=prefix, settings={})
                 with threadpool_limits(1):
-                    seconds = seconds_of(search, rounds=3)
+                    seconds = median_seconds(search, rounds=3)
                 row = {
                     "n": n,
                     "base": base + (f", truncate_dim={prefix}" if prefix else ""),
@@ -215,7 +193,7 @@ def loading(folder: Path) -> dict[str, Any]:
         big = Corpus(np.concatenate(list(million(x))))
         np.save(f"{scratch}/q.npy", dataset.queries[:1])
         for base in ("Flat", "IVF4096"):
-            QamaIndex.build(f"{scratch}/i.qama", quantizer, big, "fp16", base)
+            build_index(f"{scratch}/i.qama", quantizer, big, IndexSpec(base=base))
             runs = [subprocess.run([sys.executable, "-c", FIRST, scratch], stdout=subprocess.PIPE) for _ in range(7)]
             seconds = np.median([[float(number) for number in run.stdout.split()] for run in runs], axis=0)
             measured[base] = dict(zip(("seconds", "numba_seconds"), seconds.tolist(), strict=True))
@@ -232,17 +210,8 @@ PARTS: dict[str, Callable[[Path], Any]] = {
 }
 
 
-@click.command()
-@click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--part", "parts", type=click.Choice(list(PARTS)), multiple=True, default=list(PARTS))
-def main(data: Path, parts: tuple[str, ...]) -> None:
-    """Measure on quora's vectors in DATA, and remake the tables; parts left out stay as they were measured."""
-    path = RESULTS / "speed.json"
-    known = json.loads(path.read_text()) if path.exists() else {}
-    record = {"k": K, "n": 1_000_000} | {part: known[part] for part in PARTS if part in known}
+def speed(data: Path, parts: tuple[str, ...]) -> None:
+    """Measure ``parts`` on quora's vectors in ``data``; the other parts stay as they were measured."""
+    known = read("speed")
+    record = {"k": K, "n": MILLION} | {part: known[part] for part in PARTS if part in known}
     write("speed", record | {part: PARTS[part](data / "quora") for part in parts})
-    remake()
-
-
-if __name__ == "__main__":
-    main()

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from cells import SETS, markdown
+from common import SETS
+
+from rendering.cells import markdown
 
 
 def training_table(data: dict[str, Any]) -> str:

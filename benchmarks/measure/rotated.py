@@ -1,15 +1,10 @@
-"""The table of the study of rotated ternary codes, remade on these vectors: python benchmarks/rotated.py DATA.
-
-Writes docs/results/rotated-study.json, and remakes the tables.
-"""
+"""The table of the study of rotated ternary codes, measured on these vectors, into docs/results/rotated-study.json."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import click
-from results import write
-from tables import remake
+from common import write
 
 from faiss_qama.comparison import tasks
 
@@ -24,27 +19,15 @@ PUBLISHED = {
     "rotated-binary": 90.6025,
 }
 OURS = ["1.5x384", "2x192", "2x384", "1.5x384+none", "2x192+none"]
-SETS = ("stsb", "banking77")
+TASKS = ("stsb", "banking77")
 
 
 def rotated_study(data: Path) -> None:
-    """Measure its methods and ours on semantic similarity and classification."""
+    """Measure the methods of the study and ours on semantic similarity and classification."""
     record = {}
-    for name in SETS:
+    for name in TASKS:
         task = tasks.load_task(data / name)
         assert task is not None
         measured = tasks.measure(task, [*PUBLISHED, *OURS])
         record[name] = {"measure": task.measure, "results": [one.to_dict() for one in measured]}
     write("rotated-study", {"published": PUBLISHED, **record})
-
-
-@click.command()
-@click.argument("data", type=click.Path(path_type=Path, exists=True))
-def main(data: Path) -> None:
-    """Measure on the data set folders in DATA, and remake the tables."""
-    rotated_study(data)
-    remake()
-
-
-if __name__ == "__main__":
-    main()

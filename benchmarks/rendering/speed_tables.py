@@ -8,7 +8,9 @@ import textwrap
 from typing import Any
 
 import numpy as np
-from cells import SETS, markdown
+from common import SETS
+
+from rendering.cells import markdown
 
 OTHERS = ("SVS ", "ScaNN ", "usearch ", "RaBitQ ", "semantic_search_faiss")  # how names of other libraries' begin
 FIRST_TARGET, FIRST_BOUND, FIRST_SIZE = 0.95, 80, 48  # recall@10, and bytes per vector in memory and of a code

@@ -14,11 +14,7 @@ from typing import Any
 import click
 import faiss
 import yaml
-from cells import ROOT, SETS
-from qama import LAYOUT
-from qama import SETS as QAMA_SETS
-from results import METRIC, write
-from tables import remake
+from common import METRIC, ROOT, write
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.evaluation.datasets import Dataset
@@ -32,6 +28,7 @@ from faiss_qama.training.gradient.train import Training, train
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
 from faiss_qama.vectors import Corpus
+from measure.qama import LAYOUT, QAMA_SETS
 
 # Preset, layout instead of its own or None, what is given besides the corpus, and seeds.
 TRAININGS: list[tuple[str, str | None, str, int]] = [
@@ -213,22 +210,12 @@ def _ablated(bench: Bench, label: str, adapter: str, losses: dict[str, float] | 
     return row | {"gain": 0.0 if training is None else training.gain}
 
 
-@click.command()
-@click.argument("data", type=click.Path(path_type=Path, exists=True))
-@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, help="Only this one.")
-@click.option("--set", "sets", type=click.Choice(SETS), multiple=True, help="Only this data set.")
-def main(data: Path, parts: tuple[str, ...], sets: tuple[str, ...]) -> None:
-    """Measure on the data set folders in DATA, and remake the tables."""
-    for name in sets or SETS:
-        bench = Bench(data / name)
-        if not parts or "trainings" in parts:
-            write(f"training-{name}", {"rows": trainings(bench)})
-        if name in QAMA_SETS and (not parts or "qama" in parts):
-            write(f"training-qama-{name}", {"rows": nested(bench)})
-        if name == "nfcorpus" and (not parts or "ablation" in parts):
-            write("training-ablation", {"set": name, "rows": ablation(bench)})
-    remake()
-
-
-if __name__ == "__main__":
-    main()
+def training(data: Path, name: str, parts: tuple[str, ...] = PARTS) -> None:
+    """Measure ``parts`` on a data set: QAMA's recipe where its table is measured, the losses on nfcorpus alone."""
+    bench = Bench(data / name)
+    if "trainings" in parts:
+        write(f"training-{name}", {"rows": trainings(bench)})
+    if name in QAMA_SETS and "qama" in parts:
+        write(f"training-qama-{name}", {"rows": nested(bench)})
+    if name == "nfcorpus" and "ablation" in parts:
+        write("training-ablation", {"set": name, "rows": ablation(bench)})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from cells import SETS, markdown
+from common import SETS
+
+from rendering.cells import markdown
 
 
 def equal_bytes_table(data: dict[str, Any]) -> str:

@@ -1,15 +1,10 @@
-"""What the tables of docs/results share: their form, and cells that many have."""
+"""The form of all tables, and cells that many of them have."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from tabulate import tabulate
-
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "docs" / "results"
-SETS = ("scifact", "nfcorpus", "quora")
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -23,5 +18,5 @@ def bytes_text(row: dict[str, Any]) -> str:
 
 
 def percent(row: dict[str, Any], exact: dict[str, Any]) -> str:
-    """Return nDCG in % of exact floats'."""
+    """Return the nDCG in % of that of exact floats."""
     return f"{100 * row['ndcg'] / exact['ndcg']:.1f}"

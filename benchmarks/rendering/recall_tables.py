@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from cells import SETS, bytes_text, markdown, percent
+from common import SETS
+
+from rendering.cells import bytes_text, markdown, percent
 
 
 def main_table(data: dict[str, Any]) -> str:

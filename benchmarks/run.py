@@ -1,0 +1,114 @@
+"""Measure what docs/results and the README state.
+
+Usage: python benchmarks/run.py COMMAND DATA, where DATA holds data set folders (scifact, nfcorpus, quora, stsb,
+banking77). Each command writes JSON files to docs/results, and then remakes the tables of docs/results and of the
+README from all of these files.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from common import SETS
+from measure import speed, training
+from measure.equal_bytes import equal_bytes
+from measure.qama import qama_table
+from measure.results import results
+from measure.rotated import rotated_study
+from measure.side_by_side import side_by_side
+from measure.whole_searches import SIZES, whole_searches
+from rendering.pictures import draw
+from tables import remake
+
+FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
+DATA = click.argument("data", type=FOLDER)
+ONLY_SETS = click.option("--set", "sets", type=click.Choice(SETS), multiple=True, default=SETS, help="Only this one.")
+
+
+@click.group()
+def main() -> None:
+    """Measure, write docs/results, and remake the tables."""
+
+
+@main.result_callback()
+def remake_tables(_: None) -> None:
+    """Remake the tables after every command."""
+    remake()
+
+
+@main.command("results")
+@DATA
+def run_results(data: Path) -> None:
+    """Measure everything that no command below measures alone, equal-bytes, qama and rotated included."""
+    results(data)
+
+
+@main.command("equal-bytes")
+@DATA
+@ONLY_SETS
+def run_equal_bytes(data: Path, sets: tuple[str, ...]) -> None:
+    """Compare codes of as many bytes, ours and others'."""
+    for name in sets:
+        equal_bytes(data, name)
+
+
+@main.command("qama")
+@DATA
+def run_qama(data: Path) -> None:
+    """Measure the table of the QAMA paper."""
+    qama_table(data)
+
+
+@main.command("rotated")
+@DATA
+def run_rotated(data: Path) -> None:
+    """Measure the table of the study of rotated ternary codes."""
+    rotated_study(data)
+
+
+@main.command("speed")
+@DATA
+@click.option("--part", "parts", type=click.Choice(list(speed.PARTS)), multiple=True, default=speed.PARTS)
+def run_speed(data: Path, parts: tuple[str, ...]) -> None:
+    """Time scans, encoding, loading and growth. Parts left out stay as they were measured."""
+    speed.speed(data, parts)
+
+
+@main.command("peers")
+@DATA
+@click.option("--size", "sizes", type=click.Choice(list(SIZES)), multiple=True, default=SIZES)
+def run_peers(data: Path, sizes: tuple[str, ...]) -> None:
+    """Time whole searches of ours, of FAISS and of other libraries, and draw them."""
+    for size in sizes:
+        whole_searches(data, size)
+        draw(f"peers-{size}")
+
+
+@main.command("training")
+@DATA
+@ONLY_SETS
+@click.option("--part", "parts", type=click.Choice(training.PARTS), multiple=True, default=training.PARTS)
+def run_training(data: Path, sets: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    """Measure what training is worth: two hours and more on two cores."""
+    for name in sets:
+        training.training(data, name, parts)
+
+
+@main.command("compare")
+@click.argument("other", type=FOLDER)
+@DATA
+@click.option("--python", help="Of the other checkout, where that is not OTHER/.venv/bin/python.")
+@click.option("--part", "parts", multiple=True, help="Only timings whose names begin like this.")
+def run_compare(other: Path, data: Path, python: str | None, parts: tuple[str, ...]) -> None:
+    """Time this checkout and an OTHER one of this project, side by side, in processes that take turns."""
+    side_by_side(other.resolve(), python or str(other.resolve() / ".venv/bin/python"), data.resolve(), parts)
+
+
+@main.command("render")
+def run_render() -> None:
+    """Remake the tables alone."""
+
+
+if __name__ == "__main__":
+    main()
