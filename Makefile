@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: test lint demo docs results speed peers training clean
+.PHONY: test lint demo docs results speed peers training compare clean
 
 test: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
@@ -26,21 +26,23 @@ docs: $(VENV)/dev.stamp
 # make results DATA=folder: remake docs/results from the data set folders in DATA.
 results: $(VENV)/dev.stamp
 	$(PIP) --editable '.[bench]'
-	$(BIN)/python benchmarks/results.py $(DATA)
+	$(BIN)/python benchmarks/run.py results $(DATA)
 
 # make speed DATA=folder: measure scans, encoding, loading and growth, into docs/results/speed.json.
 speed: $(VENV)/dev.stamp
-	$(BIN)/python benchmarks/speed.py $(DATA)
+	$(BIN)/python benchmarks/run.py speed $(DATA)
 
 # make peers DATA=folder: measure whole searches against FAISS and others, into docs/results/peers-*.json, and draw them.
 peers: $(VENV)/dev.stamp
 	$(PIP) --editable '.[bench]'
-	$(BIN)/python benchmarks/peers.py $(DATA)
-	$(BIN)/python benchmarks/pictures.py
+	$(BIN)/python benchmarks/run.py peers $(DATA)
 
 # make training DATA=folder: measure what is trained, into docs/results/training*.json (two hours and more on two cores).
 training: $(VENV)/dev.stamp
-	$(BIN)/python benchmarks/training.py $(DATA)
+	$(BIN)/python benchmarks/run.py training $(DATA)
+
+compare: $(VENV)/dev.stamp  ## time this checkout and OTHER=checkout, which has its own .venv, in turns, with DATA=folder
+	$(BIN)/python benchmarks/run.py compare $(OTHER) $(DATA)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info demo
