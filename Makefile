@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 # Python 3.10 and 3.11 measure only when they are told to: make test COVERAGE=--cov
 COVERAGE = $(shell $(BIN)/python -c "import sys; print('--cov' * (sys.version_info >= (3, 12)))")
 
-.PHONY: help quick test lint fix demo docs dist results speed peers training clean
+.PHONY: help quick test lint fix demo docs dist results speed peers training compare clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' Makefile
@@ -45,18 +45,20 @@ dist: $(VENV)/dev.stamp  ## build the source and binary distributions into dist,
 
 results: $(VENV)/dev.stamp  ## remake docs/results from the data set folders in DATA=folder
 	$(PIP) --editable '.[bench]'
-	$(BIN)/python benchmarks/results.py $(DATA)
+	$(BIN)/python benchmarks/run.py results $(DATA)
 
 speed: $(VENV)/dev.stamp  ## measure scans, encoding, loading and growth with DATA=folder, into docs/results/speed.json
-	$(BIN)/python benchmarks/speed.py $(DATA)
+	$(BIN)/python benchmarks/run.py speed $(DATA)
 
 peers: $(VENV)/dev.stamp  ## measure searches against FAISS and others with DATA=folder, into docs/results/peers-*.json
 	$(PIP) --editable '.[bench]'
-	$(BIN)/python benchmarks/peers.py $(DATA)
-	$(BIN)/python benchmarks/pictures.py
+	$(BIN)/python benchmarks/run.py peers $(DATA)
 
 training: $(VENV)/dev.stamp  ## measure training with DATA=folder, into docs/results/training*.json; takes hours
-	$(BIN)/python benchmarks/training.py $(DATA)
+	$(BIN)/python benchmarks/run.py training $(DATA)
+
+compare: $(VENV)/dev.stamp  ## time this checkout and OTHER=checkout, which has its own .venv, in turns, with DATA=folder
+	$(BIN)/python benchmarks/run.py compare $(OTHER) $(DATA)
 
 clean:  ## remove the environment and all that was built
 	rm -rf $(VENV) build dist *.egg-info demo .coverage
