@@ -16,6 +16,7 @@ from faiss_qama import QamaIndex, Quantizer, reference, topk
 from faiss_qama.hamming import flat, ivf
 from faiss_qama.hamming.flat import FlatCodeIndex
 from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.reference import ReferenceQuantizer
 from faiss_qama.rescore import rescorer
@@ -197,7 +198,14 @@ def whole_numbers(layout, metric, seed):
         for name in ("transform", "query_transform"):
             arrays[f"{name}.matrix"] = rng.integers(-1, 2, (columns, 5))
             arrays[f"{name}.bias"] = rng.integers(-2, 3, columns)
-        own = {"d": 5, "layout": str(part), "metric": metric, "normalized": False, "rms_norm": 4.0, "config": {}}
+        own = {
+            "d": 5,
+            "layout": str(part),
+            "metric": metric,
+            "normalized": False,
+            "rms_norm": 4.0,
+            "fit_record": FitRecord().to_dict(),
+        }
         if part.residual is not None:
             finer, own["residual"] = state(part.residual)
             arrays |= {f"residual.{name}": array for name, array in finer.items()}

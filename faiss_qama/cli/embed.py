@@ -14,7 +14,7 @@ from faiss_qama.storage import atomic_files
 @click.command()
 @click.argument("texts", type=PATH)
 @click.option("-o", "--output", type=PATH, help="File or folder to write.  [default: TEXTS.npy, or the folder itself]")
-@click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="A sentence-transformer: name or path.")
+@click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="Name or path of a sentence-transformer.")
 @click.option("--field", help="Field of each JSON line that holds the text.  [default: text]")
 def embed(texts: Path, output: Path | None, model: str, field: str | None) -> None:
     """Embed TEXTS, one text per line (or JSON lines, in a file named .jsonl), into a .npy of float32.

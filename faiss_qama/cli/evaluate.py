@@ -51,12 +51,14 @@ from faiss_qama.vectors import Corpus, load_vectors
 @nprobe_option
 @ef_search_option
 @metric_option
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits to average over.")
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of fits to average over."
+)
 @click.option(
     "--json",
     "json_path",
     type=PATH,
-    help="Write the results here as well; null means that there is no figure.",
+    help="File to write the results to as well; null stands for a missing figure.",
 )
 def eval_command(
     target: Path,
@@ -74,15 +76,15 @@ def eval_command(
     seeds: int,
     json_path: Path | None,
 ) -> None:
-    """Measure methods on a data set folder, or an index (TARGET) on QUERIES (.npy).
+    """Measure methods on the data set folder TARGET, or the index TARGET on QUERIES (.npy).
 
-    A data set folder holds corpus.npy, queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv;
-    or, for semantic similarity, {train,test}_{a,b}.npy and test_scores.npy; or, for classification, {train,test}.npy
-    and {train,test}_labels.npy.
+    A data set folder holds corpus.npy and queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv.
+    A folder for semantic similarity holds {train,test}_{a,b}.npy and test_scores.npy. A folder for classification
+    holds {train,test}.npy and {train,test}_labels.npy.
 
-    Methods: binary, mean-binary, median-binary, ternary, rotated-binary, rotated-ternary, scalar, rotated-scalar,
-    hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +sq8, +fp16 or +fp32 sets what
-    candidates are re-ranked by.
+    Methods are layouts such as 2x192, a faiss:FACTORY, and binary, mean-binary, median-binary, ternary, rotated-binary,
+    rotated-ternary, scalar, rotated-scalar, hybrid and half-bit. A suffix +none, +codes, +sq8, +fp16 or +fp32 chooses
+    how candidates are re-ranked.
     """
     if json_path is not None:
         read = [queries_path, qrels, corpus_path, *target.glob("*")]

@@ -28,7 +28,7 @@ from faiss_qama.vectors import Corpus
 
 @click.command()
 @click.argument("corpus", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--output", type=PATH, help="Folder to write.  [default: CORPUS.qama]")
+@click.option("-o", "--output", type=PATH, help="Folder to write; an index there is replaced.  [default: CORPUS.qama]")
 @click.option("--config", "config_path", type=PATH, help="Settings of the fit, YAML (see configs/).")
 @click.option("--layout", help="Layout of the code, such as 2x192 or 2x96,1x192, or a name: binary, ternary, ...")
 @click.option("--bytes", "size", type=int, help="Bytes per vector: the best layout is chosen by measuring.")
@@ -42,13 +42,13 @@ from faiss_qama.vectors import Corpus
 @click.option(
     "--rescore",
     type=click.Choice(RESCORE_KINDS),
-    help="What candidates are re-ranked by.  [default: fp16; codes with --pairs or a residual layout]",
+    help="How candidates are re-ranked.  [default: fp16; codes with --pairs or a residual layout]",
 )
 @base_option
 @click.option(
     "--recall",
     type=click.FloatRange(0, 1, True, True),
-    help="Recall@10 to reach: the layout of fewest bytes is chosen by measuring, and the fastest --base auto.",
+    help="Recall@10 to reach, with the fewest bytes and, for --base auto, with the fastest index.",
 )
 @click.option("--memory", type=click.FloatRange(0, min_open=True), help="Bytes per vector that --base auto may hold.")
 @nprobe_option

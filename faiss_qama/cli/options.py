@@ -37,7 +37,7 @@ rescore_option = click.option(
     type=click.Choice(RESCORE_KINDS),
     default="fp16",
     show_default=True,
-    help="What candidates are re-ranked by.",
+    help="How candidates are re-ranked.",
 )
 
 

@@ -61,7 +61,7 @@ def build(
     "--kind", type=click.Choice(export.KINDS), default=export.KINDS[0], show_default=True, help="Type of the index."
 )
 def export_command(index_path: Path, output: Path, kind: str) -> None:
-    """Write INDEX to OUTPUT as a stock FAISS index, which faiss.read_index reads without this package."""
+    """Write INDEX to OUTPUT as a stock FAISS index, which FAISS reads without this package."""
     atomic_files.check_writable(output, index_path.glob("*"))
     with atomic_files.replacing(output) as part:
         atomic_files.write_faiss(part, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
@@ -88,7 +88,7 @@ def search(
     ef_search: int | None,
     output: Path | None,
 ) -> None:
-    """Search INDEX for the rows of QUERIES (.npy); print query, rank, id and score, tab-separated."""
+    """Search INDEX for the rows of QUERIES (.npy), and print query, rank, id and score, tab-separated."""
     index = QamaIndex.load(index_path, mmap=True)
     if output is None:
         k = min(k, max(index.ntotal, 1))  # what is missing is not printed
