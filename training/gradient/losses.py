@@ -2,7 +2,7 @@
 
 They compare scores of a batch's queries with its documents, larger meaning nearer:
 
-- ``scores`` (nq, n): of the codes; asymmetric, Hamming, or of the columns before they are cut
+- ``scores`` (nq, n): of the codes; asymmetric, Hamming, or of the columns before the thresholds
 - ``teacher`` (nq, n): of the floats
 - ``grades`` (nq, n): how relevant a document is to a query, 0 where it is not
 - ``temperature`` : what softmaxes divide scores by

@@ -46,14 +46,14 @@ def variance(z: Tensor, done: float) -> Tensor:
 
 
 def quantization(u: Tensor, done: float) -> Tensor:
-    """Columns next to a cut, and columns out of range, are penalised (QAMA, methodology, "quantization loss").
+    """Columns next to a threshold, and columns out of range, are penalised (QAMA, methodology, "quantization loss").
 
-    ``u`` (n, columns, cuts) is how far columns lie above their cuts, in standard deviations of the column; unused cuts
-    are -inf. The weight rises from .2 to 1.
+    ``u`` (n, columns, thresholds) is how far columns lie above their thresholds, in standard deviations of the column;
+    it is -inf for unused thresholds. The weight rises from .2 to 1.
     """
     nearest = u.abs().amin(dim=2)
     lowest, highest = u.masked_fill(u.isinf(), float("inf")).amin(dim=2), u.amax(dim=2)
-    beyond = relu(-2.5 - highest).square() + relu(lowest - 2.5).square()  # 2.5 deviations outside the outer cuts
+    beyond = relu(-2.5 - highest).square() + relu(lowest - 2.5).square()  # 2.5 deviations outside the outer thresholds
     return (0.2 + 0.8 * done) * (torch.exp(-nearest) + 0.1 * beyond).mean()
 
 
