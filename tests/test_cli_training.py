@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from test_cli import INTERRUPTIBLE, run
-from test_train import make_pairs
+from test_gradient_training import make_pairs
 
 from faiss_qama import QamaIndex
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import D, fit_quietly, make_vectors
-from test_train import seen, trained
+from test_gradient_training import seen, trained
 
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.fit_record import FitRecord

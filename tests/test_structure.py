@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -66,3 +68,10 @@ def test_modules_are_short_and_functions_take_few_parameters(path):
             taken = [a.arg for a in taken if a.arg not in ("self", "cls")]
             is_command = any("click" in ast.unparse(d) or "command" in ast.unparse(d) for d in node.decorator_list)
             assert is_command or len(taken) <= 8, f"{node.name} takes {len(taken)}: {', '.join(taken)}"
+
+
+def test_importing_the_package_loads_neither_torch_nor_the_compiler():
+    loaded = (
+        "import sys, faiss_qama, faiss_qama.cli; print([m for m in ('torch', 'numba', 'llvmlite') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "[]\n"

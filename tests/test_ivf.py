@@ -9,7 +9,7 @@ import pytest
 from conftest import PartsInMemory, slow_except
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_scan import random_codes
+from test_flat import random_codes
 
 from faiss_qama import topk
 from faiss_qama.arrays import LANES, WORST
