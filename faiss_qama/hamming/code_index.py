@@ -71,7 +71,7 @@ class CodeIndex(ABC):
         """Return the codes (m, code_size) uint8 of ``rows`` (m,)."""
 
     def distances(self, queries: Codes, rows: Ids) -> Distances:
-        """Return the Hamming distances (nq, k) int32 of ``queries`` (nq, code_size) to the codes of ``rows`` (nq, k)."""
+        """Return the Hamming distances (nq, k) int32 of ``queries`` (nq, code_size) to codes of ``rows`` (nq, k)."""
         D = np.empty(rows.shape, np.int32)
         for block in topk.blocks(rows, self.layout.code_size):
             code = self.take(rows[block].ravel()).reshape(*rows[block].shape, self.layout.code_size)

@@ -228,7 +228,7 @@ class IVFCodeIndex(FlatCodeIndex):
             D[q : q + 1], I[q : q + 1] = nearest_of(self, queries[q : q + 1], rows, D.shape[1])
 
     def _nearest_lists(self, code: Codes) -> NDArray[np.int32]:
-        """Return the list (n,) of each code: the nearest by L2 distance among the ``NEAR`` that it would probe first."""
+        """Return the list (n,) of each code: the nearest by L2 distance of the ``NEAR`` that it would probe first."""
         lists, near = np.empty(len(code), np.int32), min(NEAR, self.nlist)
         centroids = self._centroids.astype(np.float32)
         for start in range(0, len(code), CHUNK):
@@ -249,7 +249,7 @@ class IVFCodeIndex(FlatCodeIndex):
         vars(self).update(vars(filled))
 
     def _insert(self, words: Words, lists: NDArray[np.int32]) -> None:
-        """Append rows ``words`` (m, words) to ``lists`` (m,): first to empty lanes of the last groups, then to new groups.
+        """Append rows ``words`` (m, words) to ``lists`` (m,): to empty lanes of last groups, then to new groups.
 
         An error or Ctrl-C leaves the lists as they were.
         """

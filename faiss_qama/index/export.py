@@ -9,7 +9,7 @@ Kinds:
 - ``binary``: the bare binary index; encode queries with ``Quantizer.encode_queries``.
 
 The first two take float queries and encode them as queries. They encode vectors that are added later as queries too.
-That is right only if the quantizer cuts both sides alike: fitted without real queries, and without a trained query side.
+That is right only if the quantizer cuts both sides alike: fitted without real queries or a trained query side.
 """
 
 from __future__ import annotations

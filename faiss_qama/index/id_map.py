@@ -66,7 +66,7 @@ class IdMap:
         return np.where(rows >= 0, self._all[rows], -1)
 
     def rows_of(self, ids: ArrayLike) -> Ids:
-        """Return the row int64 of each of ``ids``, the last if several have that id. Raises IndexError for other ids."""
+        """Return the row int64 of each of ``ids``, the last if several have it. Raises IndexError for other ids."""
         wanted, live = _integers(ids), self.live_rows
         if self._ids is None:
             places, found = wanted, (wanted >= 0) & (wanted < len(live))
@@ -84,13 +84,13 @@ class IdMap:
         return rows
 
     def matching(self, selector: Any) -> Mask:
-        """Return a mask (n,) bool, true for live rows whose ids ``selector`` takes, a faiss.IDSelector or array of ids."""
+        """Return a mask (n,) bool of the live rows with ids that ``selector`` takes, a faiss.IDSelector or array."""
         if not isinstance(selector, faiss.IDSelector):
             selector = faiss.IDSelectorBatch(_integers(selector).ravel())
         live = self.live_rows
         ids = faiss.Int64Vector()
         faiss.copy_array_to_vector(np.ascontiguousarray(self.ids_of(live)), ids)
-        # In Python faiss tests one id at a time. Removing the selected ids from an index of row numbers is a test in C++.
+        # In Python faiss tests one id at a time. Removing selected ids from an index of row numbers tests them in C++.
         numbers = faiss.IndexBinaryFlat(64)
         numbers.add(live.view(np.uint8).reshape(len(live), 8))
         numbers.remove_ids(faiss.IDSelectorTranslated(ids, selector))

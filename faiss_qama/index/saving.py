@@ -48,7 +48,7 @@ def write(path: PathLike, core: TwoStageIndex, vectors: Stream | None = None) ->
 
 
 def read(path: PathLike, *, mmap: bool) -> TwoStageIndex:
-    """Return the index in the folder ``path``, its arrays memory-mapped or read. Raises the errors of ``bundle.read``."""
+    """Return the index in the folder ``path``, memory-mapped or read. Raises the errors of ``bundle.read``."""
 
     def make(quantizer: Quantizer, rescore: str, base: CodeIndex, reader: PartReader) -> TwoStageIndex:
         rescorer = read_rescorer(rescore, quantizer, base, reader)

@@ -75,7 +75,7 @@ class IndexState:
         parent: IndexState | None = None,
         version: int | None = None,
     ) -> Self:
-        """Set the state. ``mapped`` is a memory map of a file; a view has a ``parent``, at a ``version`` if it copies."""
+        """Set the state. ``mapped`` says memory-mapped; a view has a ``parent``, and a ``version`` if it copies."""
         self._core, self._lock, self._mapped, self._parent, self._version = core, lock, mapped, parent, version
         self.base_trials: list[BaseTrial] = []
         return self

@@ -83,7 +83,7 @@ class FaissVectors:
         return x.reshape(*places.shape, self.d)
 
     def sample(self, n: int, seed: int) -> Floats:
-        """Return ``n`` random vectors (n, d) float32, or all if fewer. Raises ValueError for an index of fewer than 2."""
+        """Return ``n`` random vectors (n, d) float32, or all. Raises ValueError for an index of fewer than 2."""
         if len(self) < 2:
             raise ValueError(f"fitting needs at least 2 vectors; the index to wrap holds {len(self)}")
         places = np.random.default_rng(seed).choice(len(self), min(len(self), n), replace=False)
@@ -99,7 +99,7 @@ class FaissVectors:
             )
 
     def add(self, x: Floats) -> None:
-        """Append ``x`` (m, d) float32. Raises ValueError if the index has ids of its own, as those of ``x`` are unknown."""
+        """Append ``x`` (m, d) float32. Raises ValueError if the index has ids of its own: ``x`` comes without."""
         if self.ids is not None or self._keys is not None:
             raise ValueError(f"{type(self.index).__name__} has ids of its own; add to it first, then here")
         self.index.add(x)

@@ -87,7 +87,7 @@ class Rescorer:
         return x
 
     def append(self, encoded: NDArray[Any]) -> None:
-        """Append rows (n, width) of :meth:`encode`. Raises ValueError, without a change, if the user lacks their vectors."""
+        """Append rows (n, width) of :meth:`encode`. Raises ValueError, and changes nothing, if they have no place."""
 
     def encoded(self, rows: Ids) -> NDArray[Any]:
         """Return the stored ``rows`` (n,) as :meth:`append` takes them, (n, width)."""
