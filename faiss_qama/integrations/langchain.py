@@ -77,7 +77,7 @@ class QamaVectorStore(FAISS):
         index: QamaIndex | None = None,
         **options: Any,
     ) -> QamaVectorStore:
-        """Return a store of texts and their embeddings. Without ``index`` it fits one to them, for the inner product."""
+        """Return a store of texts and embeddings; without ``index`` fit one to them, for the inner product."""
         pairs = list(text_embeddings)
         if index is None:
             from faiss_qama.training import fit  # here, because run time does not depend on training
@@ -116,7 +116,7 @@ class QamaVectorStore(FAISS):
     def similarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: Any = None, fetch_k: int = 20, **options: Any
     ) -> list[tuple[Document, float]]:
-        """Return ``k`` documents and scores, best first. ``fetch_k`` has no effect, as filters act within the search."""
+        """Return ``k`` documents and scores, best first. Filters act within the search; ``fetch_k`` is ignored."""
         threshold = options.pop("score_threshold", None)
         scores, ids = self.index.search(self._query(embedding), k, sel=self._allowed(filter), **options)
         found = [

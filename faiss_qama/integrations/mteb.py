@@ -78,7 +78,7 @@ class QamaEncoder:
         prompt_type: PromptType | None = None,
         **options: Any,
     ) -> Floats:
-        """Return embeddings (n, d) float32 after encoding and decoding; mteb's ``EncoderProtocol`` has the parameters."""
+        """Return embeddings (n, d) float32, encoded and decoded; the parameters are mteb's ``EncoderProtocol``'s."""
         task = {"task_metadata": task_metadata, "hf_split": hf_split, "hf_subset": hf_subset}
         embedded = self.model.encode(inputs, prompt_type=prompt_type, **task, **options)
         x = as_vectors(embedded.float().cpu().numpy() if hasattr(embedded, "cpu") else embedded, what="embeddings")
