@@ -101,7 +101,8 @@ class Corpus:
     Raises
     ------
     TypeError, ValueError
-        For arrays and files that :func:`check_dtype_and_shape` refuses, and for files that are no .npy files.
+        For arrays and files of another type or shape than :func:`as_vectors` takes, and for files that are no .npy
+        files.
     """
 
     def __init__(self, source: Source, d: int | None = None, what: str = "corpus", scale: float = 1.0) -> None:

@@ -76,7 +76,7 @@ class Dataset:
 
     @property
     def max_excluded(self) -> int:
-        """The most hits that are excluded for one query: a search for k asks for this many more."""
+        """The most hits that are excluded for one query; a search for k asks for this many more."""
         return 0 if self.exclude is None else int(np.bincount(self.exclude[:, 0]).max())
 
     def drop_excluded(self, D: NDArray[Any], I: Ids, k: int) -> tuple[NDArray[Any], Ids]:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 class QamaIndex(IndexState):
     """A FAISS-like index of quantized vectors.
 
-    Many threads may search at once. A change and a search wait for each other, so a search sees a change whole.
+    Many threads may search at once. A change and a search wait for each other, so a search sees a whole change.
 
     Parameters
     ----------
@@ -109,8 +109,8 @@ class QamaIndex(IndexState):
     def tune(self, queries: ArrayLike, k: int = 10, *, recall: float = RECALL) -> BaseTrial:
         """Set ``nprobe`` or ``efSearch`` to the smallest value that keeps a recall, and return its measurements.
 
-        ``queries`` (nq, d) are unlabelled queries like those to come, each for ``k`` neighbours. Raises ValueError if no
-        value keeps the recall, and for an empty index.
+        ``queries`` (nq, d) are unlabelled queries like those to come, each for ``k`` neighbours. Raises ValueError if
+        no value keeps the recall, and for an empty index.
         """
         xq, k = as_vectors(queries, self.d, "queries"), topk.check_k(k)
         with self._lock.write():
@@ -363,8 +363,8 @@ class QamaIndex(IndexState):
     def truncate(self, components: int) -> QamaIndex:
         """Return a read-only index of the codes' first ``components``, which shares the vectors to re-rank from.
 
-        It encodes and trains nothing. A prefix in the ``matryoshka_dims`` of the fit is a good code of its own, and has
-        a calibration. Raises ValueError for fewer than 1 or more than all components.
+        It encodes and trains nothing. A prefix in the ``matryoshka_dims`` of the fit is a good code of its own, with a
+        calibration. Raises ValueError for fewer than 1 or more than all components.
         """
         with self._lock.read():
             core, quantizer = self._fitted, self.quantizer.truncate(operator.index(components))
@@ -373,7 +373,7 @@ class QamaIndex(IndexState):
             return self._view(TwoStageIndex(quantizer, base, core.id_map, rescorer), core.version)
 
     def with_rescore(self, rescore: str) -> QamaIndex:
-        """Return a read-only index on the same codes with second stage ``none`` or ``codes``. Raises ValueError else."""
+        """Return a read-only index on the same codes, with second stage ``none`` or ``codes``, else a ValueError."""
         if rescore not in ("none", "codes"):
             raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
         core = self._fitted

@@ -127,12 +127,12 @@ class IndexState:
 
     @property
     def is_trained(self) -> bool:
-        """Whether vectors can be added: the quantizer is fitted, and the base index trained if it needs that."""
+        """Whether vectors can be added, with a fitted quantizer and a base index that needs no more training."""
         return isinstance(self._core, TwoStageIndex) and self._core.base.is_trained
 
     @property
     def bytes_per_vector(self) -> tuple[int, int]:
-        """Bytes per vector, two ints: of codes, links and ids, and of the vectors kept to re-rank with."""
+        """Bytes per vector of codes, links and ids, and of the vectors kept to re-rank with (two ints)."""
         core = self._fitted
         own_ids = 0 if core.id_map.ids is None else 8
         kept = 0 if core.rescorer is None else core.rescorer.bytes_per_vector
