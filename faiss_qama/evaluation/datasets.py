@@ -84,10 +84,12 @@ class Dataset:
 
         Parameters
         ----------
-        D, I : ndarray of shape (nq, >= k)
-            Scores and ids, best first.
+        D : ndarray of shape (nq, >= k)
+            Scores, best first.
+        I : ndarray of shape (nq, >= k), int64
+            Ids, best first.
         k : int
-            How many hits to keep.
+            Hits to keep.
 
         Returns
         -------
