@@ -87,7 +87,7 @@ def even_slices(n: int) -> list[slice]:
 
 @cache
 def _threads(number: int) -> ThreadPoolExecutor:
-    # Such a thread is one of those that FAISS may use, so what it asks of FAISS stays within it.
+    # Each thread counts as one of FAISS's, so FAISS uses one thread in it.
     return ThreadPoolExecutor(number, "faiss-qama", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
 

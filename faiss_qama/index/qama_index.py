@@ -258,13 +258,13 @@ class QamaIndex(IndexState):
             return D, I
 
     def assign(self, x: ArrayLike, k: int = 1, **options: Any) -> Ids:
-        """Return the ids (nq, k) int64 of :meth:`search`, best first."""
+        """Return the ids (nq, k) int64, best first, of :meth:`search` with ``x`` (nq, d) and the same options."""
         return self.search(x, k, **options)[1]
 
     def search_and_reconstruct(
         self, x: ArrayLike, k: int, *, sel: Any = None, params: Any = None, **options: Any
     ) -> tuple[NDArray[Any], Ids, Floats]:
-        """Return D and I of :meth:`search`, and the vectors (nq, k, d) float32, NaN for missing hits."""
+        """Return D and I of :meth:`search` of ``x`` (nq, d), and vectors (nq, k, d) float32, NaN for missing hits."""
         xq, k = as_vectors(x, self.d, "queries"), topk.check_k(k)
         chosen = {name: options.pop(name, None) for name in ("oversample", "recall", "truncate_dim")}
         parameters = SearchParameters.of(params, sel, options, **chosen)

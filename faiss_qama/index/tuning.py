@@ -145,7 +145,7 @@ def trial_queries(x: Floats, queries: ArrayLike | None, d: int) -> Floats:
     Parameters
     ----------
     x : ndarray of shape (n, d), float32
-        Documents, some of which stand in for queries, with noise added, if there are no ``queries``.
+        Documents. Without ``queries`` some of them, with noise added, serve as queries.
     queries : array of shape (nq, d) or None
         Unlabelled queries.
     d : int

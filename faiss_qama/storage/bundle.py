@@ -301,7 +301,7 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         kept = {entry["name"] for entry in current}
         for entry in folder.iterdir():
             if _OURS.fullmatch(entry.name) and entry.name not in kept:
-                with suppress(OSError):  # Windows keeps what a process has mapped; the next save removes it
+                with suppress(OSError):  # Windows keeps mapped files; the next save removes them
                     entry.unlink()
 
 
