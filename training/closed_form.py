@@ -153,6 +153,11 @@ def fit_decoder(
         The layout of the codes.
     kind : str
         ``transpose`` or ``least-squares``.
+
+    Returns
+    -------
+    Decoder
+        The decoder.
     """
     levels = np.repeat(bit_packing.levels(code, layout), _columns_per_unit(layout), axis=1)
     means = z.mean(axis=0)
