@@ -195,7 +195,7 @@ def _check_trainable(split: Split) -> None:
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"training needs torch: pip install 'faiss-qama[train]' ({error})") from None
+        raise ImportError(f"training needs torch: pip install '.[train]' in the clone ({error})") from None
 
 
 def _trained(start: Quantizer, split: Split, config: FitConfig, settings: TrainConfig) -> Quantizer:

@@ -19,7 +19,7 @@ from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index.state import Unfitted
 
 _FORM = re.compile(
-    r"Qama(?:\((?P<brackets>[^()]+)\)|(?P<layout>[^,()]+))(?:,(?P<base>Flat|IVF\d+|auto|B.*?|IDMap2?,B.*?))?(?:,(?P<refine>Refine\(\w+\)|RFlat))?"
+    r"Qama(?:\((?P<brackets>[^()]+)\)|(?P<layout>[^,()]+))(?:,(?P<base>IDMap2?,[^,()]+|(?!Refine|RFlat)[^,()]+))?(?:,(?P<refine>Refine\(\w+\)|RFlat))?"
 )
 _STAGES = {"codes": "codes", "SQ8": "sq8", "SQfp16": "fp16", "Flat": "fp32", "RFlat": "fp32"}
 

@@ -333,7 +333,7 @@ class QamaIndex(IndexState):
         Returns
         -------
         QamaIndex
-            With ``rescore`` ``borrowed``.
+            With ``rescore`` ``user``.
 
         Raises
         ------

@@ -43,7 +43,7 @@ def write(path: PathLike, core: TwoStageIndex, vectors: Stream | None = None) ->
         chunks = (core.take(np.arange(i, min(i + CHUNK, n))) for i in range(0, n, CHUNK))
         rescore, vectors = "fp32", Stream((n, core.quantizer.d), DTYPES["fp32"], chunks)
     if vectors is not None:
-        kept = {"store": vectors}
+        kept = {"vectors": vectors}
     bundle.write(path, bundle.Bundle(core.quantizer, rescore, core.base, {**kept, **core.id_map.parts()}))
 
 

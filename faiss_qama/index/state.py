@@ -90,7 +90,7 @@ class IndexState:
 
     @property
     def rescore(self) -> str:
-        """The kind of the second stage, a str; ``borrowed`` for vectors that you keep."""
+        """The kind of the second stage, a str; ``user`` for vectors that you keep."""
         if isinstance(self._core, TwoStageIndex):
             return self._core.rescore
         return self._core.rescore if isinstance(self._core.rescore, str) else UserVectors.kind

@@ -135,7 +135,7 @@ class TwoStageIndex:
         """
         if self.rescore != other.rescore or isinstance(self.rescorer, UserVectors):
             raise ValueError(
-                f"rescore is {other.rescore} there and {self.rescore} here; merging needs the same one, which keeps"
+                f"rescore is {other.rescore} there and {self.rescore} here; merging needs the same, and one that stores"
             )
         if not self.quantizer.is_compatible_with(other.quantizer):
             raise ValueError("the two indexes have different quantizers; fit one and share it")

@@ -1,4 +1,4 @@
-"""Quantized embeddings as a model that mteb can evaluate (``pip install 'faiss-qama[mteb]'``)."""
+"""Quantized embeddings as a model that mteb can evaluate (``pip install '.[mteb]' in the clone``)."""
 
 from __future__ import annotations
 

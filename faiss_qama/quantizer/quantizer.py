@@ -168,8 +168,12 @@ class Quantizer:
         return x - self.decode_unnormalized(code)
 
     def encode_residual(self, x: Floats, code: Codes) -> Codes:
-        """Return the residual codes, (n, residual.code_size) uint8, of documents ``x`` (n, d) with their ``code``."""
-        assert self.residual is not None
+        """Return the residual codes, (n, residual.code_size) uint8, of documents ``x`` (n, d) with their ``code``.
+
+        Raises ValueError for a layout without residual code.
+        """
+        if self.residual is None:
+            raise ValueError(f"layout {self.layout} has no residual code; fit one such as {self.layout}+1x8")
         return self.residual.encode(self.residual_of(x, code))
 
     def decode(self, code: Codes, residual: Codes | None = None) -> Floats:

@@ -27,7 +27,7 @@ class Rescorer:
     Attributes
     ----------
     kind : str
-        ``codes``, ``sq8``, ``fp16``, ``fp32``, or ``borrowed`` for vectors that the user keeps.
+        ``codes``, ``sq8``, ``fp16``, ``fp32``, or ``user`` for vectors that the user keeps.
     stage : str
         The calibration that holds for it: ``floats`` or ``codes``.
     bytes_per_vector : int

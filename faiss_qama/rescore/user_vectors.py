@@ -34,7 +34,7 @@ class UserVectors(VectorRescorer):
         For vectors of another type or dimension.
     """
 
-    kind = "borrowed"
+    kind = "user"
 
     def __init__(self, quantizer: Quantizer, source: Any) -> None:
         super().__init__(quantizer)

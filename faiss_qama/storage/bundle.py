@@ -12,7 +12,7 @@ leaves the old index or the new one. The manifest holds the SHA-256 of every fil
                                  lists in 64ths of a level
     codes-G.faissindex           codes of FAISS's bases: the faiss.IndexBinary; for hash tables, which a load rebuilds,
                                  a flat one
-    store-G.npy                  vectors to re-rank with, one row per code: float16, float32, or int8 (sq8)
+    vectors-G.npy                vectors to re-rank with, one row per code: float16, float32, or int8 (sq8)
     residual-G.npy               residual codes to re-rank with: (groups, words, 16) uint32
     norms-G.npy                  norms of the decoded sums: (n,) float16 of unit vectors, float32 under L2
     ids-G.npy                    (n,) int64, the user's own ids
@@ -54,7 +54,7 @@ NEEDED |= {"base_settings": dict, "quantizer": dict, "files": dict}
 MANIFEST, LOCK = "manifest.json", ".lock"
 _OURS = re.compile(
     r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|manifest\.json\.new"
-    r"|(codes|rows|places|sizes|centroids|store|residual|norms|ids|alive)-\d+\.npy)"
+    r"|(codes|rows|places|sizes|centroids|vectors|residual|norms|ids|alive)-\d+\.npy)"
 )
 
 
