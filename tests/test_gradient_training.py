@@ -526,7 +526,7 @@ def test_run_time_never_imports_torch(tmp_path):
 def test_without_torch_the_remedy_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     monkeypatch.delitem(sys.modules, "faiss_qama.training.gradient.train")
-    with pytest.raises(ImportError, match=r"pip install 'faiss-qama\[train\]'"):
+    with pytest.raises(ImportError, match=r"pip install '.\[train\]' in the clone"):
         fit_quietly(make_vectors(400), layout="2x18", train=TrainConfig(**SHORT))
 
 

@@ -94,5 +94,6 @@ class FitRecord:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any]) -> FitRecord:
         """Return the record of :meth:`to_dict`. Raises TypeError for parts that are missing or unknown."""
-        training = record["training"]
-        return cls(**{**record, "training": None if training is None else TrainingRecord(**training)})
+        training, dims = record["training"], record["matryoshka_dims"]
+        typed = {"training": None if training is None else TrainingRecord(**training)}
+        return cls(**{**record, **typed, "matryoshka_dims": dims if isinstance(dims, str) else tuple(dims)})
