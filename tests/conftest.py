@@ -106,12 +106,12 @@ def sentence_model():
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print the table of the contract suite: how many stores times metrics passed, by operation and base."""
+    """Print the table of the contract suite: how many rescorers times metrics passed, by operation and base."""
     properties = [prop for report in terminalreporter.getreports("passed") for prop in report.user_properties]
     passed = collections.Counter(tuple(value) for name, value in properties if name == "combination")
     if not passed:
         return
     names, bases = (sorted(set(part)) for part in zip(*passed, strict=True))
     rows = [[name, *(passed[name, base] for base in bases)] for name in names]
-    terminalreporter.write_line("\nstores x metrics that passed, by operation and base index")
+    terminalreporter.write_line("\nrescorers x metrics that passed, by operation and base index")
     terminalreporter.write_line(tabulate.tabulate(rows, ["", *bases], tablefmt="plain"))

@@ -402,7 +402,7 @@ def test_base_auto_says_what_it_took_and_holds_no_more_than_it_may(folder):
     run("fit", *arguments, "--recall", "0.9", "--memory", "6", cwd=folder)
     assert QamaIndex.load(folder / "auto.qama").bytes_per_vector[0] == 4
     done = run("fit", *arguments, "--memory", "0.5", cwd=folder, check=2)
-    assert "memory: 0.5 bytes a vector, and codes of" in done.stderr
+    assert "memory: 0.5 bytes per vector, and codes of" in done.stderr
     assert run("fit", *arguments, "--memory", "nan", cwd=folder, check=2).stderr.startswith("error: memory: nan bytes")
     done = run("fit", "corpus.npy", "--memory", "60", cwd=folder, check=2)
     assert done.stderr == "error: memory is for base auto; the base is Flat\n"

@@ -27,7 +27,7 @@ PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", *DOCS]
 
 
 def run_shell(example):
-    """Run the lines that begin with faiss-qama; what follows a line with $ is what it prints, but for numbers."""
+    """Run the lines that begin with faiss-qama; what follows a line with $ is what it prints, except for numbers."""
     lines = example.parsed.replace("\\\n", " ").splitlines()
     for number, line in enumerate(lines):
         command = re.sub(r"\s#.*", "", line.removeprefix("$ "))

@@ -114,7 +114,7 @@ def test_wrong_vectors_change_nothing(index, x, error, message):
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        (np.arange(9), ValueError, r"one a vector is needed, shape \(10,\); got shape \(9,\)"),
+        (np.arange(9), ValueError, r"one per vector is needed, shape \(10,\); got shape \(9,\)"),
         (np.arange(10.0), TypeError, "ids are int64; got float64"),
         (np.arange(10) - 1, ValueError, "0 or more, as -1 marks a missing hit; got -1"),
         (np.full(10, 2**63, np.uint64), ValueError, "ids are int64; got 9223372036854775808"),

@@ -175,7 +175,7 @@ def test_the_example_of_fit_runs():
 
 def test_few_vectors_fit_and_say_so():
     x = make_vectors(40)
-    with pytest.warns(UserWarning, match="fitted on 36 vectors; 18 components want 72"):
+    with pytest.warns(UserWarning, match="fitted on 36 vectors; 18 components need 72"):
         quantizer = fit(x)
     assert np.isfinite(quantizer.decode(quantizer.encode(x))).all()
     with pytest.raises(ValueError, match="at least 2 vectors; got 1"):

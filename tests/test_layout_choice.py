@@ -273,7 +273,7 @@ def test_of_few_dimensions_a_recall_is_chosen_for_too(d):
     assert choice.chosen.candidates(0.5) < np.inf
 
 
-def test_a_layout_is_chosen_of_those_that_end_at_the_slices(split):
+def test_a_layout_is_chosen_of_those_that_end_at_the_matryoshka_dims(split):
     for trial in choose(split, FitConfig(bytes=8, matryoshka_dims=(32,)), INNER_PRODUCT, 1200).trials:
         assert trial.layout.components >= 32
     with pytest.raises(ValueError, match="matryoshka_dims end at 33; layout .* has 32 components"):

@@ -1,4 +1,4 @@
-"""Pairs at the door: what is wrong with a file is said by its line, before anything is trained or written."""
+"""Input checks of pairs: what is wrong with a file is said by its line, before anything is trained or written."""
 
 from __future__ import annotations
 

@@ -219,7 +219,7 @@ def test_half_bits_belong_to_pairs(tmp_path, half):
     outcome, _ = made(tmp_path, make_vectors(200, d=20), layout=f"2x4,{half}x12")
     chart = next(chart for chart in page_charts(outcome, 1.0) if chart.title == "Bits by component")
     assert [row[2] for row in chart.rows] == ["2"] * 4 + ["0.5"] * 12 + ["0"] * 4
-    assert ("code", "4 components of 4 levels (2 bits), 12 components of 2 levels a pair (0.5 bits)") in chart.key
+    assert ("code", "4 components of 4 levels (2 bits), 12 components of 2 levels per pair (0.5 bits)") in chart.key
     assert ("components without bits", "4") in chart.key
 
 

@@ -1,4 +1,4 @@
-"""A second code of what the first leaves over: two sums that are one, by kernels, by numpy, and on disk."""
+"""Residual codes: two sums that are one, by kernels, by numpy, and on disk."""
 
 from __future__ import annotations
 
@@ -214,7 +214,7 @@ def test_a_residual_that_cannot_be_is_refused(corpus, settings, message):
 
 
 def test_pairs_are_refused(corpus, queries):
-    with pytest.raises(ValueError, match="leave out what follows the \\+"):
+    with pytest.raises(ValueError, match="remove the part after \\+"):
         fit(corpus, config=FitConfig(layout="2x18+2x9"), pairs=(queries, np.array([[0, 1, 1]])))
 
 

@@ -245,7 +245,7 @@ def test_what_was_made_of_an_index_changes_with_it_or_says_so():
         with pytest.raises(ValueError, match="read-only"):
             change()
     for other in (codes, index):
-        with pytest.raises(ValueError, match="into itself, nor what shares its codes"):
+        with pytest.raises(ValueError, match="into itself or with an index that shares its codes"):
             index.merge_from(other)
 
 

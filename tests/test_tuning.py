@@ -107,7 +107,7 @@ def test_the_fastest_base_holds_no_more_than_it_may():
     _, tried = tuning.fastest(QUANTIZER, code, QUERIES, 0.9, memory=100)
     assert tuning.GRAPH not in [t.base for t in tried]
     assert max(t.bytes_per_vector for t in tried) <= 100
-    with pytest.raises(ValueError, match="memory: 7.5 bytes a vector, and codes of 2x18 alone take 8"):
+    with pytest.raises(ValueError, match="memory: 7.5 bytes per vector, and codes of 2x18 alone take 8"):
         tuning.fastest(QUANTIZER, code, QUERIES, 0.9, memory=7.5)
 
 

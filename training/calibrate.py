@@ -98,7 +98,7 @@ def _curves(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return recall@k by (k, oversample), summed over queries, for re-ranking by floats and by codes.
 
-    The first three are (nq, n), of queries and documents. Documents as near as the k-th nearest, but for the rounding
+    The first three are (nq, n), of queries and documents. Documents as near as the k-th nearest, up to the rounding
     of scores of these ``sizes`` (nq,) and more, count as found: duplicates are as good as each other.
     """
     nq, n = exact.shape

@@ -23,7 +23,7 @@ from faiss_qama.training.split import Split
 
 # How far real queries spread, documents being 1: a level at the edge tells near from far more often (docs/results).
 QUERY_GAIN = 1.25
-# The L1 distance to a query whose levels lie at the edges is an inner product with its signs. So where lengths of
+# The L1 distance to a query whose levels lie at the edges is an inner product with its signs. So where norms of
 # documents differ, which is where inner product and L2 distance rank differently, far out and not centred is best.
 LINEAR_GAINS = (2.0, 4.0, 16.0)
 
@@ -56,12 +56,12 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
     layout = replace(config.layout_in(x.shape[1]), residual=None)
     if len(x) < 4 * layout.components:
         warnings.warn(
-            f"fitted on {len(x)} vectors; {layout.components} components want {4 * layout.components} or more",
+            f"fitted on {len(x)} vectors; {layout.components} components need {4 * layout.components} or more",
             stacklevel=4,
         )
     norms = row_norms(x)
     if norms.max() > 1e18 or 0 < norms.max() < 1e-18:
-        raise ValueError(f"the longest vector has length {norms.max():.3g}; 1e-18 to 1e18 is possible: rescale them")
+        raise ValueError(f"the longest vector has norm {norms.max():.3g}; 1e-18 to 1e18 is possible: rescale them")
     rng = np.random.default_rng(config.seed)
 
     # Centre, project, rotate: one matrix.

@@ -177,8 +177,7 @@ class FitConfig:
         """
         if self.has_residual:
             raise ValueError(
-                f"layout {self.layout}: a residual brings decoded documents back to what they were before a training "
-                "on pairs; leave out what follows the +"
+                f"layout {self.layout}: a residual code would undo a training on pairs: remove the part after +"
             )
         return replace(self, train=self.train or TrainConfig())
 

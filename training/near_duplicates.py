@@ -33,7 +33,7 @@ class NearDuplicates:
         sample = x[:: -(-len(x) // 10_000)]
         self._most = SAME_DISTANCE * float(np.mean(np.square(sample - self._center).sum(axis=1)))
         inner_product = metric == faiss.METRIC_INNER_PRODUCT
-        self._length = float(np.sqrt(np.mean(row_norms(sample) ** 2))) if inner_product else None
+        self._norm = float(np.sqrt(np.mean(row_norms(sample) ** 2))) if inner_product else None
 
     def among(self, queries: Floats, documents: Floats) -> NDArray[np.bool_]:
         """Return (nq, k), true where one of a query's own ``documents`` (nq, k, d) is it."""
@@ -43,10 +43,10 @@ class NearDuplicates:
 
     def between(self, queries: Floats, documents: Floats) -> NDArray[np.bool_]:
         """Return (nq, n), true where one of all ``documents`` (n, d) is the query."""
-        # Centred, because distances are found from products, which round by the lengths.
+        # Centred, because distances are found from products, which round by the norms.
         distances = faiss.pairwise_distances(self._of(queries) - self._center, documents - self._center)
         found: NDArray[np.bool_] = distances <= self._most
         return found
 
     def _of(self, queries: Floats) -> Floats:
-        return queries if self._length is None else scale_to_norm(queries, self._length)
+        return queries if self._norm is None else scale_to_norm(queries, self._norm)

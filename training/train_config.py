@@ -183,7 +183,7 @@ class TrainConfig:
                 raise ValueError(f"{what} needs a layout of 1 bit; got {layout}")
         if self.adapter == "feedforward" and self.expansion * d < 2 * layout.columns:
             raise ValueError(
-                f"adapter feedforward needs two hidden units a column, {2 * layout.columns} for {layout}; "
+                f"adapter feedforward needs two hidden units per column, {2 * layout.columns} for {layout}; "
                 f"expansion {self.expansion:g} of {d} dimensions gives {self.expansion * d:.0f}"
             )
 

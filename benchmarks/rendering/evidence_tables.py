@@ -29,7 +29,7 @@ def equal_bytes_table(data: dict[str, Any]) -> str:
         rows.append([str(size), family, *cells])
     header = ["bytes", ""]
     for name in sets:
-        header += [f"{name}: best variant, + shared bytes a vector", "recall@10 (less ours)", "nDCG % (less ours)"]
+        header += [f"{name}: best variant, + shared bytes per vector", "recall@10 (less ours)", "nDCG % (less ours)"]
     return markdown(header, rows)
 
 

@@ -83,7 +83,7 @@ def lengths_table(data: dict[str, Any]) -> str:
             plain, best = data[f"{name}-choices"]["lengths"][i : i + 2]
             row += [f"{plain['recall']:.3f}", f"{best['recall']:.3f} (gain {best['gain']:g})"]
         rows.append(row)
-    header = ["spread of lengths"] + [f"{name}, {side}" for name in SETS for side in ("gain 1", "measured")]
+    header = ["spread of norms"] + [f"{name}, {side}" for name in SETS for side in ("gain 1", "measured")]
     return markdown(header, rows)
 
 

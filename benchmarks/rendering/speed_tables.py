@@ -67,7 +67,7 @@ def _first_note(data: dict[str, Any], lists: dict[str, Any], graph: dict[str, An
     text = (
         f"Quora, {data['peers-quora']['n']:,} vectors of 384 dimensions, one thread. "
         "Memory counts codes, ids, lists, links and the matrices that all vectors share. "
-        "Vectors for re-ranking count as disk; here they lay in memory. "
+        "Vectors for re-ranking count as disk; in these runs they were in memory. "
         "The first row and the fourth were timed in runs of their own, the other three took turns in one run. "
         f"The graph needs {memory:.0f} times the memory of our lists, at {speed:.2f} times their speed. "
         f"At {FIRST_SIZE} bytes without floats, FAISS's residual quantizer differs from ours in recall@10 by {apart}."
@@ -93,7 +93,7 @@ def scans_table(data: dict[str, Any]) -> str:
             ours, flat = cell["milliseconds"]
             row.append(f"{cell['times']:.1f} x ({ours:.2f} and {flat:.2f} ms)")
         rows.append(row)
-    header = ["", "bytes a code, `Flat` and `IndexBinaryFlat`"]
+    header = ["", "bytes per code, `Flat` and `IndexBinaryFlat`"]
     header += [f"{threads} thread{'s' * (threads > 1)}, {batch} at a time" for threads, batch in cells]
     return markdown(header, rows)
 
@@ -105,8 +105,8 @@ def stages_table(data: dict[str, Any]) -> str:
     for row in speed["stages"]["threads"]:
         cells = [f"{row['scoring_milliseconds']:.3f} ms", f"{row['encoded_per_second']:,.0f}"]
         rows.append([str(row["threads"]), *cells, f"{row['times_the_product']:.2f}"])
-    header = ["threads", f"scoring {speed['stages']['candidates']} candidates from their codes, a query"]
-    header += ["vectors encoded a second", "time of encoding, that of its matrix product being 1"]
+    header = ["threads", f"scoring {speed['stages']['candidates']} candidates from their codes, per query"]
+    header += ["vectors encoded per second", "time of encoding, that of its matrix product being 1"]
     loading = ", ".join(f"`{base}` {1000 * took['seconds']:.0f} ms" for base, took in speed["loading"].items())
     numba = 1000 * max(took["numba_seconds"] for took in speed["loading"].values())
     loading += f". Numba takes {numba:.0f} ms more to start in a process, whatever the index"
@@ -140,7 +140,7 @@ def growing_table(data: dict[str, Any]) -> str:
         known = [n for n in sizes if n in cells]
         slope = np.polyfit(np.log(known), np.log([cells[n]["milliseconds"] for n in known]), 1)[0]
         rows.append([f"`{kind}`", *("" if t is None else f"{t:,.0f}" for t in times), f"n^{slope:.2f}"])
-    return markdown(["microseconds a query", *(f"{n:,}" for n in sizes), "grows as"], rows)
+    return markdown(["microseconds per query", *(f"{n:,}" for n in sizes), "grows as"], rows)
 
 
 def scale_table(data: dict[str, Any]) -> str:
@@ -153,7 +153,7 @@ def scale_table(data: dict[str, Any]) -> str:
     header = ["", "vectors", "fit, index and what was measured", "peak memory, index included", "index"]
     return (
         markdown(header, rows)
-        + f"\n\nEncoding 2x192 from 384 floats: {scale['encoding_per_second']:,.0f} vectors a second, "
+        + f"\n\nEncoding 2x192 from 384 floats: {scale['encoding_per_second']:,.0f} vectors per second, "
         + f"{scale['threads']} threads. `make results`: {minutes} min {seconds} s, {data['results']['cores']} cores."
     )
 

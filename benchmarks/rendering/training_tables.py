@@ -11,7 +11,7 @@ from rendering.cells import markdown
 
 
 def training_table(data: dict[str, Any]) -> str:
-    """Return what each preset is worth beside the closed form."""
+    """Return what each preset is worth beside the untrained quantizer."""
     rows = []
     for name in SETS:
         for (config, layout, given), seeds in _grouped(data[f"training-{name}"]["rows"]).items():
@@ -41,7 +41,7 @@ def prefixes_table(data: dict[str, Any]) -> str:
                 whole, part = (_mean(seeds, which, "hamming", "ndcg") for which in (full, prefix))
                 row += [f"{whole:.1f}", f"{part:.1f}", f"{100 * part / whole:.1f}"]
             rows.append(row)
-    sides = ("closed form", "trained")
+    sides = ("untrained", "trained")
     header = ["", "components", "data", "prefix as floats"]
     header += [f"{side}: {what}" for side in sides for what in ("all", "prefix", "share %")]
     return markdown(header, rows)

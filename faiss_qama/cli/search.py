@@ -120,7 +120,7 @@ def inspect(index_path: Path) -> None:
         ("index", f"{index.ntotal:,} x {index.d}, metric {quantizer.metric_name}, rescore {index.rescore}"),
         ("made by", f"index_factory({index.d}, {index.factory_string!r})"),
         *((name, value) for name, value in manifest.get("base_settings", {}).items()),
-        ("bytes", f"{tables.bytes_text(index.bytes_per_vector)} a vector"),
+        ("bytes", f"{tables.bytes_text(index.bytes_per_vector)} per vector"),
     ]
     if calibration is not None:
         source = "real queries" if quantizer.fit_record.real_queries else "held-out documents with noise added"

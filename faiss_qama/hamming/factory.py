@@ -60,5 +60,5 @@ def check_memory(layout: CodeLayout, memory: float | None) -> None:
     least = code_bytes(DEFAULT, layout)
     if memory is not None and not least <= memory:
         raise ValueError(
-            f"memory: {memory:g} bytes a vector, and codes of {layout} alone take {least}: fit a shorter layout"
+            f"memory: {memory:g} bytes per vector, and codes of {layout} alone take {least}: fit a shorter layout"
         )

@@ -158,7 +158,7 @@ def as_ids(ids: ArrayLike, n: int) -> Ids:
     """Return ``ids`` as (n,) int64. Raises TypeError or ValueError for others, and for negative ids."""
     array = _integers(ids)
     if array.shape != (n,):
-        raise ValueError(f"ids: one a vector is needed, shape ({n},); got shape {array.shape}")
+        raise ValueError(f"ids: one per vector is needed, shape ({n},); got shape {array.shape}")
     if n and array.min() < 0:
         raise ValueError(f"ids are 0 or more, as -1 marks a missing hit; got {array.min()}")
     return np.ascontiguousarray(array)

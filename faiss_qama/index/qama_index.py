@@ -178,7 +178,7 @@ class QamaIndex(IndexState):
         if not isinstance(other, QamaIndex):
             raise TypeError(f"a QamaIndex is needed; got {type(other).__name__}")
         if other._lock is self._lock:
-            raise ValueError("an index cannot be merged into itself, nor what shares its codes")
+            raise ValueError("an index cannot be merged into itself or with an index that shares its codes")
         first, second = sorted((self._lock, other._lock), key=id)  # the same order whoever merges whom
         with first.write(), second.write():
             self._check_writable()

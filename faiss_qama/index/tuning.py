@@ -66,14 +66,14 @@ class BaseTrial:
         )
 
 
-def tune(contents: TwoStageIndex, xq: Floats, k: int, recall: float) -> BaseTrial | None:
+def tune(index: TwoStageIndex, xq: Floats, k: int, recall: float) -> BaseTrial | None:
     """Set ``nprobe`` or ``efSearch`` to the smallest value that keeps a recall.
 
     Half of the misses are left to the scan of codes, as in a search with ``recall=``, and half to the base.
 
     Parameters
     ----------
-    contents : TwoStageIndex
+    index : TwoStageIndex
         The index to search and to set.
     xq : ndarray of shape (nq, d), float32
         Queries like those to come.
@@ -87,10 +87,10 @@ def tune(contents: TwoStageIndex, xq: Floats, k: int, recall: float) -> BaseTria
     BaseTrial or None
         The measurements at that value; None if no value keeps the recall.
     """
-    full = contents.over(contents.base.flat_prefix(contents.quantizer.layout))
-    oversample = _oversample(contents, k, recall)
+    full = index.over(index.base.flat_prefix(index.quantizer.layout))
+    oversample = _oversample(index, k, recall)
     wanted = full.search(xq, k, SearchParameters(oversample=oversample))[1]
-    return _smallest(contents, xq, k, recall, oversample, wanted)
+    return _smallest(index, xq, k, recall, oversample, wanted)
 
 
 def fastest(
@@ -128,11 +128,11 @@ def fastest(
     oversample, wanted = None, None
     for name in progress(_names(len(code)), "choosing a base"):
         base = _filled(name, quantizer.layout, code)
-        contents = TwoStageIndex(quantizer, base, IdMap(len(base)), CodeRescorer(quantizer, base))
+        index = TwoStageIndex(quantizer, base, IdMap(len(base)), CodeRescorer(quantizer, base))
         if wanted is None:  # the full scan, which the others are compared with
-            oversample = _oversample(contents, K, recall)
-            wanted = contents.search(xq, K, SearchParameters(oversample=oversample))[1]
-        tried = _smallest(contents, xq, K, recall, oversample, wanted)
+            oversample = _oversample(index, K, recall)
+            wanted = index.search(xq, K, SearchParameters(oversample=oversample))[1]
+        tried = _smallest(index, xq, K, recall, oversample, wanted)
         if tried is not None and (memory is None or tried.bytes_per_vector <= memory):
             bases.append((base, tried))
     bases.sort(key=lambda pair: -pair[1].per_second)
@@ -204,33 +204,33 @@ def _settings(base: CodeIndex, candidates: int) -> Iterator[dict[str, int]]:
         value *= STEP
 
 
-def _oversample(contents: TwoStageIndex, k: int, recall: float) -> float | None:
+def _oversample(index: TwoStageIndex, k: int, recall: float) -> float | None:
     """Return the candidates per neighbour that a search for ``recall`` re-ranks; None without a second stage."""
-    if contents.rescorer is None:
+    if index.rescorer is None:
         return None
-    calibration = contents.quantizer.calibration
-    return None if calibration is None else calibration.oversample(k, len(contents.id_map), "floats", recall)
+    calibration = index.quantizer.calibration
+    return None if calibration is None else calibration.oversample(k, len(index.id_map), "floats", recall)
 
 
 def _smallest(
-    contents: TwoStageIndex, xq: Floats, k: int, recall: float, oversample: float | None, wanted: Ids
+    index: TwoStageIndex, xq: Floats, k: int, recall: float, oversample: float | None, wanted: Ids
 ) -> BaseTrial | None:
     """Set the smallest setting that keeps enough of the hits ``wanted`` (nq, k), and time it; None if none does."""
-    before, candidates = contents.base.settings, math.ceil(k * (oversample or 1))
-    for settings in _settings(contents.base, candidates):
-        contents.base.set(settings)
-        found = contents.search(xq, k, SearchParameters(oversample=oversample))[1]
+    before, candidates = index.base.settings, math.ceil(k * (oversample or 1))
+    for settings in _settings(index.base, candidates):
+        index.base.set(settings)
+        found = index.search(xq, k, SearchParameters(oversample=oversample))[1]
         kept = float((wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean())
-        lists = getattr(contents.base, "nlist", math.inf)
+        lists = getattr(index.base, "nlist", math.inf)
         everything = settings.get("nprobe", 0) == lists  # then only ties are missed
         if kept >= 1 - MISSES * (1 - recall) or everything:
-            return _timed(contents, xq, candidates, kept)
-    contents.base.set(before)
+            return _timed(index, xq, candidates, kept)
+    index.base.set(before)
     return None
 
 
-def _timed(contents: TwoStageIndex, xq: Floats, candidates: int, kept: float) -> BaseTrial:
-    base, code, seconds = contents.base, contents.quantizer.encode_queries(xq), []
+def _timed(index: TwoStageIndex, xq: Floats, candidates: int, kept: float) -> BaseTrial:
+    base, code, seconds = index.base, index.quantizer.encode_queries(xq), []
     for _ in range(ROUNDS):
         start = time.perf_counter()
         base.search(code, min(candidates, len(base)), None, {})

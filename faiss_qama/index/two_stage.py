@@ -1,4 +1,4 @@
-"""The contents of an index, and the two-stage search; :mod:`~faiss_qama.index.qama_index` is its public face."""
+"""Both stages together: Hamming candidates, then re-ranking; the engine of QamaIndex."""
 
 from __future__ import annotations
 

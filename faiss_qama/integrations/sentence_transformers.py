@@ -13,7 +13,7 @@ from faiss_qama.index.qama_index import QamaIndex
 
 Hits = list[list[dict[str, int | float]]]
 
-_STORES = {"float32": "fp32", "uint8": "sq8", "ubinary": "codes"}
+_PRECISIONS = {"float32": "fp32", "uint8": "sq8", "ubinary": "codes"}
 
 
 def semantic_search_faiss(
@@ -73,14 +73,14 @@ def semantic_search_faiss(
     ValueError
         For another precision, and unless one of ``corpus_embeddings`` and ``corpus_index`` is given.
     """
-    if corpus_precision not in _STORES:
-        raise ValueError(f"corpus_precision must be one of {', '.join(_STORES)}; got {corpus_precision!r}")
+    if corpus_precision not in _PRECISIONS:
+        raise ValueError(f"corpus_precision must be one of {', '.join(_PRECISIONS)}; got {corpus_precision!r}")
     index = corpus_index
     if corpus_embeddings is not None and index is None:
         from faiss_qama.training import fit  # here, because run time does not depend on training
 
         quantizer = fit(corpus_embeddings if calibration_embeddings is None else calibration_embeddings)
-        index = QamaIndex(quantizer, _STORES[corpus_precision], base="Flat" if exact else "BHNSW16")
+        index = QamaIndex(quantizer, _PRECISIONS[corpus_precision], base="Flat" if exact else "BHNSW16")
         index.add(corpus_embeddings)
     elif index is None or corpus_embeddings is not None:
         raise ValueError("pass corpus_embeddings or corpus_index, one of them")

@@ -12,7 +12,10 @@ from faiss_qama.threads import defer_interrupt
 
 @cache
 def kernel(name: str) -> Any:
-    """Return the module ``name`` of this package, or None without numba (a warning says so for ``scanning``)."""
+    """Return the module ``name`` of this package, or None without numba (a warning says so for ``scanning``).
+
+    The modules are ``encoding``, ``plane_packing``, ``scanning``, ``scoring`` and ``weighted_sums``.
+    """
     try:
         with defer_interrupt():
             return importlib.import_module(f"faiss_qama.kernels.{name}")  # here: importing numba takes half a second

@@ -30,7 +30,7 @@ class _Announced(event.Listener):
 
     def on_start(self, event: Any) -> None:
         ours = str(event.data["dispatcher"].py_func.__module__).startswith("faiss_qama.")  # made by exec it has none
-        self._shown.append(announced("compiling what searches, once") if ours and not self._shown else None)
+        self._shown.append(announced("compiling the search loops (once)") if ours and not self._shown else None)
 
     def on_end(self, event: Any) -> None:  # noqa: ARG002
         shown = self._shown.pop()

@@ -221,7 +221,7 @@ def histograms(columns: Sequence[tuple[int, Floats, Floats]]) -> str:
 
 
 def training(losses: Sequence[float], gains: Sequence[float]) -> str:
-    """Draw an epoch's loss, and its gain over the closed form in percent."""
+    """Draw an epoch's loss, and its gain over the untrained quantizer in percent."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure((WIDTH, 3.4))
         epochs = np.arange(1, len(losses) + 1)

@@ -1,7 +1,4 @@
-"""The report of a fit as an HTML page: what each byte buys on a corpus, what was chosen, and why (extra ``report``).
-
-This module is above training and the pipeline, so it imports both as it stands.
-"""
+"""The report of a fit as an HTML page: what each byte buys on a corpus, what was chosen, and why (extra ``report``)."""
 
 from __future__ import annotations
 

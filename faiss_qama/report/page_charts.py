@@ -217,7 +217,7 @@ def _bit(segment: Segment) -> float:
 def _segments_text(layout: CodeLayout) -> str:
     """Return the segments of a layout in words."""
     return ", ".join(
-        f"{s.components} components of {s.levels} levels{' a pair' if s.group == 2 else ''} "
+        f"{s.components} components of {s.levels} levels{' per pair' if s.group == 2 else ''} "
         f"({_bit(s):g} bit{'' if _bit(s) == 1 else 's'})"
         for s in layout.segments
     )

@@ -185,8 +185,8 @@ def quantizer_text(quantizer: Quantizer) -> str:
     ]
     transform = " + ".join(step for step in steps if step) or "no rotation"
     if record.matryoshka_dims:
-        slices = record.matryoshka_dims
-        transform += f" inside slices {slices if isinstance(slices, str) else '/'.join(map(str, slices))}"
+        dims = record.matryoshka_dims
+        transform += f" inside dimensions {dims if isinstance(dims, str) else '/'.join(map(str, dims))}"
     thresholds = record.thresholds
     text = f"{quantizer.layout}, {transform}, {_THRESHOLDS.get(thresholds, thresholds + ' thresholds')}"
     training = record.training

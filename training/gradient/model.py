@@ -93,7 +93,7 @@ class Model(nn.Module):
         # The decoder's map stays: what queries learn does the same, and with orthogonal rows norms are cheap to find.
         self.register_buffer("matrix", torch.from_numpy(start.decoder.matrix.copy()))
         self.register_buffer("offset", torch.from_numpy(start.decoder.offset / np.float32(self.deviation)))
-        # Similarities of columns and of bits are brought to the scale of the teacher's: a factor and a shift a slice.
+        # Similarities of columns and of bits are brought to the teacher's scale: a factor and a shift per prefix.
         self.scales = nn.Parameter(torch.zeros(2, len(ends), 2))
         # For code losses: the share of documents that each bit should be set in, and which bits belong to one unit.
         shares: list[float] = []

@@ -72,5 +72,5 @@ def decorrelation(bits: Tensor, same: Tensor) -> Tensor:
 
 
 def reconstruction(decoded: Tensor, x: Tensor) -> Tensor:
-    """Squared distance of the decoded vectors from the vectors, both (n, d), as a share of their squared length."""
+    """Squared distance of the decoded vectors from the vectors, both (n, d), as a share of their squared norm."""
     return (decoded - x).square().sum(dim=1).mean() / x.square().sum(dim=1).mean()
