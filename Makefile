@@ -1,51 +1,66 @@
-# make test: the environment and the tests.  make demo: the environment and the main job on real text.
+# Targets say what they do after "##"; make help prints that.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# One thread per test process: processes share the cores, and some tests compare what one thread computes.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+# Report of the lines that tests run; make test COVERAGE= leaves it out, which takes a third less time before Python 3.12.
+COVERAGE ?= --cov
 
-.PHONY: test lint demo docs results speed peers training compare clean
+.PHONY: help quick test lint fix demo docs dist results speed peers training compare clean
 
-test: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' Makefile
 
-lint: $(VENV)/dev.stamp
+quick: $(VENV)/dev.stamp  ## run the quick tests, in about a minute
+	$(PYTEST) -m 'not slow and not browser'
+
+test: $(VENV)/dev.stamp  ## run all tests
+	$(PYTEST) $(COVERAGE)
+
+lint: $(VENV)/dev.stamp  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	rm -rf build/lib build/typed
 	$(PIP) --no-deps --upgrade --target build/typed .
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p faiss_qama
 
-demo: $(VENV)/demo.stamp
+fix: $(VENV)/dev.stamp  ## mend the style where ruff can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+demo: $(VENV)/demo.stamp  ## fit and search real text
 	HF_HUB_OFFLINE=1 $(BIN)/faiss-qama demo
 
-# make docs: the site, into build/docs; a link or a reference that leads nowhere fails.
-docs: $(VENV)/dev.stamp
+docs: $(VENV)/dev.stamp  ## build the site into build/docs; a link or a reference that leads nowhere fails
 	$(PIP) --editable '.[docs]'
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --nitpicky --quiet docs build/docs
 
-# make results DATA=folder: remake docs/results from the data set folders in DATA.
-results: $(VENV)/dev.stamp
+dist: $(VENV)/dev.stamp  ## build the source and binary distributions into dist, and check them
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m twine check --strict dist/*
+
+results: $(VENV)/dev.stamp  ## remake docs/results from the data set folders in DATA=folder
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py results $(DATA)
 
-# make speed DATA=folder: measure scans, encoding, loading and growth, into docs/results/speed.json.
-speed: $(VENV)/dev.stamp
+speed: $(VENV)/dev.stamp  ## measure scans, encoding, loading and growth with DATA=folder, into docs/results/speed.json
 	$(BIN)/python benchmarks/run.py speed $(DATA)
 
-# make peers DATA=folder: measure whole searches against FAISS and others, into docs/results/peers-*.json, and draw them.
-peers: $(VENV)/dev.stamp
+peers: $(VENV)/dev.stamp  ## measure searches against FAISS and others with DATA=folder, into docs/results/peers-*.json
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py peers $(DATA)
 
-# make training DATA=folder: measure what is trained, into docs/results/training*.json (two hours and more on two cores).
-training: $(VENV)/dev.stamp
+training: $(VENV)/dev.stamp  ## measure training with DATA=folder, into docs/results/training*.json; takes hours
 	$(BIN)/python benchmarks/run.py training $(DATA)
 
 compare: $(VENV)/dev.stamp  ## time this checkout and OTHER=checkout, which has its own .venv, in turns, with DATA=folder
 	$(BIN)/python benchmarks/run.py compare $(OTHER) $(DATA)
 
-clean:
-	rm -rf $(VENV) build dist *.egg-info demo
+clean:  ## remove the environment and all that was built
+	rm -rf $(VENV) build dist *.egg-info demo .coverage
 
 # torch first: asked for by name it is found as a CPU build where the index or a local folder has one.
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python

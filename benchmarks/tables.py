@@ -1,4 +1,4 @@
-"""The tables of docs/results and of the README, made from the JSON files that results.py writes."""
+"""The tables of docs/results, of the README and of the FAQ, made from the JSON files that results.py writes."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from rendering.recall_tables import (
     lengths_table,
     main_table,
     methods_table,
+    rabitq_table,
     stock_table,
 )
 from rendering.speed_tables import (
     asymmetric_table,
     fastest_table,
+    first_table,
     growing_table,
     peers_table,
     scale_table,
@@ -44,8 +46,10 @@ def render() -> dict[Path, str]:
         "methods": [label for label in labels if ", " not in label],
     }
     tables = {
+        "first": first_table(data),
         "main": main_table(data),
         "methods": methods_table(data),
+        "rabitq": rabitq_table(data),
         "fit": choices_table(data, "fit"),
         "bytes": choices_table(data, "bytes"),
         "query side": choices_table(data, "query side"),
@@ -75,7 +79,7 @@ def render() -> dict[Path, str]:
     if "training-ablation" in data:
         tables["ablation"] = ablation_table(data)
     files = {}
-    for path in (*RESULTS.glob("*.md"), ROOT / "README.md"):
+    for path in (*RESULTS.glob("*.md"), ROOT / "README.md", ROOT / "docs" / "faq.md"):
         text = path.read_text()
         for name, table in tables.items():
             marker = re.escape(f"<!-- table: {name} -->")

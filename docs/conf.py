@@ -21,7 +21,7 @@ myst_heading_anchors = 4  # links to headings are checked too
 nitpicky = True
 
 # Annotations of dataclasses, which lead nowhere here; what docstrings refer to must be there.
-nitpick_ignore_regex = [("py:class", r"(numpy|collections|faiss_qama)\..*")]
+nitpick_ignore_regex = [("py:class", r"(numpy|collections|faiss_qama)\..*|Path|Split|os\.PathLike")]
 autodoc_typehints = "none"  # the docstrings have shapes, dtypes and units
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False

@@ -1,4 +1,4 @@
-"""Learned 0.5 to 2 bit codes for text embeddings, searched by FAISS binary indexes and rescored."""
+"""Text embeddings as learned codes of 0.5 to 2 bits per dimension, searched like a FAISS index and re-ranked."""
 
 from faiss_qama._version import __version__
 from faiss_qama.index.factory import index_factory

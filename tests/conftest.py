@@ -16,6 +16,12 @@ D = 36  # no multiple of 8
 LAYOUTS = ("2x18", "1x36", "1.5x35", "0.5x36", "0.5orx36", "2x9,1.5x9,1x9,0.5x8", "2x5,0.5orx10,1x3", "1x1", "2x36")
 
 
+def slow_except(quick, values):
+    """Return the parameters ``values``; ``make quick`` runs only those that are in ``quick``."""
+    assert set(quick) <= set(values), f"{quick} are not all in {values}"
+    return [value if value in quick else pytest.param(value, marks=pytest.mark.slow) for value in values]
+
+
 def make_vectors(n: int, d: int = D, seed: int = 0, unit: bool = True) -> np.ndarray:
     """Vectors near an 8-dimensional surface with a decaying spectrum and a mean that is not 0."""
     rng = np.random.default_rng(seed)
@@ -52,6 +58,24 @@ def case(request):
     unit = norm == "unit"
     x, xq = make_vectors(1003, unit=unit), make_vectors(57, seed=1, unit=unit)
     return x, xq, faiss.METRIC_INNER_PRODUCT if metric == "ip" else faiss.METRIC_L2
+
+
+class PartsInMemory:
+    """A PartReader of arrays in memory."""
+
+    def __init__(self, parts):
+        self._parts = parts
+
+    def array(self, name, shape, dtype, *, mapped=True):
+        array = self._parts[name]
+        assert (array.shape, array.dtype) == (shape, np.dtype(dtype)), name
+        return array
+
+    def has(self, name):
+        return name in self._parts
+
+    def invalid(self, name, reason):
+        return ValueError(f"{name}: {reason}")
 
 
 def fit_quietly(x, **settings):

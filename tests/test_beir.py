@@ -12,8 +12,9 @@ import pytest
 from conftest import make_vectors
 
 from faiss_qama.cli import app
+from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.ranking_metrics import ndcg
-from faiss_qama.evaluation.recall import Dataset, exact
+from faiss_qama.evaluation.recall import exact
 from faiss_qama.texts import beir
 
 N, NQ = 90, 40
@@ -264,6 +265,7 @@ def test_fields_of_a_folder_are_fixed(folder, encoder):
         embed(folder, "--field", "body")
 
 
+@pytest.mark.slow
 def test_a_real_sentence_transformer_embeds_both_sides_by_their_prompts(folder, sentence_model, tmp_path):
     sentence_model.save(str(tmp_path / "model"))
     write_lines(folder / "corpus.jsonl", ({"_id": i, "text": f"w{n} w{n + 5}"} for n, i in enumerate(DOCUMENTS)))

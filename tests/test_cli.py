@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import faiss
 import numpy as np
@@ -18,6 +19,8 @@ from conftest import make_vectors
 from faiss_qama import QamaIndex
 from faiss_qama.cli import app
 from faiss_qama.texts import embedding
+
+pytestmark = pytest.mark.slow
 
 
 def run(*arguments, cwd, check=0, **options):
@@ -116,7 +119,7 @@ def test_fit_from_shards_config_queries_and_bytes(folder, tmp_path):
     assert re.search(rf"quantizer +{tried[1]}, PCA \+ (random|ITQ) rotation, Gaussian-optimal", done.stdout)
     index = QamaIndex.load(tmp_path / "a.qama")
     assert index.ntotal == 1200
-    assert index.quantizer.config["real_queries"]
+    assert index.quantizer.fit_record.real_queries
     assert np.abs(index.quantizer.query_transform.bias - index.quantizer.transform.bias).max() > 0
     assert "2x6" in run(*arguments, "--layout", "2x6", cwd=tmp_path).stdout
 
@@ -358,6 +361,24 @@ def test_every_command_explains_itself(tmp_path):
     assert "0.1.0" in run("--version", cwd=tmp_path).stdout
 
 
+@pytest.mark.parametrize(("asked", "value"), [(["--debug"], "0"), ([], "1"), ([], "0")])
+def test_debug_shows_where_an_error_comes_from(tmp_path, monkeypatch, capsys, asked, value):
+    np.save(tmp_path / "flat.npy", np.zeros(3, dtype=np.float32))
+    monkeypatch.setattr(sys, "argv", ["faiss-qama", *asked, "fit", str(tmp_path / "flat.npy")])
+    monkeypatch.setenv("FAISS_QAMA_DEBUG", value)
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which main replaces
+    with pytest.raises(SystemExit, match="2"):
+        app.main()
+    *above, message = capsys.readouterr().err.strip().splitlines()
+    if asked or value == "1":
+        assert above[0] == "Traceback (most recent call last):"
+        assert message.startswith("ValueError: ")
+    else:
+        assert above == []
+        assert message.startswith("error: ")
+    assert "flat.npy" in message
+
+
 def test_build_indexes_other_vectors_with_the_same_quantizer(folder):
     np.save(folder / "other.npy", make_vectors(321, seed=8))
     arguments = ["corpus.qama", "other.npy", "-o", "other.qama", "--base", "BHNSW8", "--rescore", "sq8"]
@@ -384,7 +405,7 @@ def test_base_auto_says_what_it_took_and_holds_no_more_than_it_may(folder):
     assert "memory: 0.5 bytes a vector, and codes of" in done.stderr
     assert run("fit", *arguments, "--memory", "nan", cwd=folder, check=2).stderr.startswith("error: memory: nan bytes")
     done = run("fit", "corpus.npy", "--memory", "60", cwd=folder, check=2)
-    assert done.stderr == "error: --memory is for --base auto; the base is Flat\n"
+    assert done.stderr == "error: memory is for base auto; the base is Flat\n"
 
 
 def test_few_vectors_get_a_layout_by_rule_but_no_recall(tmp_path):

@@ -10,9 +10,11 @@ import time
 import numpy as np
 import pytest
 from test_cli import INTERRUPTIBLE, run
-from test_train import make_pairs
+from test_gradient_training import make_pairs
 
 from faiss_qama import QamaIndex
+
+pytestmark = pytest.mark.slow
 
 CONFIG = """
 layout: 2x18
@@ -39,14 +41,14 @@ def folder(tmp_path_factory):
 def test_fit_on_pairs_says_what_it_was_worth(folder):
     done = run("fit", "corpus.npy", "--config", "short.yaml", "--pairs", "queries.npy", "qrels.tsv", cwd=folder)
     lines = done.stdout.splitlines()
-    record = QamaIndex.load(folder / "corpus.qama").quantizer.config["training"]
-    assert record["kept"] == "trained"
-    after, before = (record[which]["adc"]["nDCG@10"] for which in ("trained", "closed form"))
+    record = QamaIndex.load(folder / "corpus.qama").quantizer.fit_record.training
+    assert record.kept
+    after, before = (side["adc"]["nDCG@10"] for side in (record.trained, record.untrained))
     assert after > 1.2 * before
-    assert f"nDCG@10 {after:.3f} (closed form {before:.3f})" in lines[3]
+    assert f"nDCG@10 {after:.3f} (untrained {before:.3f})" in lines[3]
     assert lines[1].startswith("quantizer   2x18, PCA + ITQ rotation, Lloyd-Max, linear adapter trained")
     assert lines[2].startswith("training    4 epochs in ")
-    assert lines[2].endswith(f"kept the trained quantizer, {100 * record['gain']:.1f} % better")
+    assert lines[2].endswith(f"kept the trained quantizer, {100 * record.gain:.1f} % better")
     assert lines[3].strip().startswith("on the held-out queries that chose the epoch: nDCG@10")
     assert lines[4].split()[0] == "loss"
     assert lines[5].startswith("on 100 held-out queries")
@@ -59,7 +61,7 @@ def test_fit_on_pairs_says_what_it_was_worth(folder):
     left = sorted(f.name for f in (folder / "corpus.qama.training").iterdir())
     assert left == [".lock", "log.jsonl"]
     log = [json.loads(line) for line in (folder / "corpus.qama.training" / "log.jsonl").read_text().splitlines()]
-    assert log == record["log"]
+    assert log == record.log
 
 
 @pytest.mark.parametrize(

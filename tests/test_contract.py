@@ -12,7 +12,7 @@ import inspect
 import faiss
 import numpy as np
 import pytest
-from conftest import D, fit_quietly, make_vectors
+from conftest import D, fit_quietly, make_vectors, slow_except
 
 from faiss_qama import QamaIndex, index_factory
 from faiss_qama.index import two_stage
@@ -39,12 +39,12 @@ def world(metric):
     return quantizer, x[:N], make_vectors(7, seed=1, unit=False)
 
 
-@pytest.fixture(params=RESCORE_KINDS)
+@pytest.fixture(params=slow_except(["codes", "fp16"], RESCORE_KINDS))
 def store(request):
     return request.param
 
 
-@pytest.fixture(params=BASES)
+@pytest.fixture(params=slow_except(["Flat", "BFlat"], BASES))
 def base(request):
     return request.param
 

@@ -1,18 +1,21 @@
 from __future__ import annotations
 
+import time
 import warnings
 
 import faiss
 import numpy as np
 import pytest
-from conftest import D, make_vectors
+from conftest import D, fit_quietly, make_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from faiss_qama import QamaIndex
 from faiss_qama.comparison import methods
+from faiss_qama.evaluation.datasets import Dataset, read_rows
+from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hamming
 from faiss_qama.evaluation.ranking_metrics import ndcg, ranking_metrics
-from faiss_qama.evaluation.recall import Dataset, evaluate, exact, read_rows, recall
+from faiss_qama.evaluation.recall import evaluate, exact, found_with_ties, recall, speedup
 from faiss_qama.vectors import Corpus
 
 with warnings.catch_warnings():
@@ -175,6 +178,7 @@ def test_scalar_methods_keep_nearly_everything(name):
     assert methods.measure(name, dataset, truth).mean.recall > 0.95
 
 
+@pytest.mark.slow
 def test_bytes_of_methods_by_hand():
     dataset = Dataset(Corpus(make_vectors(800, 384)), make_vectors(5, 384, seed=1))
     with warnings.catch_warnings():
@@ -209,7 +213,7 @@ def test_the_mean_over_seeds():
     ("name", "message"),
     [
         ("nonsense", "unknown method 'nonsense'"),
-        ("2x18+fp8", r"what rescores is one of \+none, \+codes"),
+        ("2x18+fp8", r"the second stage is one of \+none, \+codes"),
         ("faiss:Nonsense", "faiss:Nonsense"),
         ("faiss:Flat;nonsense=3", "nonsense"),
     ],
@@ -266,3 +270,45 @@ def test_an_index_of_ours_and_of_faiss_are_measured_alike():
     built = methods.build("2x18+fp32", dataset, truth.metric)
     assert isinstance(built.index, QamaIndex)
     assert evaluate(built.index, dataset, truth, oversample=70).recall == 1.0
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_exhaustive_searches_of_codes_are_an_index_that_re_ranks_all_of_them_and_one_that_re_ranks_none(metric):
+    x, xq = make_vectors(300), make_vectors(20, seed=1)
+    quantizer = fit_quietly(x, layout="2x18", metric=metric)
+    code = quantizer.encode(x)
+    for rescore, (D_got, I_got) in (
+        ("codes", search_decoded(quantizer, code, xq, 10)),
+        ("none", search_hamming(quantizer, code, xq, 10)),
+    ):
+        index = QamaIndex(quantizer, rescore)
+        index.add(x)
+        D_want, I_want = index.search(xq, 10, **{"oversample": 30} if rescore == "codes" else {})
+        np.testing.assert_allclose(D_got, D_want, rtol=1e-4, atol=1e-5)
+        assert np.mean(I_got == I_want) > 0.99
+
+
+def test_ties_are_as_good_as_the_bound_and_what_is_worse_by_more_than_rounding_is_not():
+    scores = np.array([[0.5, 0.5 - 1e-7, 0.5 - 1e-5], [-2.0, -2.000001, -2.1]], dtype=np.float32)
+    got = found_with_ties(scores, np.array([0.5, -2.0], np.float32), np.array([0.5, 3.0], np.float32))
+    np.testing.assert_array_equal(got, [[True, True, False], [True, True, False]])
+    np.testing.assert_array_equal(found_with_ties(scores[0], 0.5, 0.5), [True, True, False])
+
+
+class Slow:
+    """Exact search that waits ten times as long as it takes."""
+
+    def __init__(self, x):
+        self._index = faiss.IndexFlatIP(x.shape[1])
+        self._index.add(x)
+
+    def search(self, x, k):
+        start = time.perf_counter()
+        found = self._index.search(x, k)
+        time.sleep(10 * (time.perf_counter() - start) + 0.02)
+        return found
+
+
+def test_a_speedup_below_one_is_slower_than_exact_search():
+    dataset = make_dataset(n=3000)
+    assert 0 < speedup(Slow(dataset.corpus.read()), dataset, 10, faiss.METRIC_INNER_PRODUCT) < 0.5

@@ -189,7 +189,7 @@ def test_float16_of_any_length_and_its_end():
     index = QamaIndex(quantizer, "fp16")
     index.add(x)
     assert (index.search(x[:50], 1, oversample=ALL)[1][:, 0] == np.arange(50)).all()
-    with pytest.raises(ValueError, match="row 1 holds 1e\\+20; this float16 store ends at .*rescore from fp32"):
+    with pytest.raises(ValueError, match="row 1 holds 1e\\+20; float16 here ends at .*use rescore='fp32'"):
         index.add(np.stack([x[0], np.full(D, 1e20, np.float32)]))
     assert index.ntotal == 500
 

@@ -12,6 +12,8 @@ from conftest import D, fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
 
+pytestmark = pytest.mark.slow
+
 POOL = make_vectors(600, seed=31)
 TEXTS = [f"text {i}" for i in range(200)]
 

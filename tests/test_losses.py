@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from faiss_qama.training import losses
-from faiss_qama.training.train_config import CODE_LOSSES, SCORE_LOSSES
+from faiss_qama.training.gradient import losses
+from faiss_qama.training.gradient.gradient_estimators import ESTIMATORS
+from faiss_qama.training.published import code_losses
+from faiss_qama.training.published.pruning import entropy
+from faiss_qama.training.train_config import CODE_LOSSES, QUANTIZERS, SCORE_LOSSES
 
 RNG = np.random.default_rng(0)
 TEACHER = RNG.uniform(-0.2, 0.9, (5, 12))
@@ -61,20 +64,20 @@ ORACLES = {
 
 
 def test_every_loss_has_an_oracle():
-    assert set(ORACLES) == set(losses.SCORE_LOSSES) == set(SCORE_LOSSES)
+    assert set(ORACLES) == set(losses.BY_NAME) == set(SCORE_LOSSES)
     for name in CODE_LOSSES:
-        assert callable(getattr(losses, name))
+        assert callable(getattr(code_losses, name))
 
 
 @pytest.mark.parametrize("name", ORACLES)
 def test_score_losses_are_numpys(name):
-    got = value(losses.SCORE_LOSSES[name], SCORES, TEACHER, GRADES, T)
+    got = value(losses.BY_NAME[name], SCORES, TEACHER, GRADES, T)
     assert got == pytest.approx(ORACLES[name](SCORES), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["mse", "kl", "distillation"])
 def test_the_teacher_has_no_loss(name):
-    assert value(losses.SCORE_LOSSES[name], TEACHER, TEACHER, GRADES, T) == pytest.approx(0, abs=1e-7)
+    assert value(losses.BY_NAME[name], TEACHER, TEACHER, GRADES, T) == pytest.approx(0, abs=1e-7)
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -83,7 +86,7 @@ def test_pairs_that_are_not_to_be_looked_at_do_not_count(name):
     teacher[np.arange(5), [1, 5, 7, 0, 11]] = -np.inf
     grades = np.where(np.isinf(teacher), 0, GRADES)
     other = np.where(np.isinf(teacher), 55.0, SCORES)
-    a, b = (value(losses.SCORE_LOSSES[name], s, teacher, grades, T) for s in (SCORES, other))
+    a, b = (value(losses.BY_NAME[name], s, teacher, grades, T) for s in (SCORES, other))
     assert np.isfinite(a)
     assert a == pytest.approx(b)
 
@@ -95,7 +98,7 @@ def test_rows_without_differences_have_finite_gradients(name):
     teacher = torch.zeros(3, 40)
     teacher[1] = -torch.inf
     teacher[2] = torch.linspace(0, 1, 40)
-    losses.SCORE_LOSSES[name](scores, teacher, torch.zeros(3, 40), T).backward()
+    losses.BY_NAME[name](scores, teacher, torch.zeros(3, 40), T).backward()
     assert scores.grad.isfinite().all()
 
 
@@ -107,7 +110,7 @@ def test_steps_downhill_rank_better(name):
     optimizer = torch.optim.Adam([scores], lr=0.02)
     for _ in range(300):
         optimizer.zero_grad()
-        losses.SCORE_LOSSES[name](scores, teacher, grades, T).backward()
+        losses.BY_NAME[name](scores, teacher, grades, T).backward()
         optimizer.step()
     found = scores.detach().numpy()
     if name == "contrastive":
@@ -142,56 +145,60 @@ def test_correlation_looks_at_the_nearest_alone():
 def test_information_bottleneck_prices_late_columns():
     early, late = np.zeros((4, 10)), np.zeros((4, 10))
     early[:, 0] = late[:, 9] = 1.0
-    assert value(losses.information_bottleneck, early) < value(losses.information_bottleneck, late)
+    assert value(code_losses.information_bottleneck, early) < value(code_losses.information_bottleneck, late)
     z = RNG.standard_normal((6, 10))
     want = np.mean(np.arange(1, 11) / 10 * (z**2 / (0.1 + np.abs(z)) + 1e-6) ** 0.3)
-    assert value(losses.information_bottleneck, z) == pytest.approx(want)
+    assert value(code_losses.information_bottleneck, z) == pytest.approx(want)
 
 
 def test_orthogonality_is_what_slices_share():
     z = RNG.standard_normal((4000, 4))
-    assert value(losses.orthogonality, z, [2, 4]) == pytest.approx(0, abs=1e-3)
-    assert value(losses.orthogonality, np.concatenate([z[:, :2], z[:, :2]], axis=1), [2, 4]) == pytest.approx(
+    assert value(code_losses.orthogonality, z, [2, 4]) == pytest.approx(0, abs=1e-3)
+    assert value(code_losses.orthogonality, np.concatenate([z[:, :2], z[:, :2]], axis=1), [2, 4]) == pytest.approx(
         0.5, abs=0.01
     )
-    assert value(losses.orthogonality, z, [4]) == 0
+    assert value(code_losses.orthogonality, z, [4]) == 0
 
 
 def test_variance_prices_columns_that_stand_still():
     z = RNG.standard_normal((500, 3)) * [1, 2, 0]
     want = np.exp(-z.std(axis=0, ddof=1)).mean()
-    assert value(losses.variance, z, 0.0) == pytest.approx(0.2 * want)
-    assert value(losses.variance, z, 1.0) == pytest.approx(want)
+    assert value(code_losses.variance, z, 0.0) == pytest.approx(0.2 * want)
+    assert value(code_losses.variance, z, 1.0) == pytest.approx(want)
 
 
 def test_quantization_prices_the_neighbourhood_of_cuts_and_what_is_out_of_range():
     u = np.array([[[0.0, -np.inf]], [[1.0, -np.inf]]])
-    assert value(losses.quantization, u, 1.0) == pytest.approx((1 + np.exp(-1)) / 2)
-    assert value(losses.quantization, u, 0.0) == pytest.approx(0.2 * (1 + np.exp(-1)) / 2)
+    assert value(code_losses.quantization, u, 1.0) == pytest.approx((1 + np.exp(-1)) / 2)
+    assert value(code_losses.quantization, u, 0.0) == pytest.approx(0.2 * (1 + np.exp(-1)) / 2)
     far = np.array([[[6.0, 4.5]]])  # 4.5 above the upper cut, where 2.5 is free
-    assert value(losses.quantization, far, 1.0) == pytest.approx(np.exp(-4.5) + 0.1 * 2.0**2)
+    assert value(code_losses.quantization, far, 1.0) == pytest.approx(np.exp(-4.5) + 0.1 * 2.0**2)
     below = np.array([[[-4.5, -6.0]]])
-    assert value(losses.quantization, below, 1.0) == pytest.approx(np.exp(-4.5) + 0.1 * 2.0**2)
+    assert value(code_losses.quantization, below, 1.0) == pytest.approx(np.exp(-4.5) + 0.1 * 2.0**2)
 
 
 def test_balance_and_decorrelation_are_0_for_bits_that_carry_all_they_can():
     bits = RNG.integers(0, 2, (40_000, 3)).astype(float)
     same = np.eye(3, dtype=bool)
     shares = np.full(3, 0.5)
-    assert value(losses.balance, bits, shares) == pytest.approx(0, abs=1e-4)
-    assert value(losses.balance, np.ones((9, 3)), shares) == pytest.approx(0.25)
-    assert value(losses.decorrelation, bits, same) == pytest.approx(0, abs=1e-3)
+    assert value(code_losses.balance, bits, shares) == pytest.approx(0, abs=1e-4)
+    assert value(code_losses.balance, np.ones((9, 3)), shares) == pytest.approx(0.25)
+    assert value(code_losses.decorrelation, bits, same) == pytest.approx(0, abs=1e-3)
     copied = np.repeat(bits[:, :1], 3, axis=1)
-    assert value(losses.decorrelation, copied, same) == pytest.approx(6 / 9, abs=0.01)
-    assert value(losses.decorrelation, copied, np.ones((3, 3), dtype=bool)) == 0
+    assert value(code_losses.decorrelation, copied, same) == pytest.approx(6 / 9, abs=0.01)
+    assert value(code_losses.decorrelation, copied, np.ones((3, 3), dtype=bool)) == 0
 
 
 def test_reconstruction_is_the_share_that_is_lost():
     x = RNG.standard_normal((7, 4))
-    assert value(losses.reconstruction, x, x) == 0
-    assert value(losses.reconstruction, 0 * x, x) == pytest.approx(1)
+    assert value(code_losses.reconstruction, x, x) == 0
+    assert value(code_losses.reconstruction, 0 * x, x) == pytest.approx(1)
 
 
 def test_entropy_is_least_for_decided_bits():
-    assert value(losses.entropy, np.full((3, 2), 0.5)) == pytest.approx(np.log(2))
-    assert value(losses.entropy, np.ones((3, 2))) < 1e-4
+    assert value(entropy, np.full((3, 2), 0.5)) == pytest.approx(np.log(2))
+    assert value(entropy, np.ones((3, 2))) < 1e-4
+
+
+def test_settings_name_every_way_through_the_thresholds():
+    assert set(QUANTIZERS) == set(ESTIMATORS)

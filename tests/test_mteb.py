@@ -13,14 +13,17 @@ from conftest import D, fit_quietly
 from scipy.stats import spearmanr
 
 from faiss_qama import QamaIndex
+from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.ranking_metrics import ndcg
-from faiss_qama.evaluation.recall import Dataset, exact
+from faiss_qama.evaluation.recall import exact
 from faiss_qama.quantizer.transform import Linear
 from faiss_qama.vectors import Corpus
 
 mteb = pytest.importorskip("mteb")
 
-pytestmark = [  # mteb calls what it and sentence-transformers have deprecated
+pytestmark = [
+    pytest.mark.slow,
+    # mteb calls what it and sentence-transformers have deprecated
     pytest.mark.filterwarnings("ignore:The fill_missing parameter is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:The `get_sentence_embedding_dimension` method:FutureWarning"),
 ]

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 from conftest import D, fit_quietly, make_vectors
-from test_train import seen, trained
+from test_gradient_training import seen, trained
 
 from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.training import FitConfig, TrainConfig
-from faiss_qama.training.pruning import FEWEST, Pruning
+from faiss_qama.training.published.pruning import MIN_COMPONENTS, Pruning
 from faiss_qama.training.train_config import PruningConfig
 
 PRUNED = {
@@ -25,6 +26,7 @@ PRUNED = {
 }
 
 
+@pytest.mark.slow
 def test_pruned_codes_are_shorter_and_rank_as_the_masked_ones():
     settings = TrainConfig(pruning=PruningConfig(), **PRUNED)
     _, model, x, xq = trained(FitConfig(layout=f"1x{D}", rotation="none", train=settings))
@@ -62,7 +64,7 @@ def test_what_is_unimportant_for_its_place_goes():
     assert statistics["active"] == stays.sum()
     pruning = Pruning(100, PruningConfig())
     pruning.importance[:] = 0
-    assert pruning.prune(1.0)["active"] == FEWEST
+    assert pruning.prune(1.0)["active"] == MIN_COMPONENTS
 
 
 def test_importance_and_curvature_are_moving_averages():
@@ -88,13 +90,13 @@ def test_a_fit_with_pruning_logs_what_is_left():
     x = make_vectors(1003)
     settings = TrainConfig(pruning=PruningConfig(base=0.4), **PRUNED, learning_rate=1e-3)
     quantizer = fit_quietly(x, layout=f"1x{D}", rotation="none", train=settings)
-    assert quantizer.config["training"]["kept"] == "trained"
-    record = quantizer.config["training"]
-    log = record["log"]
-    kept = log[-1]["active"] if record["kept"] == "trained" else D
+    assert quantizer.fit_record.trained
+    record = quantizer.fit_record.training
+    log = record.log
+    kept = log[-1]["active"] if record.kept else D
     assert quantizer.layout.components == kept
     assert [line["active"] for line in log[:2]] == [D, D]
-    assert FEWEST <= log[-1]["active"] < D
+    assert MIN_COMPONENTS <= log[-1]["active"] < D
     assert {"importance_min", "importance_mean", "importance_max", "temperature", "losses"} <= set(log[-1])
     assert {"entropy", "pruning"} <= set(log[-1]["losses"])
 
@@ -111,5 +113,5 @@ def test_l2_prunes_too():
     _, model, x, xq = trained(FitConfig(layout=f"1x{D}", train=settings), faiss.METRIC_L2, unit=False)
     model.pruning.mask[[1, 2]] = 0
     quantizer = model.frozen()
-    assert dataclasses.replace(quantizer, config={}).layout.components == D - 2
+    assert dataclasses.replace(quantizer, fit_record=FitRecord()).layout.components == D - 2
     assert np.isfinite(quantizer.decode(quantizer.encode(x))).all()

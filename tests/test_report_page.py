@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -18,13 +19,20 @@ import pytest
 from conftest import make_vectors
 
 from faiss_qama.cli.app import cli
+from faiss_qama.comparison.methods import measure_alternatives
 from faiss_qama.evaluation import recall
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.report import page as report_page
+from faiss_qama.report.page_charts import page_charts
+from faiss_qama.report.tables import fit_summary
 from faiss_qama.training import FitConfig
 from faiss_qama.training.train_config import TrainConfig
 from faiss_qama.vectors import Corpus
+
+pytestmark = pytest.mark.slow
 
 VOID = {"wbr", "meta", "link", "br", "hr", "img", "input"}
 HOSTILE = "<script>alert(1)<_script>&\"'.npy"
@@ -71,7 +79,7 @@ def made(folder, x, name="corpus.npy", rescore="fp16", **settings):
             folder / "corpus.qama",
             FitConfig(**settings),
             faiss.METRIC_INNER_PRODUCT,
-            rescore,
+            IndexSpec(rescore=rescore),
             compare=True,
         )
     report_page.write_page(outcome, folder / "report.html", COMMAND)
@@ -116,8 +124,11 @@ def test_its_numbers_are_those_of_the_outcome(trained):
     outcome, path = trained
     page = Page(path.read_text())
     text = "".join(page.text)
-    assert str(outcome) in text
-    assert report_page.summary(outcome) in text
+    assert fit_summary(outcome) in text
+    faster = float(re.search(r"at ([\d.]+) times the speed of exact search", text)[1])
+    assert f"{faster} times as fast" in text
+    for sentences in report_page.summary(outcome, faster):
+        assert sentences in text
     rows = [tuple(row) for row in page.rows]
     for measured in outcome.measured:
         mean, size = measured.mean, " + ".join(str(part) for part in measured.bytes if part)
@@ -128,7 +139,7 @@ def test_its_numbers_are_those_of_the_outcome(trained):
     calibration = outcome.index.quantizer.calibration
     row = KS.index(10)
     assert ("10", f"{calibration.floats[row, 0]:.3f}", f"{calibration.codes[row, 0]:.3f}") in rows
-    for line in outcome.index.quantizer.config["training"]["log"]:
+    for line in outcome.index.quantizer.fit_record.training.log:
         assert (str(line["epoch"]), f"{sum(line['losses'].values()):.4g}", f"{100 * line['gain']:+.2f}") in rows
 
 
@@ -139,16 +150,21 @@ def of_two_codes(tmp_path_factory):
 
 def test_a_second_code_is_memory_and_is_named(of_two_codes):
     outcome, path = of_two_codes
-    size = sum(outcome.index.bytes_per_vector)
-    assert report_page.summary(outcome).startswith(f"1,200 vectors of 36 dimensions take {size} bytes each")
-    text = "".join(Page(path.read_text()).text)
-    assert "a second code, of 8 components of 4 levels (2 bits), 12 components of 2 levels (1 bit)" in text
+    shared = round(sum(array.nbytes for array in outcome.index.quantizer.to_state()[0].values()) / 1200)
+    size = sum(outcome.index.bytes_per_vector) + shared
+    assert report_page.summary(outcome, 1.0)[0].startswith(
+        f"1,200 vectors of 36 dimensions take {size} bytes per vector, "
+        f"of which {shared} are the quantizer, shared by 1,200 vectors;"
+    )
+    page = Page(path.read_text())
+    assert ["residual code", "8 components of 4 levels (2 bits), 12 components of 2 levels (1 bit)"] in page.rows
+    text = "".join(page.text)
     assert "on disk" not in text
 
 
 def test_what_the_first_code_leaves_over_is_drawn_with_the_second(of_two_codes):
     outcome, _ = of_two_codes
-    chart = next(chart for chart in report_page.page_charts(outcome) if chart.title == "Where the bits went")
+    chart = next(chart for chart in page_charts(outcome, 1.0) if chart.title == "Bits by component")
     x, first = outcome.split.train, outcome.index.quantizer.truncate(outcome.index.quantizer.layout.components)
     left = x - first.decode_unnormalized(first.encode(x))
     shares = [float(row[3]) for row in chart.rows]
@@ -163,15 +179,35 @@ def test_every_chart_says_in_words_what_it_shows(trained):
     assert all(attrs["role"] == "img" and re.search(r"\d", attrs["aria-label"]) for attrs in charts)
 
 
+def test_it_says_whether_documents_stood_in_for_queries(trained, tmp_path):
+    outcome, path = trained
+    assert "Documents stood in for queries: recall was measured with 120 held-out documents" in path.read_text()
+    queries = replace(outcome.split, train_queries=make_vectors(80, seed=1))
+    _, note = report_page.summary(replace(outcome, split=queries, queries="40 held-out queries"), 1.0)
+    assert note == "Recall was measured with 40 held-out queries, which the fit did not use."
+
+
+def test_it_says_why_where_codes_alone_are_slower_than_floats(trained):
+    outcome, _ = trained
+    for codes, floats in ((10.0, 20.0), (20.0, 10.0)):
+        speeds = [1.0, codes, floats]
+        measured = [
+            replace(m, results=[replace(m.mean, queries_per_second=speed)])
+            for m, speed in zip(outcome.measured, speeds, strict=True)
+        ]
+        (chart,) = (c for c in page_charts(replace(outcome, measured=measured), 1.0) if "exact search" in c.title)
+        assert ("Codes alone are slower here, because" in chart.caption) == (codes < floats)
+
+
 def test_the_summary_never_says_more_than_was_measured(trained):
     outcome, _ = trained
-    shown = float(re.search(r"finds ([\d.]+) %", report_page.summary(outcome))[1])
+    shown = float(re.search(r"finds ([\d.]+) %", report_page.summary(outcome, 1.0)[0])[1])
     assert 0 <= 100 * outcome.measured[-1].mean.recall - shown < 0.1 + 1e-3
 
 
 def test_the_variance_is_that_of_singular_values(trained):
     outcome, _ = trained
-    chart = next(chart for chart in report_page.page_charts(outcome) if chart.title == "Where the bits went")
+    chart = next(chart for chart in page_charts(outcome, 1.0) if chart.title == "Bits by component")
     sample = outcome.split.train.astype(np.float64)
     singular = np.linalg.svd(sample - sample.mean(axis=0), compute_uv=False) ** 2
     np.testing.assert_allclose([float(row[1]) for row in chart.rows], 100 * singular / singular.sum(), atol=6e-4)
@@ -181,10 +217,10 @@ def test_the_variance_is_that_of_singular_values(trained):
 @pytest.mark.parametrize("half", ["0.5", "0.5or"])
 def test_half_bits_belong_to_pairs(tmp_path, half):
     outcome, _ = made(tmp_path, make_vectors(200, d=20), layout=f"2x4,{half}x12")
-    chart = next(chart for chart in report_page.page_charts(outcome) if chart.title == "Where the bits went")
+    chart = next(chart for chart in page_charts(outcome, 1.0) if chart.title == "Bits by component")
     assert [row[2] for row in chart.rows] == ["2"] * 4 + ["0.5"] * 12 + ["0"] * 4
-    assert "4 components of 4 levels (2 bits), 12 components of 2 levels a pair (0.5 bits)" in chart.note
-    assert "The other 4 get none" in chart.note
+    assert ("code", "4 components of 4 levels (2 bits), 12 components of 2 levels a pair (0.5 bits)") in chart.key
+    assert ("components without bits", "4") in chart.key
 
 
 def test_alternatives_are_measured_as_the_layouts_were(trained):
@@ -193,9 +229,9 @@ def test_alternatives_are_measured_as_the_layouts_were(trained):
     index = faiss.IndexScalarQuantizer(x.shape[1], faiss.ScalarQuantizer.QT_8bit, faiss.METRIC_INNER_PRODUCT)
     index.train(x)
     index.add(x)
-    dataset = recall.Dataset(Corpus(x), xq)
+    dataset = Dataset(Corpus(x), xq)
     expected = recall.evaluate(index, dataset, recall.exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)).recall
-    found = {m.name: m for m in report_page.alternatives(outcome, x)}
+    found = {m.name: m for m in measure_alternatives(dataset, 10, faiss.METRIC_INNER_PRODUCT)}
     assert found["scalar"].mean.recall == pytest.approx(expected)
     assert found["faiss:PQ9x4np"].bytes == (5, 0)
 
@@ -205,9 +241,9 @@ def test_a_corpus_too_small_to_choose_by_still_gets_a_page(tmp_path, n):
     outcome, path = made(tmp_path, make_vectors(n, d=5))
     assert outcome.choice is None
     text = "".join(Page(path.read_text()).text)
-    assert "How much quality" not in text
-    assert "Where the bits went" in text
-    assert ("too few" in report_page.summary(outcome)) == (n < 10)
+    assert "Recall by bytes" not in text
+    assert "Bits by component" in text
+    assert ("too small" in report_page.summary(outcome, 1.0)[1]) == (n < 10)
 
 
 @pytest.fixture
@@ -219,8 +255,8 @@ def no_matplotlib(monkeypatch):
             raise ModuleNotFoundError(name, name="matplotlib")
         return real(name, *arguments, **options)
 
-    for module in ("faiss_qama.report.page", "faiss_qama.report.charts"):
-        monkeypatch.delitem(sys.modules, module)
+    for module in ("page", "page_charts", "charts"):
+        monkeypatch.delitem(sys.modules, f"faiss_qama.report.{module}")
     monkeypatch.setattr(builtins, "__import__", without)
 
 
@@ -275,6 +311,7 @@ def browser():
         yield chrome
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_shows_it(browser, trained, width, scheme):
@@ -303,6 +340,7 @@ def test_a_browser_shows_it(browser, trained, width, scheme):
     assert abs(ink - paper) > 200
 
 
+@pytest.mark.browser
 @pytest.mark.parametrize("width", [360, 1280])
 def test_a_browser_breaks_a_long_layout(browser, of_two_codes, width):
     metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
@@ -312,6 +350,7 @@ def test_a_browser_breaks_a_long_layout(browser, of_two_codes, width):
     assert max(browser.execute_script(overflows)) <= 0
 
 
+@pytest.mark.browser
 def test_a_browser_opens_every_table_of_numbers(browser, trained):
     browser.get(Path(trained[1]).as_uri())
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")

@@ -7,10 +7,11 @@ import dataclasses
 import faiss
 import numpy as np
 import pytest
-from conftest import D, fit_quietly, make_vectors
+from conftest import D, PartsInMemory, fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
 from faiss_qama.hamming import flat
+from faiss_qama.hamming.flat import FlatCodeIndex
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.residual import ResidualRescorer
@@ -78,7 +79,7 @@ def test_bytes_are_words_and_a_length(case):
     index.add(x)
     length = 2 if quantizer.normalized else 4 if metric == faiss.METRIC_L2 else 0
     assert index.bytes_per_vector == (8, 8 + 4 + length)
-    kept = index.rescorer.arrays()
+    kept = index.rescorer.parts()
     padded = -(-len(x) // 16) * 16
     assert sum(array.nbytes for array in kept.values()) == padded * 12 + len(x) * length
 
@@ -140,8 +141,8 @@ def test_an_add_that_fails_leaves_both_codes_as_they_were(corpus, queries, monke
     index.add(corpus[101:])
     anew = QamaIndex(index.quantizer, "codes")
     anew.add(corpus)
-    for name, array in anew.rescorer.arrays().items():
-        np.testing.assert_array_equal(index.rescorer.arrays()[name], array)
+    for name, array in anew.rescorer.parts().items():
+        np.testing.assert_array_equal(index.rescorer.parts()[name], array)
 
 
 @pytest.mark.parametrize("base", ["Flat", "IVF4"])
@@ -187,13 +188,14 @@ def test_calibration_is_that_of_both_codes(corpus):
     assert (two.codes[:, -1] > one.codes[:, -1] + 0.1).all()
 
 
-def test_shapes_are_those_of_the_arrays(case):
-    x, _, metric = case
-    quantizer = fit_quietly(x, layout="2x9+1x36", metric=metric)
-    index = QamaIndex(quantizer, "codes")
+def test_parts_make_the_same_rescorer(case):
+    x, xq, metric = case
+    index = QamaIndex(fit_quietly(x, layout="2x9+1x36", metric=metric), "codes")
     index.add(x)
-    kept = {name: (array.shape, array.dtype) for name, array in index.rescorer.arrays().items()}
-    assert kept == ResidualRescorer.shapes(quantizer, len(x))
+    base, rows = FlatCodeIndex(index.quantizer.layout), np.arange(570).reshape(len(xq), 10)
+    base.append(index.quantizer.encode(x))
+    copy = ResidualRescorer.from_parts(index.quantizer, base, PartsInMemory(index.rescorer.parts()))
+    np.testing.assert_array_equal(copy.scores(xq, rows), index.rescorer.scores(xq, rows))
 
 
 @pytest.mark.parametrize(

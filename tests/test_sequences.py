@@ -17,6 +17,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from faiss_qama import QamaIndex
 
+pytestmark = pytest.mark.slow
+
 POOL = make_vectors(400, seed=21)
 QUERIES = make_vectors(5, seed=22)
 QUANTIZER = fit_quietly(make_vectors(500), layout="2x18")

@@ -19,6 +19,8 @@ from faiss_qama.comparison.tasks import Classification, Similarity, load_task
 from faiss_qama.evaluation.bootstrap import bootstrap_interval
 from faiss_qama.vectors import Corpus
 
+pytestmark = pytest.mark.slow
+
 NAMES = ["2x18", "2x18+none", "binary", "rotated-ternary", "scalar", "rotated-scalar"]
 NAMES += [f"faiss:{factory}" for factory in ("LSH", "PQ9x4fs", "PCAR16,SQ8", "RaBitQ", "IVF4,PQ9x4")]
 

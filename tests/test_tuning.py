@@ -9,10 +9,15 @@ from conftest import fit_quietly, make_vectors
 from faiss_qama import QamaIndex
 from faiss_qama.hamming.flat import FlatCodeIndex
 from faiss_qama.index import tuning
+from faiss_qama.index.build import build_index
 from faiss_qama.index.id_map import IdMap
+from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.index.two_stage import TwoStageIndex
-from faiss_qama.rescore.rescorer import CodeRescorer
+from faiss_qama.index_spec import IndexSpec
+from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.vectors import Corpus
+
+pytestmark = pytest.mark.slow
 
 X = make_vectors(12_000, seed=81)
 QUERIES, OTHERS = make_vectors(300, seed=82), make_vectors(300, seed=83)
@@ -65,14 +70,14 @@ def test_what_has_no_settings_is_measured_or_refused(exhaustive):
 def test_the_fastest_base_holds_the_codes_and_keeps_the_recall(n):
     code = QUANTIZER.encode(X[:n])
     base, tried = tuning.fastest(QUANTIZER, code, QUERIES, 0.9)
-    assert len(tried) == (1 if n < tuning.FEWEST else 4)
+    assert len(tried) == (1 if n < tuning.MIN_VECTORS else 4)
     assert [t.per_second for t in tried] == sorted((t.per_second for t in tried), reverse=True)
     assert (str(base), base.settings) == (tried[0].base, tried[0].settings)
     np.testing.assert_array_equal(base.codes, code)
     contents = TwoStageIndex(QUANTIZER, base, IdMap(n), CodeRescorer(QUANTIZER, base))
     scan = FlatCodeIndex(QUANTIZER.layout)
     scan.append(code)
-    found, wanted = (held.search(OTHERS, 10, settings={})[1] for held in (contents, contents.over(scan)))
+    found, wanted = (held.search(OTHERS, 10, SearchParameters())[1] for held in (contents, contents.over(scan)))
     assert (wanted[:, :, None] == found[:, None]).any(axis=2).mean() >= 0.93
 
 
@@ -117,7 +122,7 @@ def test_base_auto_waits_for_vectors_and_then_is_an_index_like_any_other(tmp_pat
     index.train(X, queries=QUERIES, recall=0.9)
     assert index.is_trained
     assert index.ntotal == 0
-    assert index.tried[0].base in index.factory_string
+    assert index.base_trials[0].base in index.factory_string
     index.add(X)
     index.save(tmp_path / "i.qama")
     loaded = QamaIndex.load(tmp_path / "i.qama")
@@ -126,7 +131,8 @@ def test_base_auto_waits_for_vectors_and_then_is_an_index_like_any_other(tmp_pat
 
 
 def test_base_auto_is_built_straight_to_disk(tmp_path, exhaustive):
-    index = QamaIndex.build(tmp_path / "i.qama", QUANTIZER, Corpus(X), "fp32", "auto", recall=0.9)
+    spec = IndexSpec(rescore="fp32", base="auto", recall=0.9)
+    index = build_index(tmp_path / "i.qama", QUANTIZER, Corpus(X), spec)
     assert index.ntotal == len(X)
-    assert index.tried[0].base in index.factory_string
+    assert index.base_trials[0].base in index.factory_string
     assert kept(index, exhaustive) >= 0.93

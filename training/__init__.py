@@ -1,4 +1,4 @@
-"""Fitting quantizers. Closed-form fits need no torch; nothing here is imported by ``import faiss_qama``."""
+"""Fits quantizers. Only a training needs torch, and ``import faiss_qama`` imports nothing from here."""
 
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.fit import fit

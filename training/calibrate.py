@@ -1,4 +1,4 @@
-"""What is measured on held-out queries: which query side is best, and how much oversampling a recall target needs."""
+"""Measures on validation queries: which query side is best, and how many candidates a recall needs."""
 
 from __future__ import annotations
 
@@ -10,39 +10,49 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats
-from faiss_qama.evaluation.recall import TIE
+from faiss_qama.evaluation.exhaustive_search import search_hamming
+from faiss_qama.evaluation.recall import found_with_ties
 from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.split import Split
 
-WORTH = 0.02  # what a later choice must add to the first's recall
-SAMPLE = 20_000
+QUERY_SIDE_MARGIN = 0.02  # recall that a later query side must add to the first's
+QUERY_SIDE_DOCUMENTS = 20_000  # that query sides are compared on: a second or two
 
 
 def choose_query_side(quantizers: Sequence[Quantizer], split: Split) -> Quantizer:
-    """Return the first of ``quantizers`` whose Hamming scan is within ``WORTH`` of the best of them.
+    """Return the first of ``quantizers`` whose Hamming scan is within ``QUERY_SIDE_MARGIN`` of the best of them.
 
-    That is, the share of the 10 nearest of the held-out queries that are among 40 candidates. The quantizers differ in
-    how they encode queries.
+    What counts is the share of the 10 nearest documents that are among 40 candidates, on the validation queries. The
+    quantizers differ only in how they encode queries.
     """
-    xq, x = split.validation, split.train[:: -(-len(split.train) // SAMPLE)]
+    xq, x = split.validation, split.train[:: -(-len(split.train) // QUERY_SIDE_DOCUMENTS)]
     if len(quantizers) == 1 or len(xq) == 0 or len(x) < 40:
         return quantizers[0]
     _, near = faiss.knn(xq, x, 10, metric=quantizers[0].metric)
-    binary = faiss.IndexBinaryFlat(quantizers[0].code_size * 8)
-    binary.add(quantizers[0].encode(x))
-    recalls = []
+    code, recalls = quantizers[0].encode(x), []
     for quantizer in quantizers:
-        _, found = binary.search(quantizer.encode_queries(xq), 40)
+        _, found = search_hamming(quantizer, code, xq, 40)
         recalls.append(np.mean((near[:, :, None] == found[:, None, :]).any(axis=2)))
-    return quantizers[int(np.argmax(np.array(recalls) >= max(recalls) - WORTH))]
+    return quantizers[int(np.argmax(np.array(recalls) >= max(recalls) - QUERY_SIDE_MARGIN))]
 
 
 def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = ()) -> Quantizer:
-    """Return ``quantizer`` with a calibration measured on the queries held out of its fit, if there are any.
+    """Return ``quantizer`` with a calibration.
 
-    ``prefixes`` are numbers of components that get one of their own.
+    Parameters
+    ----------
+    quantizer : Quantizer
+        Fitted to ``split.train``.
+    split : Split
+        Its validation queries are searched for in ``split.train``. If there are none, nothing is measured.
+    prefixes : sequence of int
+        Component counts that get a calibration of their own.
+
+    Returns
+    -------
+    Quantizer
     """
     if len(split.validation) == 0:
         return quantizer
@@ -56,8 +66,8 @@ def _measure(quantizer: Quantizer, split: Split) -> Calibration:
     code = quantizer.encode(x)
     query_code = quantizer.encode_queries(xq)
     decoded = quantizer.encode_decode(x)
-    # What was trained on pairs is not to find the floats' neighbours again: its own best hits are what is looked for.
-    own = quantizer.config.get("training", {}).get("kept") == "trained" and len(split.validation_qrels) > 0
+    # A quantizer trained on pairs need not find the neighbours of the floats: its own best hits are the truth.
+    own = quantizer.fit_record.trained and len(split.validation_qrels) > 0
     sign = 1 if quantizer.metric == faiss.METRIC_INNER_PRODUCT else -1
 
     floats = np.zeros((len(KS), len(OVERSAMPLES)))
@@ -99,7 +109,7 @@ def _curves(
     for i, k in enumerate(KS):
         wanted = min(k, n)
         bounds = np.partition(exact, n - wanted, axis=1)[:, n - wanted]
-        relevant = ordered >= (bounds - TIE * (abs(bounds) + sizes))[:, None]
+        relevant = found_with_ties(ordered, bounds, abs(bounds) + sizes)
         found = np.minimum(np.cumsum(relevant, axis=1), wanted)
         best = np.empty((nq, 0), dtype=np.intp)  # of the candidates so far
         seen = 0

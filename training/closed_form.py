@@ -1,4 +1,4 @@
-"""Quantizers in closed form: centring, PCA, a rotation, cuts, and a decoder."""
+"""Quantizers without training: centring, PCA, a rotation, thresholds and a decoder, in closed form."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Codes, Floats, row_norms, scale_to_norm
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.decoder import Decoder
+from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import METRICS, Quantizer
 from faiss_qama.quantizer.transform import Linear
@@ -28,7 +29,27 @@ LINEAR_GAINS = (2.0, 4.0, 16.0)
 
 
 def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
-    """Fit a quantizer, without residual, in closed form to what was split from a corpus."""
+    """Fit a quantizer without training and without a residual code.
+
+    Parameters
+    ----------
+    split : Split
+        The sample to fit on.
+    config : FitConfig
+        Settings of the fit.
+    metric : int
+        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+
+    Returns
+    -------
+    Quantizer
+        Not calibrated.
+
+    Raises
+    ------
+    ValueError
+        For another metric, a layout that the dimension cannot have, and vectors too long or too short for float32.
+    """
     if metric not in METRICS.values():
         raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {metric}")
     x = split.train
@@ -78,13 +99,13 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
         normalized=are_normalized(norms),
         rms_norm=scale,
         query_transform=transform,
-        config=config.to_dict() | {"fitted_on": len(x), "real_queries": split.train_queries is not None},
+        fit_record=FitRecord(config=config.to_dict(), fitted_on=len(x), real_queries=split.train_queries is not None),
     )
 
     def with_query_side(own: Floats, gain: float) -> Quantizer:
         shift = matrix @ (middle - center) - gain * (matrix @ (own - center))
-        settings = dict(quantizer.config) | {"query_gain": gain}
-        return replace(quantizer, query_transform=transform.then(gain, shift.astype(np.float32)), config=settings)
+        record = replace(quantizer.fit_record, query_gain=gain)
+        return replace(quantizer, query_transform=transform.then(gain, shift.astype(np.float32)), fit_record=record)
 
     gain = config.query_gain or (1.0 if split.train_queries is None else QUERY_GAIN)
     sides = [with_query_side(own, gain)]
@@ -94,12 +115,12 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
 
 
 def are_normalized(norms: NDArray[np.float64]) -> bool:
-    """Return whether lengths (n,) are 1, float16's rounding allowed for, zero vectors aside."""
+    """Return whether ``norms`` (n,) are 1, up to float16's rounding; zero vectors do not count."""
     return bool(norms.any() and np.abs(norms[norms > 0] - 1).max() < 2e-3)
 
 
 def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:
-    """Turn a row a component, (components, d), into a row a column: the linear half bit sums its pairs."""
+    """Turn one row per component, (components, d), into one per column: the linear half bit sums its pairs."""
     parts, row = [], 0
     for segment in layout.segments:
         rows = matrix[row : row + segment.components]
@@ -113,8 +134,25 @@ def fit_decoder(
 ) -> Decoder:
     """Return the decoder of ``code``: the mean of each level, then the rotation's transpose or a fitted map.
 
-    With orthogonal rows the transpose and the means are the least-squares solution for a map that is fixed. Fitting the
-    map as well lowers the squared error and the recall, because it shrinks what is uncertain (docs/results).
+    With orthogonal rows the transpose and the means are the least-squares solution for a fixed map. Fitting the map as
+    well lowers the squared error but also the recall, because it shrinks uncertain directions (docs/results).
+
+    Parameters
+    ----------
+    x : ndarray of shape (n, d), float32
+        Vectors.
+    z : ndarray of shape (n, columns), float32
+        Their columns.
+    code : ndarray of shape (n, code_size), uint8
+        Their codes.
+    center : ndarray of shape (d,), float32
+        What was subtracted from the vectors.
+    matrix : ndarray of shape (columns, d), float32
+        What they were then multiplied with.
+    layout : CodeLayout
+        The layout of the codes.
+    kind : str
+        ``transpose`` or ``least-squares``.
     """
     levels = np.repeat(bit_packing.levels(code, layout), _columns_per_unit(layout), axis=1)
     means = z.mean(axis=0)
@@ -133,7 +171,7 @@ def fit_decoder(
 
 
 def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConfig, rng: np.random.Generator) -> Floats:
-    """Rotate the rows of ``matrix`` inside each slice."""
+    """Rotate the rows of ``matrix`` between the borders that no rotation crosses."""
     if config.rotation == "none":
         return matrix
     ends = np.cumsum([s.components for s in layout.segments])

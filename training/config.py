@@ -1,9 +1,9 @@
-"""FitConfig: the one list of what a fit can be told, from Python or from YAML."""
+"""FitConfig: the settings of a fit, from Python or from YAML."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -12,7 +12,9 @@ import yaml
 
 from faiss_qama.quantizer.layout import CodeLayout, Segment
 from faiss_qama.training.candidate_layouts import default_layout
-from faiss_qama.training.train_config import TrainConfig, from_mapping
+from faiss_qama.training.settings import check_types, from_mapping
+from faiss_qama.training.thresholds import RULES
+from faiss_qama.training.train_config import TrainConfig
 from faiss_qama.vectors import PathLike
 
 # Layouts by name, for any dimension.
@@ -23,10 +25,10 @@ LAYOUTS: dict[str, Callable[[int], str]] = {
     "hybrid": lambda d: ",".join(f"{bits}x{max(2, d // 8 * 2)}" for bits in ("2", "1.5", "1", "0.5")),
     "half-bit": lambda d: f"0.5x{d // 2 * 2}",
 }
-NESTED = (8, 4, 3, 2)  # QAMA's slices are these parts of the dimension, and all of it
+NESTED = (8, 4, 3, 2)  # QAMA's Matryoshka dimensions: the components divided by these, and all of them
 PROJECTIONS = ("pca", "none")
 ROTATIONS = ("itq", "random", "none")
-THRESHOLDS = ("lloyd", "normal", "uniform", "quantile", "log", "zero", "mean", "median")
+THRESHOLDS = tuple(RULES)
 DECODERS = ("transpose", "least-squares")
 
 
@@ -36,35 +38,44 @@ class FitConfig:
 
     Parameters
     ----------
-    layout : such as ``2x192`` or ``2x96,1x192``; ``2x128+2x256`` has a second code, of what the first leaves over; or a
-        name of ``LAYOUTS``: ``binary`` and ``ternary`` (every component at 1 or 1.5 bit), ``half-bit`` (at .5),
-        ``hybrid`` (quarters at 2, 1.5, 1 and .5); None means 2 bits for the first half
-    bytes : instead of ``layout``, bytes a vector, as base ``Flat`` holds them; the layout is then chosen by measuring,
-        if there are 200 documents or 60 queries to measure with
-    residual : whether layouts of two codes are tried, too, the second of what the first leaves over, which
-        ``rescore="codes"`` alone reads; None for where that is known, by the command line
-    center : subtract the corpus' mean first
-    projection : ``pca`` orders components by variance; ``none`` keeps the order of the embedding (Matryoshka models)
-    rotation : inside the kept components: ``itq`` (to where quantization loses least), ``random``, ``none``
-    matryoshka_dims : component counts, ascending, or ``nested`` for an eighth, a quarter, a third and half of them;
-        rotations stay between them, so that each prefix is a whole smaller embedding, and a training minds each.
-        No rotation crosses the borders of a hybrid layout's segments either.
-    thresholds : ``lloyd``, ``normal``, ``uniform``, ``quantile``, ``log``; for single cuts also
-        ``zero``, ``mean``, ``median``
-    decoder : ``transpose`` of the rotation, or a free linear map by ``least-squares``
-    query_center : how far the queries' centre goes from the documents' mean (0) to the queries' own (1).
-        Most of the way gains the nDCG without costing recall (docs/results).
-        It acts only where real queries are given.
-    query_gain : how far queries spread around that centre, documents being 1. None is 1, or 1.25 for real queries; but
-        where the inner product on documents of various lengths asks for far more, as is measured, that is taken.
-    sample : vectors that are read to fit on
-    seed : of every random choice
-    train : settings of a training that starts from the closed form (extra ``train``), or None for the closed form
+    layout : str, optional
+        Bits and components of the code, such as ``2x192`` or ``2x96,1x192``; ``2x128+2x256`` has a residual code. Or a
+        name in ``LAYOUTS``: ``binary``, ``ternary`` and ``2-bit`` (every component at 1, 1.5 or 2 bits), ``half-bit``
+        (every pair at 1), ``hybrid`` (quarters at 2, 1.5, 1 and 0.5 bits). The default is 2 bits for the first half.
+    bytes : int, optional
+        Bytes per vector, instead of ``layout``, as base ``Flat`` holds them. The layout is chosen by measuring, if
+        there are 200 documents or 60 queries to measure with.
+    center : bool
+        Subtract the mean of the corpus first.
+    projection : str
+        ``pca`` orders components by variance. ``none`` keeps the order of the embedding, for Matryoshka models.
+    rotation : str
+        Rotation of the kept components: ``itq`` (the one that quantization loses least by), ``random`` or ``none``.
+    matryoshka_dims : tuple of int, or str
+        Component counts, ascending, or ``nested`` for an eighth, a quarter, a third and half of the components.
+        Rotations do not cross them, so that the code of each prefix is a whole smaller code, and a training optimises
+        each prefix. Rotations do not cross the segments of a hybrid layout either.
+    thresholds : str
+        The rule that sets the thresholds between levels: ``lloyd``, ``normal``, ``uniform``, ``quantile``, ``log``; for
+        two levels also ``zero``, ``mean``, ``median``.
+    decoder : str
+        ``transpose`` of the rotation, or a linear map fitted by ``least-squares``.
+    query_center : float
+        Where the centre of queries goes, from the mean of the documents (0) to their own mean (1). Most of the way
+        gains the nDCG without costing recall (docs/results). It matters only if real queries are given.
+    query_gain : float, optional
+        How far queries spread around that centre; documents have 1. By default 1, or 1.25 for real queries. For the
+        inner product of documents whose norms vary, the default is the best of several gains, by measuring.
+    sample : int
+        Vectors to read and fit on.
+    seed : int
+        Seed of every random choice.
+    train : TrainConfig, or mapping, optional
+        Settings of a training (extra ``train``); None for a fit without training.
     """
 
     layout: str | None = None
     bytes: int | None = None
-    residual: bool | None = None
     center: bool = True
     projection: str = "pca"
     rotation: str = "itq"
@@ -82,7 +93,7 @@ class FitConfig:
         object.__setattr__(self, "matryoshka_dims", "nested" if self.matryoshka_dims == "nested" else listed)
         if self.train is not None and not isinstance(self.train, TrainConfig):
             object.__setattr__(self, "train", from_mapping(TrainConfig, self.train, "train"))
-        _check_types(self)
+        check_types(self)
         if self.layout is not None and self.layout not in LAYOUTS:
             CodeLayout.parse(self.layout)
         if self.layout is not None and self.bytes is not None:
@@ -109,52 +120,83 @@ class FitConfig:
 
     @classmethod
     def from_yaml(cls, path: PathLike) -> FitConfig:
-        """Read a YAML mapping of these settings. Raises ValueError naming the file and the fault."""
+        """Read settings from a YAML file.
+
+        Parameters
+        ----------
+        path : str or Path
+            A mapping of the parameters above; those it leaves out have their defaults.
+
+        Returns
+        -------
+        FitConfig
+
+        Raises
+        ------
+        ValueError
+            For anything else, naming the file and the setting.
+        OSError
+            If the file cannot be read.
+        """
         try:
             with open(path, encoding="utf-8") as file:
                 settings = yaml.safe_load(file)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 99 is a ValueError
             raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-        if settings is None:
-            settings = {}
-        if not isinstance(settings, dict):
-            raise ValueError(f"{path}: a mapping of settings is needed; got {type(settings).__name__}")
-        known = [f.name for f in fields(cls)]
-        for key in settings:
-            if key not in known:
-                raise ValueError(f"{path}: unknown setting {key!r}; there are {', '.join(known)}")
         try:
-            return cls(**settings)
+            return from_mapping(cls, {} if settings is None else settings)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON and YAML can hold them."""
-        return asdict(self) | {
-            "matryoshka_dims": self.matryoshka_dims
-            if isinstance(self.matryoshka_dims, str)
-            else list(self.matryoshka_dims)
-        }
+        dims = self.matryoshka_dims if isinstance(self.matryoshka_dims, str) else list(self.matryoshka_dims)
+        return asdict(self) | {"matryoshka_dims": dims, "train": None if self.train is None else self.train.to_dict()}
+
+    def at(self, layout: CodeLayout) -> FitConfig:
+        """Return these settings with ``layout``, whatever they said of layout or bytes."""
+        return replace(self, layout=str(layout), bytes=None)
+
+    @property
+    def has_residual(self) -> bool:
+        """Whether the named layout has a residual code."""
+        return "+" in (self.layout or "")
 
     def for_pairs(self) -> FitConfig:
-        """Return these settings, with those of a training if there are none: pairs are always trained on.
+        """Return these settings with those of a training, because pairs are always trained on.
 
-        Raises ValueError for a layout with a residual.
+        Raises
+        ------
+        ValueError
+            For a layout with a residual code.
         """
-        if "+" in (self.layout or ""):
+        if self.has_residual:
             raise ValueError(
                 f"layout {self.layout}: a residual brings decoded documents back to what they were before a training "
                 "on pairs; leave out what follows the +"
             )
-        return replace(self, train=self.train or TrainConfig(), residual=False)
+        return replace(self, train=self.train or TrainConfig())
 
     def layout_in(self, d: int) -> CodeLayout:
-        """Return the layout for vectors of dimension ``d``.
+        """Return the layout for vectors of dimension ``d``, by rule if ``bytes`` are given.
 
-        Raises ValueError if it has more components than that, or if a slice does not end between two units of it.
+        Parameters
+        ----------
+        d : int
+            Dimension of the vectors.
+
+        Returns
+        -------
+        CodeLayout
+
+        Raises
+        ------
+        ValueError
+            If the layout has more components than ``d``, if a Matryoshka dimension splits a pair of components or lies
+            beyond the last, and if it cannot be trained as ``train`` says.
         """
         if self.bytes is not None:
-            layout = CodeLayout.parse(default_layout(self.bytes, d))
+            layout = default_layout(self.bytes, d)
         elif self.layout is None:
             layout = CodeLayout((Segment("2", max(1, d // 2)),))
         else:
@@ -171,7 +213,7 @@ class FitConfig:
         return layout
 
     def dims_in(self, layout: CodeLayout) -> list[int]:
-        """Return the component counts of the slices of ``layout``."""
+        """Return the Matryoshka dimensions of ``layout``, ascending."""
         if not isinstance(self.matryoshka_dims, str):
             return list(self.matryoshka_dims)
         pairs = any(segment.group == 2 for segment in layout.segments)
@@ -187,27 +229,7 @@ def _listed(dims: Iterable[int] | str) -> tuple[int, ...]:
     """Return the component counts that are given as numbers."""
     if dims != "nested" and (isinstance(dims, str) or not isinstance(dims, Iterable)):
         raise ValueError(f"matryoshka_dims must be component counts, or 'nested'; got {dims!r}")
-    return () if isinstance(dims, str) else tuple(dims)
-
-
-def _check_types(config: FitConfig) -> None:
-    """Raise TypeError for a value that YAML or a caller gave the wrong type."""
-    wanted: dict[str, tuple[type, ...]] = {
-        "layout": (str, type(None)),
-        "bytes": (int, type(None)),
-        "residual": (bool, type(None)),
-        "center": (bool,),
-        "projection": (str,),
-        "rotation": (str,),
-        "thresholds": (str,),
-        "decoder": (str,),
-        "query_center": (float, int),
-        "query_gain": (float, int, type(None)),
-        "sample": (int,),
-        "seed": (int,),
-    }
-    values = {name: (getattr(config, name), types) for name, types in wanted.items()}
-    values |= {f"matryoshka_dims[{i}]": (s, (int,)) for i, s in enumerate(_listed(config.matryoshka_dims))}
-    for name, (value, types) in values.items():
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-            raise TypeError(f"{name} must be {' or '.join(t.__name__ for t in types)}; got {value!r}")
+    listed = () if isinstance(dims, str) else tuple(dims)
+    if not all(isinstance(count, int) and not isinstance(count, bool) for count in listed):
+        raise TypeError(f"matryoshka_dims must be component counts, or 'nested'; got {dims!r}")
+    return listed

@@ -1,22 +1,24 @@
-"""fit(corpus) -> Quantizer: the front door of training."""
+"""fit(corpus) -> Quantizer: the one way from vectors to a quantizer."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import faiss
 
+from faiss_qama.index_spec import IndexSpec
+from faiss_qama.quantizer.calibration import KS, K
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.calibrate import calibrate
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
-from faiss_qama.training.layout_choice import choose
+from faiss_qama.training.layout_choice import LayoutChoice, byte_budget, choose_layout, planned_layout
 from faiss_qama.training.pairs import Qrels, read_pairs
 from faiss_qama.training.residual import with_residual
 from faiss_qama.training.split import Split, split_corpus
-from faiss_qama.vectors import Corpus, PathLike, Source
+from faiss_qama.training.train_config import TrainConfig
+from faiss_qama.vectors import Corpus, Source
 
 
 def fit(
@@ -26,31 +28,68 @@ def fit(
     metric: int = faiss.METRIC_INNER_PRODUCT,
     queries: Source | Corpus | None = None,
     pairs: tuple[Source | Corpus, Qrels] | None = None,
-    checkpoint: PathLike | None = None,
+    bytes: int | None = None,
+    recall: float | None = None,
+    rescore: str | None = None,
 ) -> Quantizer:
-    """Fit a quantizer to a corpus, in closed form, or trained where ``config.train`` says so.
+    """Fit a quantizer to a corpus.
+
+    For 100,000 vectors of 384 dimensions this takes 8 seconds on two cores. Choosing the layout (``bytes``, ``recall``)
+    takes 4 to 32 seconds more, and a training one to ten minutes. At most ``config.sample`` vectors are read, and held
+    in memory a few times over.
 
     Parameters
     ----------
-    corpus : (n, d) vectors of any float type: an array, a memory map, the path of a .npy file, or a list of such paths
-        (several corpora, or shards of one)
-    config : settings; the default is 2 bits for half of the components, PCA, ITQ and Lloyd-Max
-    metric : ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``
-    queries : unlabelled (nq, d) queries, at least 20: they give the query side its own centre, and calibrate
-    pairs : (nq, d) queries, and which documents are relevant to them: the path of a tab-separated file, or rows
-        (query row, corpus row, grade); at least 60 queries with a relevant document. They are trained on, by
-        ``TrainConfig()`` unless ``config.train`` says how
-    checkpoint : a folder for the checkpoint and the log of a training, from which it goes on if it was interrupted
+    corpus : array of shape (n, d), str, Path, list of these, or Corpus
+        Vectors of any float type: an array, a memory map, a .npy file, or several (shards of one corpus).
+    config : FitConfig, optional
+        Settings. By default 2 bits for half of the components, without training.
+    metric : int
+        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+    queries : array of shape (nq, d), str, Path or Corpus, optional
+        At least 20 unlabelled queries. Queries are then centred on their own mean, and calibrate the quantizer.
+    pairs : tuple, optional
+        Queries of shape (nq, d), and the documents relevant to them: a tab-separated file, or rows (query row, corpus
+        row, grade). At least 60 queries need a relevant document. The quantizer is trained on them, with
+        ``TrainConfig()`` unless ``config.train`` says otherwise.
+    bytes : int, optional
+        Bytes per vector, instead of the layout in ``config``: the best layout of that size is chosen by measuring.
+    recall : float, optional
+        Recall@10 to reach, above 0 and below 1, with the fewest bytes: the layout is chosen by measuring. With
+        ``rescore="codes"`` larger layouts are fitted until the codes alone reach it.
+    rescore : str, optional
+        The second stage that the layout is chosen for: ``none``, ``codes``, ``sq8``, ``fp16`` or ``fp32``. By default
+        ``codes`` with pairs or a residual layout, else ``fp16``, as for the command line.
+
+    Returns
+    -------
+    Quantizer
+        Calibrated on held-out queries if there are enough of them: 60 queries, or without queries 200 documents.
 
     Raises
     ------
     TypeError, ValueError
-        for vectors that are no finite (n, d) floats, for a layout that the dimension cannot hold, and for pairs that
-        do not exist
+        For vectors that are not finite (n, d) floats, for a layout that the dimension cannot have, for settings that
+        contradict each other, for pairs that do not exist, and for a recall that no layout reaches.
     ImportError
-        if a training is asked for and torch is missing
+        If a training is asked for and torch is missing.
+    OSError
+        If a file cannot be read, or another process trains in the same checkpoint folder.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faiss_qama.training import fit
+    >>> x = np.random.default_rng(0).standard_normal((2000, 64)).astype(np.float32)
+    >>> quantizer = fit(x)
+    >>> quantizer
+    Quantizer(2x32, 64-d, inner product)
+    >>> quantizer.encode(x).shape
+    (2000, 12)
     """
     config = config or FitConfig()
+    if bytes is not None:
+        config = replace(config, layout=None, bytes=bytes)
     if pairs is not None:
         config = config.for_pairs()
     source = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
@@ -58,28 +97,85 @@ def fit(
         queries = Corpus(queries, source.shape[1], "queries")
     if queries is not None and queries.shape[1] != source.shape[1]:
         raise ValueError(f"queries: dimension {queries.shape[1]}, but {source.shape[1]} is needed")
-    config.layout_in(source.shape[1])  # refused before anything is read
+    spec = IndexSpec(rescore=rescore or default_rescore(config, pairs=pairs is not None), recall=recall)
+    planned_layout(config, spec, source.shape[1])  # refused before anything is read
     checked = None if pairs is None else read_pairs(*pairs, source)
     split = split_corpus(source, queries, config.sample, config.seed, checked)
-    return fit_draw(split, config, metric, None if checkpoint is None else Path(checkpoint))
+    return fit_split(split, config, metric, len(source), spec)[0]
 
 
-def fit_draw(split: Split, config: FitConfig, metric: int, checkpoint: Path | None = None) -> Quantizer:
-    """Fit a quantizer to what was split from a corpus."""
+def default_rescore(config: FitConfig, *, pairs: bool) -> str:
+    """Return the second stage where none is named.
+
+    After a training on pairs floats would rank as they did before it, and only codes read a residual code.
+    """
+    return "codes" if pairs or config.has_residual else "fp16"
+
+
+def fit_split(
+    split: Split, config: FitConfig, metric: int, n: int, spec: IndexSpec, *, compare: bool = False
+) -> tuple[Quantizer, LayoutChoice | None]:
+    """Choose a layout and fit a quantizer of it, or a larger one if its codes alone miss the recall in ``spec``.
+
+    Parameters
+    ----------
+    split, config, metric, n, spec, compare
+        As for :func:`~faiss_qama.training.layout_choice.choose_layout`.
+
+    Returns
+    -------
+    quantizer : Quantizer
+        Fitted, trained if ``config.train`` says so, and calibrated.
+    choice : LayoutChoice or None
+        What its layout was chosen from; None if nothing was measured.
+
+    Raises
+    ------
+    ValueError
+        As :func:`~faiss_qama.training.layout_choice.choose_layout`, and if too few queries are held out to train.
+    ImportError
+        If torch is missing for a training.
+    """
     if config.train is not None:
         _check_trainable(split)
-    if config.bytes is not None and len(split.validation):
-        config = choose(split, config, metric, len(split.train)).applied_to(config)
+    choice = choose_layout(split, config, metric, n, spec, compare=compare)
+    layout = planned_layout(config, spec, split.train.shape[1]) if choice is None else choice.chosen.layout
+    assert layout is not None  # as a recall alone is measured or refused
+    quantizer = _fitted(split, config.at(layout) if choice is None else choice.applied_to(config), metric)
+    if spec.rescore != "codes" or spec.recall is None or config.layout is not None:
+        return quantizer, choice
+    while choice is not None:
+        assert quantizer.calibration is not None
+        reached = float(quantizer.calibration.codes[KS.index(K)].max())
+        if reached >= spec.recall:
+            break
+        choice = choice.larger(spec.recall, reached, byte_budget(config, spec))
+        discard_checkpoint(config)
+        quantizer = _fitted(split, choice.applied_to(config), metric)
+    return quantizer, choice
+
+
+def discard_checkpoint(config: FitConfig) -> None:
+    """Remove the checkpoint of a training that is over, if there is one; its log stays."""
+    if config.train is not None and config.train.checkpoint is not None:
+        from faiss_qama.training.gradient.checkpoint import discard  # here, because it needs torch
+
+        discard(Path(config.train.checkpoint))
+
+
+def _fitted(split: Split, config: FitConfig, metric: int) -> Quantizer:
+    """Fit the layout of ``config``: without training, then trained, with a residual code, and calibrated."""
     quantizer = closed_form(split, config, metric)
     if config.train is not None:
-        quantizer = _trained(quantizer, split, config, checkpoint)
-    asked = config.layout_in(quantizer.d)
-    ends = config.rotation_borders(asked)[:-1] if quantizer.layout == replace(asked, residual=None) else []
-    return calibrate(with_residual(quantizer, asked.residual, split, config), split, ends)
+        quantizer = _trained(quantizer, split, config, config.train)
+    layout = config.layout_in(quantizer.d)
+    whole = quantizer.layout == replace(layout, residual=None)  # not pruned
+    prefixes = config.rotation_borders(layout)[:-1] if whole else []
+    return calibrate(with_residual(quantizer, layout.residual, split, config), split, prefixes)
 
 
 def _check_trainable(split: Split) -> None:
-    """Raise ValueError or ImportError where a training cannot be, before anything is fitted."""
+    """Raise ValueError or ImportError if a training is impossible, before anything is fitted."""
     if not len(split.validation):
         queries = "no" if split.train_queries is None else str(len(split.train_queries) + 2 * len(split.test))
         raise ValueError(
@@ -92,23 +188,12 @@ def _check_trainable(split: Split) -> None:
         raise ImportError(f"training needs torch: pip install 'faiss-qama[train]' ({error})") from None
 
 
-def _trained(start: Quantizer, split: Split, config: FitConfig, checkpoint: Path | None) -> Quantizer:
-    """Return ``start`` after training, or as it is where that is better on the held-out queries."""
-    from faiss_qama.training.checkpoint import locked  # here, because the closed form needs no torch
-    from faiss_qama.training.train import train
+def _trained(start: Quantizer, split: Split, config: FitConfig, settings: TrainConfig) -> Quantizer:
+    """Return ``start`` after training, or as it is if that is better on the validation queries."""
+    from faiss_qama.training.gradient.checkpoint import locked  # here, because a fit without training needs no torch
+    from faiss_qama.training.gradient.train import train
 
-    assert config.train is not None
     ends = sorted({*config.dims_in(start.layout), start.layout.components})
-    with locked(checkpoint):
-        training = train(start, split, config.train, ends, config.seed, checkpoint)
-    kept = training.quantizer if training.better else start
-    record: dict[str, Any] = {
-        "kept": "trained" if training.better else "closed form",
-        "measure": training.measure,
-        "closed form": training.closed_form,
-        "trained": training.trained,
-        "gain": training.gain,
-        "seconds": sum(line["seconds"] for line in training.log),
-        "log": training.log,
-    }
-    return replace(kept, config=dict(kept.config) | {"training": record})
+    with locked(None if settings.checkpoint is None else Path(settings.checkpoint)):
+        trained = train(start, split, settings, ends, config.seed)
+    return trained if trained.fit_record.trained else replace(start, fit_record=trained.fit_record)

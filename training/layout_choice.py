@@ -1,40 +1,47 @@
-"""Which layout and which rotation: by measuring the sensible ones on a sample of the corpus."""
+"""The layout of a code: named, by rule for a number of bytes, or the best of those measured on a sample."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from typing import TypeAlias
 
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
 from faiss_qama.arrays import row_norms
-from faiss_qama.hamming.factory import DEFAULT, code_bytes
-from faiss_qama.index.tuning import RECALL
+from faiss_qama.hamming.factory import AUTO, DEFAULT, check_memory, code_bytes
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.calibration import KS, Calibration
+from faiss_qama.quantizer.calibration import KS, RECALL, Calibration, K
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.residual import residual_bytes
 from faiss_qama.threads import parallel_map
 from faiss_qama.training.calibrate import calibrate
-from faiss_qama.training.candidate_layouts import SHARES, default_layout, layouts_of_size, residual_layouts_of_size
+from faiss_qama.training.candidate_layouts import (
+    EARLY_SHARES,
+    SMALLEST,
+    default_layout,
+    layouts_of_size,
+    residual_layouts_of_size,
+)
 from faiss_qama.training.closed_form import are_normalized, closed_form
-from faiss_qama.training.config import FitConfig
+from faiss_qama.training.config import ROTATIONS, FitConfig
 from faiss_qama.training.residual import with_residual
 from faiss_qama.training.split import Split
 from faiss_qama.training.thresholds import SINGLE
 
-K = 10
-SAMPLE = 5_000  # documents that a trial is fitted to and measured on: about a second each
-# Recalls that some hundred queries tell apart. Of what is as good but for that the first is taken: two bits, one code,
-# which are the simplest and the fastest (the rule of one standard error; Breiman et al., "CART", 1984, section 3.4.3).
-WORTH = 0.01
-SIZES = (1 / 24, 1 / 16, 1 / 12, 1 / 8, 3 / 16, 1 / 4)  # bytes to try where none are asked for, times d
-# Where floats rescore, any code reaches any recall if enough candidates are scored. So many are cheap (docs/results).
+TRIAL_DOCUMENTS = 5_000  # that a layout is fitted to and measured on: about a second each
+# Recalls closer than this are equal to some hundred queries. Among equals the first is taken: two bits, one code, which
+# are the simplest and the fastest (the rule of one standard error; Breiman et al., "CART", 1984, section 3.4.3).
+SAME_RECALL = 0.01
+SIZES = (1 / 24, 1 / 16, 1 / 12, 1 / 8, 3 / 16, 1 / 4)  # bytes to try, times d, where none are given
+# If floats re-rank, any code reaches any recall with enough candidates. This many are cheap (docs/results).
 MOST_CANDIDATES = 400
-ROTATIONS = ("itq", "random")
+
+Candidate: TypeAlias = tuple[CodeLayout, str]  # a layout and a rotation
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,25 +50,31 @@ class LayoutTrial:
 
     Parameters
     ----------
-    layout, rotation : what was fitted
-    bytes : a vector, of its code as the base holds it and of a second code
-    calibration : what was measured
-    n : vectors in the corpus that the sample is of
+    layout : CodeLayout
+        The layout that was fitted.
+    rotation : str
+        The rotation inside its components: ``itq``, ``random`` or ``none``.
+    bytes : int
+        Bytes per vector: the code as the base index holds it, and the residual code.
+    calibration : Calibration
+        What was measured.
+    n : int
+        Vectors in the corpus that the sample is of.
     """
 
-    layout: str
+    layout: CodeLayout
     rotation: str
     bytes: int
     calibration: Calibration
     n: int
 
     def recall(self, rescore: str = "codes") -> float:
-        """Return recall@10 of all that codes can do alone: decoded, or with ``none`` by their Hamming distance."""
+        """Return the highest recall@10 without floats: of decoded codes, or with ``none`` of Hamming distances."""
         row = KS.index(K)
         return float(self.calibration.floats[row, 0] if rescore == "none" else self.calibration.codes[row].max())
 
     def candidates(self, recall: float = RECALL) -> float:
-        """Return how many candidates have to be scored again by their floats for this recall@10; inf if none do."""
+        """Return how many candidates floats must re-rank for this recall@10; inf if no number is enough."""
         try:
             return K * self.calibration.oversample(K, self.n, "floats", recall)
         except ValueError:
@@ -70,13 +83,16 @@ class LayoutTrial:
 
 @dataclass(frozen=True, eq=False)
 class LayoutChoice:
-    """What was tried, and what was taken of it.
+    """The layouts that were tried, and the one that was taken.
 
     Parameters
     ----------
-    trials : all that was measured, by bytes
-    chosen : the one of them that is taken
-    reason : why, in words
+    trials : list of LayoutTrial
+        All that was measured, by bytes.
+    chosen : LayoutTrial
+        The one of them that is taken.
+    reason : str
+        Why, in words.
     """
 
     trials: list[LayoutTrial]
@@ -84,117 +100,212 @@ class LayoutChoice:
     reason: str
 
     def larger(self, recall: float, reached: float, most: int | None) -> LayoutChoice:
-        """Return the next choice, for a ``recall`` of codes alone of which the fit of the chosen one ``reached`` less.
+        """Return the next larger choice, after a fit whose codes alone reached less than on the sample.
 
-        Raises ValueError if there is none of more bytes, and of ``most`` at most.
+        Parameters
+        ----------
+        recall : float
+            The recall@10 to reach.
+        reached : float
+            The recall@10 of the fit of :attr:`chosen`.
+        most : int, optional
+            The most bytes per vector.
+
+        Raises
+        ------
+        ValueError
+            If no larger layout reached the recall on the sample.
         """
         larger = [t for t in self.trials if self.chosen.bytes < t.bytes <= (most or np.inf)]
-        rest = [t for t in larger if t.recall() >= recall]
-        if not rest:
+        enough = [t for t in larger if t.recall() >= recall]
+        if not enough:
             raise ValueError(
                 f"recall {recall} takes more than the {self.chosen.bytes} bytes of {self.chosen.layout}, whose codes "
                 f"reach {reached:.3f}; rescore from floats, or allow more bytes, or less recall"
             )
-        chosen = min(rest, key=lambda t: (t.bytes, -t.recall()))
-        why = f"recall@{K} {chosen.recall():.3f}; {self.chosen.layout} reached {reached:.3f} on all that was split"
+        chosen = min(enough, key=lambda t: (t.bytes, -t.recall()))
+        why = f"recall@{K} {chosen.recall():.3f}; {self.chosen.layout} reached {reached:.3f} on the whole sample"
         return replace(self, chosen=chosen, reason=why)
 
     def applied_to(self, config: FitConfig) -> FitConfig:
         """Return ``config`` with the layout and the rotation that were taken."""
-        return replace(config, layout=self.chosen.layout, rotation=self.chosen.rotation, bytes=None)
+        return replace(config.at(self.chosen.layout), rotation=self.chosen.rotation)
 
 
-def choose(
-    split: Split,
-    config: FitConfig,
-    metric: int,
-    n: int,
-    *,
-    base: str = DEFAULT,
-    rescore: str = "codes",
-    recall: float | None = None,
-    compare: bool = False,
-) -> LayoutChoice:
-    """Try layouts, and of the best one other rotations, and take what is best for the second stage ``rescore``.
+def byte_budget(config: FitConfig, spec: IndexSpec) -> int | None:
+    """Return the most bytes per vector of a layout that is to be chosen; None if there is no bound."""
+    if config.layout is not None or spec.memory is None or (config.bytes is None and spec.recall is None):
+        return config.bytes
+    return int(min(spec.memory, config.bytes or spec.memory))
 
-    With ``config.bytes`` that is, where codes rank alone, what finds most, and where floats rescore, what needs the
-    fewest candidates. With ``recall`` it is what takes the fewest bytes, of at most ``config.bytes``, to reach it:
-    alone, or by ``MOST_CANDIDATES``, or else by the fewest there are. With neither it is the layout of ``config``, and
-    the others are for comparison.
+
+def planned_layout(config: FitConfig, spec: IndexSpec, d: int) -> CodeLayout | None:
+    """Return the layout that needs no measuring, and refuse settings that contradict each other.
 
     Parameters
     ----------
-    split : what is fitted on, with held-out queries
-    n : vectors in the corpus
-    base : what will hold the codes
-    compare : try layouts of more and of fewer bytes too, to compare with
+    config : FitConfig
+        Settings of the fit.
+    spec : IndexSpec
+        The index that will hold the codes.
+    d : int
+        Dimension of the vectors.
 
-    Raises ValueError where nothing fits the bytes or reaches the recall, and where no queries are held out.
+    Returns
+    -------
+    CodeLayout or None
+        The layout that ``config`` names, or the default one of so many bytes; None if a recall alone is given.
+
+    Raises
+    ------
+    ValueError
+        For a recall, a memory or a number of bytes that cannot be, for settings that exclude each other, for a layout
+        that ``d`` dimensions cannot have, and for a residual code that nothing reads.
     """
-    d = split.train.shape[1]
-    if not len(split.validation):
+    if spec.recall is not None and not 0 < spec.recall < 1:
+        raise ValueError(f"recall must be above 0 and below 1; got {spec.recall}")
+    if spec.base == AUTO and spec.settings:
+        raise ValueError(f"base auto sets {', '.join(spec.settings)} itself")
+    if spec.base != AUTO and spec.memory is not None:
+        raise ValueError(f"memory is for base auto; the base is {spec.base}")
+    if spec.base != AUTO and spec.recall is not None and config.layout is not None:
+        raise ValueError(
+            f"recall chooses the layout, or base auto; the layout is {config.layout}, the base {spec.base}"
+        )
+    budget = byte_budget(config, spec)
+    if budget is not None or (spec.recall is not None and config.layout is None):
+        check_memory(SMALLEST, spec.memory)
+        return None if budget is None else default_layout(budget, d, spec.base)
+    layout = config.layout_in(d)
+    check_memory(layout, spec.memory)
+    if layout.residual is not None and spec.rescore != "codes":
+        raise ValueError(f"layout {layout}: only rescore codes reads its residual code, not {spec.rescore}")
+    return layout
+
+
+def choose_layout(
+    split: Split, config: FitConfig, metric: int, n: int, spec: IndexSpec, *, compare: bool = False
+) -> LayoutChoice | None:
+    """Measure layouts on a sample, and two rotations of the best one, and take the best for the second stage.
+
+    A number of bytes (``config.bytes``) gives the layout of highest recall if codes rank alone, and the one that needs
+    the fewest candidates if floats re-rank. A recall gives the layout of fewest bytes that reaches it: alone, or with
+    ``MOST_CANDIDATES``, or else with the fewest candidates. Takes about a second per layout.
+
+    Parameters
+    ----------
+    split : Split
+        The sample to fit on, and the queries to measure with.
+    config : FitConfig
+        Settings of the fit.
+    metric : int
+        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+    n : int
+        Vectors in the corpus.
+    spec : IndexSpec
+        The index that will hold the codes, and the recall that is wanted.
+    compare : bool
+        Measure other sizes too, for a report; also beside a layout that ``config`` names.
+
+    Returns
+    -------
+    LayoutChoice or None
+        None if there is nothing to measure: the layout is given, or no queries are held out to measure with.
+
+    Raises
+    ------
+    ValueError
+        If no layout has so few bytes or reaches the recall, and for a recall if no queries are held out.
+    """
+    planned_layout(config, spec, split.train.shape[1])
+    recall = spec.recall if config.layout is None else None
+    budget = byte_budget(config, spec)
+    free = budget is not None or recall is not None
+    if not len(split.validation) and recall is not None:
         raise ValueError(f"a layout is chosen by measuring, on 200 documents or 60 queries; got {len(split.train)}")
-    small = replace(split, train=split.train[:: -(-len(split.train) // SAMPLE)])
-    free, goal = config.bytes is not None or recall is not None, _Goal(rescore, recall)
-    own = [] if free else [str(config.layout_in(d))]
-    sizes = [max(size, code_bytes(base, CodeLayout.parse("1x1"))) for size in _sizes(config, d, recall, compare)]
-    unit = are_normalized(row_norms(small.train))
+    if not len(split.validation) or not (free or compare):
+        return None
+    d = split.train.shape[1]
+    small = replace(split, train=split.train[:: -(-len(split.train) // TRIAL_DOCUMENTS)])
+    sizes = _sizes(budget, d, spec.base, fewer=recall is not None, more=compare)
+    of_size = {size: _layouts_of_size(size, small, config, metric, spec) for size in sizes}
+    layouts = [*([] if free else [config.layout_in(d)]), *(layout for found in of_size.values() for layout in found)]
+    measure = partial(_measure, small=small, config=config, metric=metric, n=n, base=spec.base)
 
-    def of_size(size: int) -> list[str]:
-        single = config.thresholds in SINGLE
-        found = list(layouts_of_size(size, d, base, (0.0,) if single else SHARES))
-        if config.residual and rescore == "codes" and not single:
-            one = CodeLayout.parse("1x1")
-            found += residual_layouts_of_size(
-                size, d, base, residual_bytes(one, metric, unit) - code_bytes(DEFAULT, one)
-            )
-        return found
-
-    layouts = own + [layout for size in sizes for layout in of_size(size)]
-    if config.bytes is not None:
-        default_layout(config.bytes, d, base)  # raises where there is none
-    layouts = _with_slices(list(dict.fromkeys(layouts)), config, d)
-
-    tried = partial(_tried, small=small, config=config, metric=metric, base=base, n=n)
-    trials = tried([(layout, config.rotation) for layout in layouts])
-    within = [t for t in trials if config.bytes is None or t.bytes <= config.bytes]
-    if config.bytes is not None and recall is None:
-        wanted = of_size(config.bytes)
-        within = [t for t in within if t.layout in wanted]
-    chosen = goal.best(within) if free else trials[0]
-    if free and config.rotation != "none":
-        trials += tried([(chosen.layout, rotation) for rotation in ROTATIONS if rotation != config.rotation])
-        chosen = min((t for t in trials if t.layout == chosen.layout), key=goal.cost)
+    trials = measure([(layout, config.rotation) for layout in _with_dims(layouts, config, d)])
+    goal, chosen = _Goal(spec.rescore, recall), trials[0]
+    if free:
+        within = [t for t in trials if budget is None or t.bytes <= budget]
+        if budget is not None and recall is None:
+            within = [t for t in within if t.layout in of_size[budget]]
+        chosen = goal.best(within)
+        if config.rotation != "none":
+            others = [r for r in ROTATIONS if r not in ("none", config.rotation)]
+            trials += measure([(chosen.layout, rotation) for rotation in others])
+            chosen = min((t for t in trials if t.layout == chosen.layout), key=goal.cost)
     rivals = [f"{t.layout} {t.rotation} {goal.worth(t)}" for t in trials if t.bytes == chosen.bytes and t is not chosen]
     reason = goal.worth(chosen) + (f" ({', '.join(rivals)})" if rivals else "")
     return LayoutChoice(sorted(trials, key=lambda t: t.bytes), chosen, reason)
 
 
-def _tried(
-    names: list[tuple[str, str]], *, small: Split, config: FitConfig, metric: int, base: str, n: int
+def _sizes(budget: int | None, d: int, base: str, *, fewer: bool, more: bool) -> list[int]:
+    """Return the numbers of bytes to try: the budget, and others below it or on both sides."""
+    sizes = {max(round(d * share), code_bytes(base, SMALLEST)) for share in SIZES}
+    if budget is None:
+        return sorted(sizes)
+    return sorted({budget, *(size for size in sizes if more or (fewer and size < budget))})
+
+
+def _layouts_of_size(size: int, small: Split, config: FitConfig, metric: int, spec: IndexSpec) -> list[CodeLayout]:
+    """Return the layouts to try for ``size`` bytes per vector."""
+    d, single = small.train.shape[1], config.thresholds in SINGLE
+    layouts = list(layouts_of_size(size, d, spec.base, (0.0,) if single else EARLY_SHARES))
+    # After a training on pairs a residual code would bring documents back to what they were before.
+    if spec.rescore == "codes" and not single and not len(small.train_qrels):
+        normalized = are_normalized(row_norms(small.train))
+        norm_bytes = residual_bytes(SMALLEST, metric, normalized) - code_bytes(DEFAULT, SMALLEST)
+        layouts += residual_layouts_of_size(size, d, spec.base, norm_bytes)
+    return layouts
+
+
+def _with_dims(layouts: list[CodeLayout], config: FitConfig, d: int) -> list[CodeLayout]:
+    """Return each layout once that has the Matryoshka dimensions of ``config``. Raises ValueError if none has."""
+    fitting, refused = [], None
+    for layout in dict.fromkeys(layouts):
+        try:
+            fitting.append(config.at(layout).layout_in(d))
+        except ValueError as error:
+            refused = error
+    if not fitting and refused is not None:
+        raise refused
+    return fitting
+
+
+def _measure(
+    candidates: list[Candidate], *, small: Split, config: FitConfig, metric: int, n: int, base: str
 ) -> list[LayoutTrial]:
     """Return a trial of each layout and rotation, as many at a time as FAISS may use threads."""
-    config, unit = replace(config, bytes=None, matryoshka_dims=(), train=None), are_normalized(row_norms(small.train))
+    config, normalized = replace(config, matryoshka_dims=(), train=None), are_normalized(row_norms(small.train))
 
-    @cache  # alone and before different second codes
-    def first(layout: CodeLayout, rotation: str) -> Quantizer:
-        return closed_form(small, replace(config, layout=str(layout), rotation=rotation), metric)
+    @cache  # one first code is tried with several residual codes
+    def first_code(layout: CodeLayout, rotation: str) -> Quantizer:
+        return closed_form(small, replace(config.at(layout), rotation=rotation), metric)
 
-    def trial(name: tuple[str, str]) -> LayoutTrial:
-        layout, rotation = CodeLayout.parse(name[0]), name[1]
-        alone = first(replace(layout, residual=None), rotation)
-        quantizer = with_residual(alone, layout.residual, small, replace(config, rotation=rotation))
+    def trial(candidate: Candidate) -> LayoutTrial:
+        layout, rotation = candidate
+        first = first_code(replace(layout, residual=None), rotation)
+        quantizer = with_residual(first, layout.residual, small, replace(config, rotation=rotation))
         calibration = calibrate(quantizer, small).calibration
         assert calibration is not None
         bar.update()
-        size = code_bytes(base, layout) + residual_bytes(layout.residual, metric, unit)
-        return LayoutTrial(*name, size, calibration, n)
+        size = code_bytes(base, layout) + residual_bytes(layout.residual, metric, normalized)
+        return LayoutTrial(layout, rotation, size, calibration, n)
 
     # A trial keeps one thread busy. Numpy's would wait for each other; FAISS's are counted by FAISS.
     one_thread = ThreadpoolController().select(threading_layer="pthreads").limit(limits=1)
-    with one_thread, progress(names, "choosing a layout") as bar, warnings.catch_warnings():
+    with one_thread, progress(candidates, "choosing a layout") as bar, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fitted on")  # the fit that follows says it once
-        return parallel_map(trial, names)
+        return parallel_map(trial, candidates)
 
 
 @dataclass(frozen=True)
@@ -205,48 +316,26 @@ class _Goal:
     recall: float | None
 
     @property
-    def alone(self) -> bool:
+    def codes_alone(self) -> bool:
         return self.rescore in ("codes", "none")
 
     def cost(self, trial: LayoutTrial) -> float:
-        return -trial.recall(self.rescore) if self.alone else trial.candidates(self.recall or RECALL)
+        """Return what is to be small: minus the recall of codes alone, or the candidates that floats re-rank."""
+        return -trial.recall(self.rescore) if self.codes_alone else trial.candidates(self.recall or RECALL)
 
     def worth(self, trial: LayoutTrial) -> str:
-        return f"recall@{K} {-self.cost(trial):.3f}" if self.alone else f"{self.cost(trial):.0f} candidates"
+        return f"recall@{K} {-self.cost(trial):.3f}" if self.codes_alone else f"{self.cost(trial):.0f} candidates"
 
     def best(self, trials: list[LayoutTrial]) -> LayoutTrial:
         """Return the first of the best, or with a recall that of fewest bytes. Raises ValueError if none reaches it."""
         nearest = min(trials, key=self.cost)
         if self.recall is None:
-            return next(t for t in trials if self.cost(t) <= self.cost(nearest) + WORTH * self.alone)
-        if self.cost(nearest) > (-self.recall if self.alone else np.finfo(np.float64).max):
+            return next(t for t in trials if self.cost(t) <= self.cost(nearest) + SAME_RECALL * self.codes_alone)
+        if self.cost(nearest) > (-self.recall if self.codes_alone else np.finfo(np.float64).max):
             raise ValueError(
                 f"recall {self.recall} takes more than the {nearest.bytes} bytes of {nearest.layout}, which comes "
                 f"nearest: {self.worth(nearest)}; "
-                f"{'rescore from floats, or ' if self.alone else ''}allow more bytes, or less recall"
+                f"{'rescore from floats, or ' if self.codes_alone else ''}allow more bytes, or less recall"
             )
-        enough = [t for t in trials if self.cost(t) <= (-self.recall if self.alone else MOST_CANDIDATES)]
+        enough = [t for t in trials if self.cost(t) <= (-self.recall if self.codes_alone else MOST_CANDIDATES)]
         return min(enough or [nearest], key=lambda trial: (trial.bytes, self.cost(trial)))
-
-
-def _with_slices(layouts: list[str], config: FitConfig, d: int) -> list[str]:
-    """Return the layouts that have a border at each slice. Raises ValueError if none has."""
-    fitting, refused = [], None
-    for layout in layouts:
-        try:
-            replace(config, layout=layout, bytes=None).layout_in(d)
-            fitting.append(layout)
-        except ValueError as error:
-            refused = error
-    if not fitting and refused is not None:
-        raise refused
-    return fitting
-
-
-def _sizes(config: FitConfig, d: int, recall: float | None, compare: bool) -> list[int]:
-    """Return how many bytes to try."""
-    sizes = [round(d * share) for share in SIZES]
-    if config.bytes is None:
-        return sizes
-    fewer = recall is not None
-    return sorted({config.bytes, *(s for s in sizes if compare or (fewer and s < config.bytes))})

@@ -1,6 +1,6 @@
-"""Documents that are the query itself: collections of questions hold the questions that are asked of them.
+"""Documents that are the query itself, as collections of questions have them.
 
-Unlabelled, they are no answers: they are neither trained on nor counted.
+Without a label they are no answers: they are neither trained on nor counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, row_norms, scale_to_norm
 
-SAME = 1e-3  # squared distance, as a share of the corpus' variance, of what one text was embedded to twice
+SAME_DISTANCE = 1e-3  # squared distance, as a share of the corpus' variance, of what one text was embedded to twice
 
 
 def drop_one(own: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -23,15 +23,15 @@ def drop_one(own: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 class NearDuplicates:
-    """Tells which documents are the query, by their distance beside how far documents of ``x`` (n, d) spread.
+    """Tells which documents are the query, by their distance relative to the spread of documents ``x`` (n, d).
 
-    Under the inner product a query's length says nothing, so it is brought to the documents'.
+    Under the inner product the norm of a query means nothing, so queries are scaled to the norm of the documents.
     """
 
     def __init__(self, x: Floats, metric: int) -> None:
         self._center = x.mean(axis=0)
         sample = x[:: -(-len(x) // 10_000)]
-        self._most = SAME * float(np.mean(np.square(sample - self._center).sum(axis=1)))
+        self._most = SAME_DISTANCE * float(np.mean(np.square(sample - self._center).sum(axis=1)))
         inner_product = metric == faiss.METRIC_INNER_PRODUCT
         self._length = float(np.sqrt(np.mean(row_norms(sample) ** 2))) if inner_product else None
 

@@ -1,4 +1,4 @@
-"""Labelled pairs: queries, and which documents are relevant to them."""
+"""Labelled pairs: queries and the documents relevant to them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faiss_qama.evaluation.recall import read_rows
+from faiss_qama.evaluation.datasets import read_rows
 from faiss_qama.vectors import Corpus, PathLike, Source
 
 Qrels: TypeAlias = ArrayLike | PathLike | Sequence[tuple[int, int, int]]
@@ -22,8 +22,10 @@ class Pairs:
 
     Parameters
     ----------
-    queries : (nq, d)
-    qrels : (m, 3) int64 rows of query row, corpus row, grade; grades are above 0
+    queries : Corpus
+        The queries, (nq, d).
+    qrels : ndarray of shape (m, 3), int64
+        Query row, corpus row, grade; grades are above 0.
     """
 
     queries: Corpus
@@ -31,9 +33,25 @@ class Pairs:
 
 
 def read_pairs(queries: Source | Corpus, qrels: Qrels, corpus: Corpus) -> Pairs:
-    """Return the relevant pairs among ``qrels``: a tab-separated file, or rows (query row, corpus row, grade).
+    """Return the pairs that are relevant.
 
-    Raises TypeError or ValueError for queries of another dimension, and for a wrong line or row, naming it.
+    Parameters
+    ----------
+    queries : array of shape (nq, d), str, Path or Corpus
+        The queries.
+    qrels : str, Path, or rows
+        A tab-separated file, or rows, of query row, corpus row, grade. Pairs of grade 0 or less are left out.
+    corpus : Corpus
+        The documents.
+
+    Returns
+    -------
+    Pairs
+
+    Raises
+    ------
+    TypeError, ValueError
+        For queries of another dimension, for a wrong line or row, naming it, and if no pair is relevant.
     """
     if not isinstance(queries, Corpus):
         queries = Corpus(queries, corpus.shape[1], "queries")

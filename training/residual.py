@@ -1,4 +1,4 @@
-"""Fitting a second quantizer to what the codes of a first leave over."""
+"""Fits the residual code: a second quantizer, of the difference between a vector and its decoded code."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from faiss_qama.training.split import Split
 
 
 def with_residual(quantizer: Quantizer, layout: CodeLayout | None, split: Split, config: FitConfig) -> Quantizer:
-    """Return ``quantizer`` with a residual of ``layout``, fitted in closed form; without, if there is no layout.
+    """Return ``quantizer`` with a residual code of ``layout``, fitted without training; as it is if that is None.
 
-    What is left over has principal components of its own: those that the first layout has no room for among them, so
-    that bits go where most is still to be gained.
+    Residuals have principal components of their own. Those that the first layout has no room for are among them, so
+    bits go where most is still to be gained.
     """
     if layout is None:
         return quantizer
     x = split.train
-    left = replace(split, train=x - quantizer.decode_unnormalized(quantizer.encode(x)), train_queries=None)
-    own = replace(config, layout=str(layout), bytes=None, matryoshka_dims=(), query_gain=1.0, train=None)
+    left = replace(split, train=quantizer.residual_of(x, quantizer.encode(x)), train_queries=None)
+    own = replace(config.at(layout), matryoshka_dims=(), query_gain=1.0, train=None)
     residual = closed_form(left, own, faiss.METRIC_INNER_PRODUCT)
     return replace(quantizer, layout=replace(quantizer.layout, residual=layout), residual=residual)

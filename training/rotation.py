@@ -7,7 +7,7 @@ import numpy as np
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
 
-ITQ_VECTORS = 10_000  # enough to find a rotation; where to cut is decided on the whole sample
+ITQ_VECTORS = 10_000  # enough to find a rotation; thresholds are set on the whole sample
 ITQ_ITERATIONS = 25
 
 
@@ -42,9 +42,16 @@ def itq(z: Floats, centroids: Floats, rng: np.random.Generator) -> Floats:
 
     Parameters
     ----------
-    z : (n, m) float32
-    centroids : (levels,) float32, ascending, where a component of standard deviation 1 has its levels
-    rng : draws the rotation that it starts from, and the vectors it works on
+    z : ndarray of shape (n, m), float32
+        Vectors to rotate.
+    centroids : ndarray of shape (levels,), float32
+        The levels of a component of standard deviation 1, ascending.
+    rng : Generator
+        Draws the first rotation, and the vectors to work on.
+
+    Returns
+    -------
+    ndarray of shape (m, m), float32
     """
     rotation = random_rotation(z.shape[1], rng)
     if len(z) > ITQ_VECTORS:

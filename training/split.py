@@ -1,4 +1,4 @@
-"""Drawing from a corpus: what is fitted on, what calibrates, and what is left to report on."""
+"""Splits a corpus and its queries: a sample to fit on, validation queries, and test queries."""
 
 from __future__ import annotations
 
@@ -14,32 +14,38 @@ from faiss_qama.training.near_duplicates import NearDuplicates
 from faiss_qama.training.pairs import Pairs
 from faiss_qama.vectors import Corpus
 
-HELD_OUT = 300  # queries to calibrate on, or to report on: recall@10 to about .01
+HELD_OUT = 300  # validation queries, and as many test queries: they tell recall@10 to about .01
 HELD_OUT_PAIRS = 1000  # labelled ones, which also tell which quantizer ranks better: a smaller difference
-MIN_QUERIES = 20
+MIN_QUERIES = 20  # fewer neither center queries nor calibrate
 # Queries lie farther from their neighbours than documents do. Where documents stand in for queries, noise of this many
 # times their own distance from the centre moves them away; recall= then holds on the test queries of docs/results.
-NOISE = 1.25
+QUERY_NOISE = 1.25
 NO_QRELS = np.empty((0, 3), dtype=np.int64)
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """What a fit works with: random parts of the corpus and of the queries, none of which share a vector.
+    """A sample of the corpus, and queries held out of the fit; no two parts share a vector.
 
-    Where there are no real queries, documents stand in for them, and those that calibrate (made harder by noise) also
-    report (as they are).
+    Without real queries documents stand in for them: the same documents validate, with noise added, and test, as they
+    are.
 
     Parameters
     ----------
-    train : (n, d) float32 documents to fit on
-    train_queries : (nq, d) float32 real queries to fit the query side on, or None
-    validation : (nc, d) float32 queries to calibrate on; none if there are fewer than ``MIN_QUERIES``
-    test : (nr, d) float32 queries to report on
-    test_rows : (nr,) the row of the corpus that each of those is, so no hit of its own; -1 for real queries
-    train_qrels, validation_qrels : (m, 3) int64, rows among the queries of that name, rows of ``train``, grades;
-        none without pairs
-    test_qrels : the same with rows of the corpus
+    train : ndarray of shape (n, d), float32
+        Documents to fit on.
+    train_queries : ndarray of shape (nq, d), float32, or None
+        Real queries to fit the query side on.
+    validation : ndarray of shape (nv, d), float32
+        Queries to choose and calibrate with; none if there are fewer than ``MIN_QUERIES``.
+    test : ndarray of shape (nt, d), float32
+        Queries to report on.
+    test_rows : ndarray of shape (nt,), int64
+        The corpus row of each test query, which is no hit of its own; -1 for real queries.
+    train_qrels, validation_qrels : ndarray of shape (m, 3), int64
+        Row in the queries of that name, row of ``train``, grade; none without pairs.
+    test_qrels : ndarray of shape (m, 3), int64
+        The same with rows of the corpus.
     """
 
     train: Floats
@@ -52,18 +58,35 @@ class Split:
     test_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
 
     def arrays(self) -> list[NDArray[Any]]:
-        """Return all of it but what is reported on."""
+        """Return all arrays except those for the test."""
         queries = self.validation[:0] if self.train_queries is None else self.train_queries
         return [self.train, queries, self.validation, self.train_qrels, self.validation_qrels]
 
 
 def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int, pairs: Pairs | None = None) -> Split:
-    """Draw at most ``sample`` vectors to fit on, and what is held out of that.
+    """Draw a sample to fit on, and hold queries out of it.
 
-    With ``pairs`` their queries are what is held out, and ``queries`` are for training alone; the documents of the
-    pairs are split besides the sample.
+    Parameters
+    ----------
+    corpus : Corpus
+        The vectors.
+    queries : Corpus, optional
+        Unlabelled queries. With pairs they are for training alone.
+    sample : int
+        The most documents to fit on. The documents of pairs come in addition.
+    seed : int
+        Seed of every choice.
+    pairs : Pairs, optional
+        Labelled pairs, whose queries are then held out.
 
-    Raises ValueError for a corpus of one vector, and for fewer than ``MIN_QUERIES`` queries.
+    Returns
+    -------
+    Split
+
+    Raises
+    ------
+    ValueError
+        For a corpus of one vector, and for fewer than ``MIN_QUERIES`` queries.
     """
     if len(corpus) < 2:
         raise ValueError("fitting needs at least 2 vectors; got 1")
@@ -75,7 +98,7 @@ def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int,
         rows = rng.choice(len(corpus), min(len(corpus), sample + held), replace=False)
         test = corpus.take(rows[:held])
         train = corpus.take(np.sort(rows[held:]))
-        validation = add_noise(test, train.mean(axis=0), NOISE, rng) if held >= MIN_QUERIES else test[:0]
+        validation = add_noise(test, train.mean(axis=0), QUERY_NOISE, rng) if held >= MIN_QUERIES else test[:0]
         return Split(train, None, validation, test, rows[:held])
     if len(queries) < MIN_QUERIES:
         raise ValueError(f"queries: at least {MIN_QUERIES} are needed; got {len(queries)}")
@@ -109,7 +132,7 @@ def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ra
     qrels = [_of(pairs.qrels, part) for part in parts]
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
     rows = np.unique(np.concatenate([rows, qrels[0][:, 1], qrels[2][:, 1]]))
-    for i in (0, 2):  # rows of the corpus become rows of what is split
+    for i in (0, 2):  # rows of the corpus become rows of the sample
         qrels[i][:, 1] = np.searchsorted(rows, qrels[i][:, 1])
     if queries is not None:
         more = queries.take(rng.permutation(len(queries))[:sample])
@@ -137,7 +160,7 @@ def _clusters(queries: NDArray[np.int64], qrels: NDArray[np.int64]) -> NDArray[n
 
 
 def _split(order: NDArray[np.int64], most: int) -> tuple[int, list[NDArray[np.int64]]]:
-    """Return how many queries are held out to calibrate, and to test, at most ``most``; those two, and the rest."""
+    """Return how many queries validate and how many test, at most ``most`` each; those two parts, and the rest."""
     held = min(most, len(order) // 3)
     return held, np.split(order, [held, 2 * held])
 

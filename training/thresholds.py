@@ -1,4 +1,4 @@
-"""Where to cut a component into levels: one function a rule, each (n, m) samples to (m, levels - 1) cuts."""
+"""Rules for thresholds between levels: one function per rule, (n, m) samples to (m, levels - 1) thresholds."""
 
 from __future__ import annotations
 
@@ -78,4 +78,4 @@ def _standardised(z: Floats, cuts: NDArray[np.float64]) -> Floats:
 
 
 SINGLE = ("zero", "mean", "median")  # rules of one cut
-RULES = {f.__name__: f for f in (zero, mean, median, quantile, uniform, normal, lloyd, log)}
+RULES = {f.__name__: f for f in (lloyd, normal, uniform, quantile, log, zero, mean, median)}

@@ -1,13 +1,15 @@
-"""TrainConfig: what a training can be told. Part of FitConfig, under ``train``."""
+"""TrainConfig: the settings of a training, in FitConfig under ``train``."""
 
 from __future__ import annotations
 
-import dataclasses
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeAlias
 
 from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.training.settings import as_number, check_types, from_mapping
+from faiss_qama.vectors import PathLike
 
 SCORE_LOSSES = ("mse", "kl", "distillation", "rank", "correlation", "contrastive")
 STAGES = ("float", "adc", "hamming")
@@ -23,9 +25,9 @@ CODE_LOSSES = (
 LOSSES = (*(f"{stage}.{loss}" for stage in STAGES for loss in SCORE_LOSSES), *CODE_LOSSES)
 ADAPTERS = ("none", "linear", "residual", "feedforward", "bottleneck")
 QUANTIZERS = ("straight-through", "sigmoid", "tanh", "stochastic")
-THRESHOLDS = ("learned", "moving", "fixed")
+THRESHOLD_UPDATES = ("learned", "moving", "fixed")
 
-SMALLEST = 1e-8  # of what must be above 0
+MIN_POSITIVE = 1e-8  # of what must be above 0
 
 Schedule: TypeAlias = tuple[float, float]  # at the start and at the end, linear between
 DEFAULT_LOSSES = {
@@ -38,14 +40,18 @@ DEFAULT_LOSSES = {
 
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
-    """Settings of adaptive pruning, for layouts of 1 bit; see :mod:`faiss_qama.training.pruning`.
+    """Settings of adaptive pruning, for layouts of 1 bit; see :mod:`faiss_qama.training.published.pruning`.
 
     Parameters
     ----------
-    base, decay : component i is pruned where its importance is below base (1 + epoch / epochs) exp(decay i)
-    start : share of the epochs after which that begins
-    gradient, magnitude : weights of the two in the importance
-    regularisation : weight of the loss on scales and thresholds
+    base, decay : float
+        Component i is pruned if its importance is below base * (1 + epoch / epochs) * exp(decay * i).
+    start : float
+        Share of the epochs after which pruning begins.
+    gradient, magnitude : float
+        Weights of the gradient and the magnitude in the importance.
+    regularisation : float
+        Weight of the loss on scales and thresholds.
     """
 
     base: float = 0.1
@@ -56,7 +62,8 @@ class PruningConfig:
     regularisation: float = 0.001
 
     def __post_init__(self) -> None:
-        for f in dataclasses.fields(self):
+        check_types(self, "pruning.")
+        for f in fields(self):
             most = 1 if f.name == "start" else 1e6
             if not 0 <= getattr(self, f.name) <= most:
                 raise ValueError(f"pruning.{f.name} must be from 0 to {most:g}; got {getattr(self, f.name)}")
@@ -64,31 +71,58 @@ class PruningConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Settings of a training, which starts at the closed form.
+    """Settings of a training, which starts from the quantizer without training.
 
-    Weights, temperatures: a number, or [first, last] for one that moves linearly.
+    Weights and temperatures are one number, or [first, last] for one that moves linearly from step to step.
 
     Parameters
     ----------
-    adapter : of ``ADAPTERS``, in front of the cuts; with ``none`` documents keep the codes of the closed form
-    expansion : hidden units of ``residual`` and ``feedforward``, times d
-    query_side : whether queries get maps of their own, one to their codes and one for scoring decoded documents
-    losses : weights by name, of ``LOSSES``: ``float``, ``adc`` or ``hamming`` scores by a score loss, or a code loss
-    score_temperature : what the softmaxes of score losses divide by, in units of the corpus' variance
-    matryoshka_power : the weight of a slice is its number of components to this power
-    quantizer : of ``QUANTIZERS``: how gradients pass the cuts
-    temperature : width of soft cuts, in standard deviations of a column
-    thresholds : ``learned``; ``moving`` keeps the share of documents below each, by an average; or ``fixed``
-    momentum : of that average
-    batch_size : questions a step
-    hard_negatives : documents among the nearest of each question, a step
-    random_negatives : random documents a step
-    documents_as_queries : share of the questions that are documents, where there are real queries (without: all)
-    noise : how far documents that stand in for queries are moved, times their distance from the centre
-    learning_rate, weight_decay, warmup, clip : of AdamW, its linear warm-up in steps, and of the gradient's norm
-    epochs, steps_per_epoch : how long, at most; after each epoch comes a look at the held-out queries
-    patience : epochs without a better one after which training stops
-    pruning : adaptive pruning, or None
+    adapter : str
+        The map before the thresholds, of ``ADAPTERS``. With ``none`` documents keep their codes, and only the query
+        side is trained.
+    expansion : float
+        Hidden units of ``residual`` and ``feedforward``, as a multiple of the dimension.
+    query_side : bool
+        Whether queries get maps of their own: one to their codes, and one for scoring decoded documents.
+    losses : mapping of str to float
+        Weights by name, of ``LOSSES``: a score loss on ``float``, ``adc`` or ``hamming`` scores, or a code loss.
+    score_temperature : float
+        Divisor of scores in the softmaxes of score losses, in units of the corpus' variance.
+    matryoshka_power : float
+        The weight of a Matryoshka dimension is its number of components to this power.
+    quantizer : str
+        How gradients pass the thresholds, of ``QUANTIZERS``.
+    temperature : float
+        Width of soft thresholds, in standard deviations of a column.
+    thresholds : str
+        ``learned``; ``moving`` keeps the share of documents below each threshold; or ``fixed``.
+    momentum : float
+        Momentum of the average behind ``moving``.
+    batch_size : int
+        Queries per step, real or documents.
+    hard_negatives : int
+        Documents per query that are taken from its nearest ones.
+    random_negatives : int
+        Random documents per step.
+    documents_as_queries : float
+        Share of the queries of a step that are documents, where there are real queries; otherwise all are.
+    noise : float
+        How far documents that stand in for queries are moved, as a multiple of their distance from the centre.
+    learning_rate, weight_decay : float
+        Of AdamW.
+    warmup_steps : int
+        Steps in which the learning rate rises linearly.
+    max_grad_norm : float
+        Norm that gradients are clipped to.
+    epochs, steps_per_epoch : int
+        Length of the training, at most. After each epoch the validation queries are measured.
+    patience : int
+        Epochs without improvement after which the training stops.
+    pruning : PruningConfig, or mapping, optional
+        Adaptive pruning.
+    checkpoint : str or Path, optional
+        Folder for a checkpoint and a log. A training that was interrupted resumes from there. It changes no result, so
+        it is no part of the record of a fit.
     """
 
     adapter: str = "linear"
@@ -114,6 +148,7 @@ class TrainConfig:
     steps_per_epoch: int = 50
     patience: int = 6
     pruning: PruningConfig | None = None
+    checkpoint: PathLike | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.losses, Mapping):
@@ -124,6 +159,9 @@ class TrainConfig:
             object.__setattr__(self, name, _schedule(name, getattr(self, name)))
         if self.pruning is not None and not isinstance(self.pruning, PruningConfig):
             object.__setattr__(self, "pruning", from_mapping(PruningConfig, self.pruning, "pruning"))
+        check_types(self, "train.")
+        if not isinstance(self.checkpoint, str | os.PathLike | None):
+            raise TypeError(f"train.checkpoint must be the path of a folder; got {self.checkpoint!r}")
         self._check_names()
         self._check_ranges()
         if self.adapter == "none" and not self.query_side:
@@ -135,10 +173,10 @@ class TrainConfig:
         if self.pruning is not None and self.thresholds != "learned":
             raise ValueError(f"pruning learns its thresholds; got thresholds {self.thresholds}")
         if self.hard_negatives + self.random_negatives < 1:
-            raise ValueError("hard and random are both 0, so a step would have no documents")
+            raise ValueError("hard_negatives and random_negatives are both 0, so a step would have no documents")
 
     def check(self, layout: CodeLayout, d: int) -> None:
-        """Raise ValueError where ``layout`` of vectors of dimension ``d`` cannot be trained so."""
+        """Raise ValueError if ``layout``, for vectors of dimension ``d``, cannot be trained with these settings."""
         for what in ("pruning", "bottleneck"):
             wanted = self.pruning is not None if what == "pruning" else self.adapter == what
             if wanted and {segment.bits for segment in layout.segments} != {"1"}:
@@ -154,7 +192,7 @@ class TrainConfig:
             ("loss", LOSSES, list(self.losses)),
             ("adapter", ADAPTERS, [self.adapter]),
             ("quantizer", QUANTIZERS, [self.quantizer]),
-            ("thresholds", THRESHOLDS, [self.thresholds]),
+            ("thresholds", THRESHOLD_UPDATES, [self.thresholds]),
         ):
             for value in values:
                 if value not in known:
@@ -166,7 +204,8 @@ class TrainConfig:
             (("batch_size", "epochs", "steps_per_epoch", "patience"), 1, 1e9),
             (("hard_negatives", "random_negatives", "warmup_steps", "noise", "weight_decay"), 0, infinite),
             (("matryoshka_power",), -10, 10),
-            (("learning_rate", "max_grad_norm", "expansion", "temperature", "score_temperature"), SMALLEST, infinite),
+            (("learning_rate", "max_grad_norm", "expansion"), MIN_POSITIVE, infinite),
+            (("temperature", "score_temperature"), MIN_POSITIVE, infinite),
             (("documents_as_queries", "momentum"), 0, 1),
         ):
             for name in names:
@@ -175,6 +214,10 @@ class TrainConfig:
                 if not least <= low <= most or low == infinite:
                     raise ValueError(f"{name} must be from {least} to {most}, and finite; got {value}")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON and YAML can hold them, without the checkpoint, which changes no result."""
+        return {name: value for name, value in asdict(self).items() if name != "checkpoint"}
+
     @property
     def decodes(self) -> bool:
         """Whether a loss looks at decoded documents."""
@@ -182,42 +225,17 @@ class TrainConfig:
 
     @property
     def steps(self) -> int:
-        """Steps at most."""
+        """The most steps."""
         return self.epochs * self.steps_per_epoch
 
 
 def interpolate(schedule: Schedule, done: float) -> float:
-    """Return what a schedule says when ``done``, from 0 to 1, of the training is over."""
+    """Return the value of a schedule when the share ``done`` (0 to 1) of the training is over."""
     return schedule[0] + (schedule[1] - schedule[0]) * done
 
 
-def from_mapping(kind: Any, settings: object, where: str) -> Any:
-    """Return ``kind(**settings)``; raises ValueError or TypeError naming the setting."""
-    if not isinstance(settings, Mapping):
-        raise TypeError(f"{where}: a mapping of settings is needed; got {settings!r}")
-    known, checked = {f.name: f for f in dataclasses.fields(kind)}, {}
-    for key, value in settings.items():
-        if key not in known:
-            raise ValueError(f"{where}: unknown setting {key!r}; there are {', '.join(known)}")
-        if known[key].type == "float":
-            value = _number(value)
-        wanted = {"int": (int,), "float": (int, float), "str": (str,), "bool": (bool,)}.get(str(known[key].type))
-        if wanted and (not isinstance(value, wanted) or (isinstance(value, bool) and bool not in wanted)):
-            raise TypeError(f"{where}.{key} must be {known[key].type}; got {value!r}")
-        checked[key] = value
-    return kind(**checked)
-
-
-def _number(value: Any) -> Any:
-    """Return a number that YAML took for text, which is what it does with 1e-4; all else as it is."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
 def _schedule(name: str, value: Any) -> Schedule:
-    ends: list[Any] = [_number(v) for v in (value if isinstance(value, list | tuple) else (value, value))]
+    ends: list[Any] = [as_number(v) for v in (value if isinstance(value, list | tuple) else (value, value))]
     if len(ends) != 2 or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in ends):
         raise TypeError(f"{name} must be a number, or [first, last]; got {value!r}")
     if not all(0 <= v < float("inf") for v in ends):

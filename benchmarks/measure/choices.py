@@ -12,7 +12,9 @@ import numpy as np
 from common import METRIC, K, write
 
 from faiss_qama import QamaIndex
-from faiss_qama.evaluation.recall import Dataset, MethodResult, Truth, evaluate, exact
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import Truth, evaluate, exact
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
 
@@ -123,6 +125,6 @@ def norms(dataset: Dataset) -> list[dict[str, float]]:
         for gain in (1.0, None):
             index = filled(scaled, "fp32", query_gain=gain)
             recall = evaluate(index, scaled, truth, runs=1, oversample=8).recall
-            taken = index.quantizer.config["query_gain"]
+            taken = index.quantizer.fit_record.query_gain
             rows.append({"spread": spread, "asked": gain, "gain": taken, "recall": recall})
     return rows

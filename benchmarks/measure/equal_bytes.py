@@ -25,8 +25,10 @@ from threadpoolctl import threadpool_limits
 
 from faiss_qama.arrays import Floats
 from faiss_qama.evaluation.bootstrap import bootstrap_interval
+from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.ranking_metrics import PerQuery
-from faiss_qama.evaluation.recall import Dataset, exact, mean_interval, ranking_values
+from faiss_qama.evaluation.recall import exact, ranking_values
+from faiss_qama.evaluation.results import mean_interval
 
 BUDGETS = (24, 48, 96)  # bytes per vector
 QUERIES = 1000

@@ -9,7 +9,9 @@ import click
 from common import METRIC, K, write
 
 from faiss_qama.comparison import methods
-from faiss_qama.evaluation.recall import Dataset, MethodResult, Truth, evaluate, exact
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import Truth, evaluate, exact
+from faiss_qama.evaluation.results import MethodResult
 
 SEEDS = 3
 
@@ -64,7 +66,7 @@ def _rows(dataset: Dataset, truth: Truth) -> Iterator[MethodResult]:
         for label, rescore, options in MAIN:
             indexes = [index if rescore == "fp16" else index.with_rescore(rescore) for index in fits]
             results = [evaluate(index, dataset, truth, runs=1, **options) for index in indexes]
-            name, settings = label + ", queries=" * queries, fits[0].quantizer.config
+            name, settings = label + ", queries=" * queries, fits[0].quantizer.fit_record.to_dict()
             yield MethodResult(name, indexes[0].bytes_per_vector, results, settings)
     for name in NAMES:
         yield methods.measure(name, dataset, truth, runs=1)

@@ -15,7 +15,8 @@ from common import METRIC, K, write
 from sklearn.preprocessing import normalize
 
 from faiss_qama.comparison import methods
-from faiss_qama.evaluation.recall import Dataset, Searchable, Truth, evaluate, exact
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import Searchable, Truth, evaluate, exact
 from faiss_qama.hamming.factory import code_bytes
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.training.config import LAYOUTS, NESTED

@@ -19,7 +19,7 @@ import click
 import numpy as np
 from common import PAUSE, ROOT, million, write
 
-from faiss_qama.evaluation.recall import Dataset
+from faiss_qama.evaluation.datasets import Dataset
 
 WORKER = Path(__file__).with_name("side_by_side_worker.py")
 BLOCKS, QUERIES = 5, 1000  # a quarter of a million vectors are scanned

@@ -22,15 +22,17 @@ from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
 from faiss_qama.arrays import Codes, Floats
-from faiss_qama.evaluation.recall import Dataset
+from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.hamming.factory import make_base
 from faiss_qama.hamming.flat import FlatCodeIndex
+from faiss_qama.index.build import build_index
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.tuning import tune
 from faiss_qama.index.two_stage import TwoStageIndex
+from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import CodeRescorer
+from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.training import FitConfig, fit
 from faiss_qama.vectors import Corpus
 
@@ -43,9 +45,9 @@ import sys, time
 import numpy as np
 from faiss_qama import QamaIndex
 from faiss_qama.kernels import kernel
-scanning, _, _ = map(kernel, ("scanning", "scoring", "encoding"))
+packing, *_ = map(kernel, ("plane_packing", "scanning", "scoring", "encoding", "weighted_sums"))
 begin = time.perf_counter()  # numba starts with the first call of what it compiled
-scanning.pack(np.empty((0, 1), np.uint8), np.empty((0, 4), np.int64), np.empty((0, 1), np.uint32))
+packing.pack(np.empty((0, 1), np.uint8), np.empty((0, 4), np.int64), np.empty((0, 1), np.uint32))
 start = time.perf_counter()
 index = QamaIndex.load(sys.argv[1] + "/i.qama", mmap=True)
 index.search(np.load(sys.argv[1] + "/q.npy").astype(np.float32), 10)
@@ -189,7 +191,7 @@ def loading(folder: Path) -> dict[str, Any]:
         big = Corpus(np.concatenate(list(million(x))))
         np.save(f"{scratch}/q.npy", dataset.queries[:1])
         for base in ("Flat", "IVF4096"):
-            QamaIndex.build(f"{scratch}/i.qama", quantizer, big, "fp16", base)
+            build_index(f"{scratch}/i.qama", quantizer, big, IndexSpec(base=base))
             runs = [subprocess.run([sys.executable, "-c", FIRST, scratch], stdout=subprocess.PIPE) for _ in range(7)]
             seconds = np.median([[float(number) for number in run.stdout.split()] for run in runs], axis=0)
             measured[base] = dict(zip(("seconds", "numba_seconds"), seconds.tolist(), strict=True))

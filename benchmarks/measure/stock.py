@@ -10,7 +10,8 @@ from common import METRIC, K, seconds_of, write
 from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
-from faiss_qama.evaluation.recall import Dataset, evaluate, exact
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import evaluate, exact
 from faiss_qama.index.export import K_FACTOR
 from faiss_qama.training import FitConfig, fit
 

@@ -18,14 +18,16 @@ import yaml
 from common import METRIC, ROOT, K, write
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hamming
 from faiss_qama.evaluation.ranking_metrics import ndcg
-from faiss_qama.evaluation.recall import Dataset, Truth, exact, recall
+from faiss_qama.evaluation.recall import Truth, exact, recall
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form
+from faiss_qama.training.gradient.train import train
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
-from faiss_qama.training.train import Training, train
 from faiss_qama.vectors import Corpus
 from measure.qama import LAYOUT, QAMA_SETS
 
@@ -34,13 +36,13 @@ TRAININGS: list[tuple[str, str | None, str, int]] = [
     ("pairs", None, "pairs", 2),
     ("distill", None, "queries", 2),
     ("distill", None, "corpus", 1),
-    ("binary", None, "queries", 1),
-    ("ternary", None, "queries", 1),
+    ("distill", "binary", "queries", 1),
+    ("distill", "ternary", "queries", 1),
     ("adaptive-pruning", None, "queries", 1),
     ("matryoshka", "2x384", "queries", 1),
     ("matryoshka", "2x192", "queries", 1),
     ("qama", None, "queries", 1),
-    ("qama-2bit", None, "queries", 1),
+    ("qama", "2-bit", "queries", 1),
 ]
 WIDE = 10_000  # documents, at most, for presets with QAMA's network of 32 d hidden units: it takes ten minutes a fit
 PREFIX = {"2x384": 192, "2x192": 96}  # of Matryoshka codes
@@ -85,7 +87,7 @@ class Bench:
         self.x: Floats = self.dataset.corpus.read()
         self.truth: Truth = exact(self.dataset, K, METRIC)
 
-    def train(self, config: FitConfig, given: str) -> tuple[Quantizer, Training | None, dict[str, float]]:
+    def train(self, config: FitConfig, given: str) -> tuple[Quantizer, Quantizer | None, dict[str, float]]:
         """Fit, and train if the configuration says so.
 
         Parameters
@@ -99,8 +101,8 @@ class Bench:
         -------
         closed : Quantizer
             The closed form.
-        training : Training or None
-            The training from it.
+        trained : Quantizer or None
+            What was trained from it.
         seconds : dict of float
             Seconds from the start until each of them was there.
         """
@@ -116,18 +118,17 @@ class Bench:
         if config.train is None:
             return closed, None, seconds
         ends = sorted({*config.dims_in(closed.layout), closed.layout.components})
-        training = train(closed, split, config.train, ends, config.seed)
-        return closed, training, seconds | {"trained": time.perf_counter() - start}
+        trained = train(closed, split, config.train, ends, config.seed)
+        return closed, trained, seconds | {"trained": time.perf_counter() - start}
 
     def measure(self, quantizer: Quantizer) -> dict[str, Any]:
         """Return nDCG@10, in % of that of exact floats, and recall@10, by stage."""
         code = quantizer.encode(self.x)
         queries = self.dataset.queries
-        _, by_adc = faiss.knn(quantizer.adapt_queries(queries), quantizer.decode(code), K, metric=METRIC)
-        binary = faiss.IndexBinaryFlat(8 * quantizer.code_size)
-        binary.add(code)
-        _, by_hamming = binary.search(quantizer.encode_queries(queries), K)
-        return {"adc": self._quality(by_adc), "hamming": self._quality(by_hamming)}
+        return {
+            "adc": self._quality(search_decoded(quantizer, code, queries, K)[1]),
+            "hamming": self._quality(search_hamming(quantizer, code, queries, K)[1]),
+        }
 
     def floats(self, quantizer: Quantizer) -> dict[str, float]:
         """Return the same of the columns of a closed form as floats: what codes would reach if nothing were rounded."""
@@ -141,6 +142,12 @@ class Bench:
             "ndcg": 100 * (ndcg(found, self.dataset.qrels, K) or 0.0) / floats,
             "recall": recall(found, self.truth, self.dataset),
         }
+
+
+def gain(trained: Quantizer) -> float:
+    """Return how much better a trained quantizer is than the one that it was trained from, as a share."""
+    assert trained.fit_record.training is not None
+    return trained.fit_record.training.gain
 
 
 def preset(name: str, layout: str | None, seed: int = 0) -> FitConfig:
@@ -162,9 +169,8 @@ def trainings(bench: Bench) -> list[dict[str, Any]]:
             assert config.train is not None
             if config.train.expansion > 4 and len(bench.x) > WIDE:
                 continue
-            closed, training, seconds = bench.train(config, given)
-            assert training is not None
-            trained = training.quantizer
+            closed, trained, seconds = bench.train(config, given)
+            assert trained is not None
             row: dict[str, Any] = {
                 "config": name,
                 "given": given,
@@ -172,8 +178,8 @@ def trainings(bench: Bench) -> list[dict[str, Any]]:
                 "asked": str(closed.layout),
                 "layout": str(trained.layout),
                 "seconds": seconds,
-                "kept": "trained" if training.better else "closed form",
-                "gain": training.gain,
+                "kept": "trained" if trained.fit_record.trained else "closed form",
+                "gain": gain(trained),
                 "closed": bench.measure(closed),
                 "trained": bench.measure(trained),
             }
@@ -194,11 +200,11 @@ def nested(bench: Bench) -> list[dict[str, Any]]:
     """Measure QAMA's recipe at each of its bits, trained once and truncated to each of its parts of the dimension."""
     rows = []
     for bits, kind in LAYOUT.items():
-        closed, training, seconds = bench.train(preset("qama", kind), "queries")
-        assert training is not None
-        trained, ends = training.quantizer, preset("qama", kind).dims_in(closed.layout)
+        closed, trained, seconds = bench.train(preset("qama", kind), "queries")
+        assert trained is not None
+        ends = preset("qama", kind).dims_in(closed.layout)
         parts = {end: bench.measure(trained.truncate(end)) for end in [*ends, closed.layout.components]}
-        rows.append({"bits": bits, "seconds": seconds, "gain": training.gain, "components": parts})
+        rows.append({"bits": bits, "seconds": seconds, "gain": gain(trained), "components": parts})
         click.echo(f"{bench.folder.name}: {rows[-1]}")
     return rows
 
@@ -225,12 +231,12 @@ def _ablated(bench: Bench, label: str, adapter: str, losses: dict[str, float] | 
         temperature = (1.0, 0.1) if quantizer in ("sigmoid", "tanh") else (1.0, 1.0)
         own = {"adapter": adapter, "losses": losses, "quantizer": quantizer, "temperature": temperature}
         train = replace(config.train, **own, epochs=EPOCHS)
-    closed, training, seconds = bench.train(replace(config, train=train), "queries")
-    fitted = closed if training is None else training.quantizer
+    closed, trained, seconds = bench.train(replace(config, train=train), "queries")
+    fitted = closed if trained is None else trained
     parts = {end: bench.measure(fitted.truncate(end)) for end in (192, 96, 48)}
     click.echo(f"{bench.folder.name}: {adapter} {label}: {seconds} {parts}")
     row = {"label": label, "adapter": adapter, "seconds": seconds, "components": parts}
-    return row | {"gain": 0.0 if training is None else training.gain}
+    return row | {"gain": 0.0 if trained is None else gain(trained)}
 
 
 def training(data: Path, name: str, parts: tuple[str, ...] = PARTS) -> None:

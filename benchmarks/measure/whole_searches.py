@@ -24,7 +24,7 @@ from peers.peer import Index, Peer, importable
 from threadpoolctl import threadpool_limits
 
 from faiss_qama.arrays import Floats, Ids
-from faiss_qama.evaluation.recall import Dataset
+from faiss_qama.evaluation.datasets import Dataset
 
 SIZES = {"quora": (250, 500), "million": (2048, 4096)}  # numbers of inverted lists
 TARGETS = (0.95, 0.99)

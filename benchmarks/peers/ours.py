@@ -8,6 +8,7 @@ from common import METRIC, K
 
 from faiss_qama import QamaIndex
 from faiss_qama.arrays import Floats, Ids
+from faiss_qama.comparison.methods import shared_bytes
 from faiss_qama.training import FitConfig, fit
 from peers.peer import CANDIDATES, Index, Peer, Settings, grid, probes, sample
 
@@ -24,13 +25,13 @@ def whole_search(x: Floats, layout: str, base: str, rescore: str = "fp16") -> Pe
 
 def equal_bytes(x: Floats, size: int) -> Peer:
     """Return what a user gets who asks for ``size`` bytes per vector and keeps no floats."""
-    index = _filled(x, FitConfig(bytes=size, residual=True), "codes", "Flat")
-    name = f"{index.quantizer.layout} {index.quantizer.config['rotation']}"
+    index = _filled(x, FitConfig(bytes=size), "codes", "Flat")
+    name = f"{index.quantizer.layout} {index.quantizer.fit_record.rotation}"
     return Peer("ours", name, lambda: _peer_index(index, len(x), grid(oversample=(OVERSAMPLE,))))
 
 
 def _filled(x: Floats, config: FitConfig, rescore: str, base: str) -> QamaIndex:
-    index = QamaIndex(fit(x, config=config, metric=METRIC), rescore, base=base)
+    index = QamaIndex(fit(x, config=config, metric=METRIC, rescore=rescore), rescore, base=base)
     if not index.is_trained:
         index.train(sample(x))
     index.add(x)
@@ -42,7 +43,7 @@ def _peer_index(index: QamaIndex, n: int, settings: list[Settings]) -> Index:
         return index.search(xq, K, **settings)[1]
 
     codes, kept = index.bytes_per_vector
-    shared = sum(array.nbytes for array in index.quantizer.to_state()[0].values()) / n
+    shared = shared_bytes(index.quantizer) / n
     if index.rescore == "codes":  # a residual code re-ranks, but it is in memory
         codes, kept = codes + kept, 0
     return Index(search, codes, shared, kept, settings)

@@ -11,7 +11,7 @@ from rendering.cells import bytes_text, markdown, percent
 
 
 def main_table(data: dict[str, Any]) -> str:
-    """Return the README's table."""
+    """Return the table of the main job."""
     rows = []
     for label in data["rows"]["main"]:
         row = [label]
@@ -35,6 +35,18 @@ def methods_table(data: dict[str, Any]) -> str:
         rows.append([row[0], bytes_text(results[method]), *row[1:]])
     header = ["", "bytes/vector"] + [f"{name} {what}" for name in SETS for what in ("recall@10", "nDCG %")]
     return markdown(header, rows)
+
+
+def rabitq_table(data: dict[str, Any]) -> str:
+    """Return our codes beside FAISS's RaBitQ of one bit, for the FAQ: recall@10 / nDCG in % of float."""
+    rows = []
+    for method in ("faiss:RR384,RaBitQ", "1x384", "2x192, codes only"):
+        row = [f"`{method.removesuffix(', codes only')}`"]
+        for name in SETS:
+            results = {r["method"]: r for r in data[name]["results"]}
+            row.append(f"{results[method]['recall']:.3f} / {percent(results[method], results['exact floats'])}")
+        rows.append([row[0], bytes_text(results[method]), *row[1:]])
+    return markdown(["recall@10 / nDCG %", "bytes/vector", *SETS], rows)
 
 
 def choices_table(data: dict[str, Any], part: str) -> str:

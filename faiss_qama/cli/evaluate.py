@@ -15,43 +15,50 @@ from numpy.typing import NDArray
 
 from faiss_qama._version import __version__
 from faiss_qama.arrays import Floats, Ids
+from faiss_qama.cli.options import (
+    METRIC_CHOICES,
+    PATH,
+    drop_none,
+    ef_search_option,
+    k_option,
+    metric_option,
+    nprobe_option,
+    oversample_option,
+    recall_option,
+)
 from faiss_qama.comparison import tasks
 from faiss_qama.comparison.methods import measure
 from faiss_qama.comparison.tasks import Task, TaskResult, load_task
-from faiss_qama.evaluation.recall import Dataset, MethodResult, evaluate, exact, read_rows
+from faiss_qama.evaluation.datasets import Dataset, read_rows
+from faiss_qama.evaluation.recall import evaluate, exact
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.quantizer.quantizer import METRICS
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files, bundle
 from faiss_qama.vectors import Corpus, load_vectors
 
-METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
-k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Neighbours.")
-recall_option = click.option("--recall", type=float, help="Share of the true neighbours to find, from the calibration.")
-nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Lists to probe, of IVF and BIVF.")
-ef_search_option = click.option("--efsearch", "ef_search", type=click.IntRange(min=1), help="Nodes to see, of BHNSW.")
-oversample_option = click.option("--oversample", type=float, help="Instead: k times this many candidates are scored.")
-
 
 @click.command("eval")
-@click.argument("target", type=click.Path(path_type=Path))
-@click.argument("queries_path", metavar="[QUERIES]", required=False, type=click.Path(path_type=Path))
-@click.option("--method", "methods", multiple=True, help="What to measure, repeatable  [default: 2 bits, half of d]")
-@click.option("--qrels", type=click.Path(path_type=Path), help="Grades for QUERIES.")
-@click.option("--corpus", "corpus_path", type=click.Path(path_type=Path), help="The floats, if INDEX keeps none.")
-@click.option("--train-queries", is_flag=True, help="Give the fit the folder's train_queries.npy, unlabelled.")
+@click.argument("target", type=PATH)
+@click.argument("queries_path", metavar="[QUERIES]", required=False, type=PATH)
+@click.option("--method", "methods", multiple=True, help="Method to measure, repeatable.  [default: 2 bits, half of d]")
+@click.option("--qrels", type=PATH, help="Grades of documents for QUERIES, .tsv.")
+@click.option("--corpus", "corpus_path", type=PATH, help="The vectors, if INDEX keeps none.")
+@click.option("--train-queries", is_flag=True, help="Fit with the folder's train_queries.npy, unlabelled.")
 @k_option
 @recall_option
 @oversample_option
 @nprobe_option
 @ef_search_option
-@click.option("--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True, help="Of a folder.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Fits to average over.")
+@metric_option
+@click.option(
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Number of fits to average over."
+)
 @click.option(
     "--json",
     "json_path",
-    type=click.Path(path_type=Path),
-    help="Write the results here as well; null stands where there is no figure.",
+    type=PATH,
+    help="File to write the results to as well; null stands for a missing figure.",
 )
 def eval_command(
     target: Path,
@@ -69,14 +76,15 @@ def eval_command(
     seeds: int,
     json_path: Path | None,
 ) -> None:
-    """Measure methods on a data set folder, or an index (TARGET) on QUERIES (.npy).
+    """Measure methods on the data set folder TARGET, or the index TARGET on QUERIES (.npy).
 
-    A data set folder holds corpus.npy, queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv;
-    or, for semantic similarity, {train,test}_{a,b}.npy and test_scores.npy; or, for classification, {train,test}.npy
-    and {train,test}_labels.npy.
-    Methods: binary, mean-binary, median-binary, ternary, rotated-binary, rotated-ternary, scalar, rotated-scalar,
-    hybrid, half-bit; layouts such as 2x192; faiss:FACTORY. A suffix +none, +codes, +sq8, +fp16 or +fp32 says what
-    rescores.
+    A data set folder holds corpus.npy and queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv.
+    A folder for semantic similarity holds {train,test}_{a,b}.npy and test_scores.npy. A folder for classification
+    holds {train,test}.npy and {train,test}_labels.npy.
+
+    Methods are layouts such as 2x192, a faiss:FACTORY, and binary, mean-binary, median-binary, ternary, rotated-binary,
+    rotated-ternary, scalar, rotated-scalar, hybrid and half-bit. A suffix +none, +codes, +sq8, +fp16 or +fp32 chooses
+    how candidates are re-ranked.
     """
     if json_path is not None:
         read = [queries_path, qrels, corpus_path, *target.glob("*")]
@@ -94,7 +102,7 @@ def eval_command(
         dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
         truth = exact(dataset, k, index.metric_type)
         results = [evaluate(_ByRow(index), dataset, truth, **options, **settings)]
-        measured = [MethodResult(target.name, index.bytes_per_vector, results, index.quantizer.config)]
+        measured = [MethodResult(target.name, index.bytes_per_vector, results, index.quantizer.fit_record.to_dict())]
     else:
         if qrels or corpus_path or settings:
             raise ValueError("--qrels, --corpus, --nprobe, --efsearch are for an index; a data set folder has its own")
@@ -148,11 +156,6 @@ def _write(
         record["results"] = [m.to_dict() for m in measured]
         record = json.loads(json.dumps(record), parse_constant=lambda _: None)  # JSON has no NaN
         atomic_files.write_text(path, json.dumps(record, indent=2) + "\n")
-
-
-def drop_none(**options: Any) -> dict[str, Any]:
-    """Return the options that are not None."""
-    return {name: value for name, value in options.items() if value is not None}
 
 
 class _ByRow:

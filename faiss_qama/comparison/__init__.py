@@ -1,1 +1,1 @@
-"""Methods by name, fitted to be compared."""
+"""Comparison: methods by name, fitted and measured on data sets and on tasks."""

@@ -1,13 +1,19 @@
-"""The methods we compare with, by name, each built on a data set's corpus.
+"""Methods by name: fitted, filled with the corpus of a data set, and measured.
 
-Names are: those in ``METHODS``; any layout such as ``2x192``, ``2x96,1x192`` or ``2x128+2x224``; and
-``faiss:FACTORY``, with search parameters after a semicolon
-(``faiss:IVF256,PQ48x4fs,Refine(SQfp16);nprobe=16,k_factor_rf=10``). A suffix ``+none``, ``+codes``, ``+sq8``, ``+fp16``
-or ``+fp32`` to a method that :func:`~faiss_qama.training.fit` fits says what rescores.
+A name is one of these:
+
+- a key of ``METHODS``, or ``scalar`` or ``rotated-scalar``;
+- a layout such as ``2x192``, ``2x96,1x192`` or ``2x128+2x224``;
+- ``faiss:FACTORY``, with search parameters after a semicolon, such as
+  ``faiss:IVF256,PQ48x4fs,Refine(SQfp16);nprobe=16,k_factor_rf=10``.
+
+A method that :func:`~faiss_qama.training.fit` fits takes a suffix for the second stage: ``+none``, ``+codes``,
+``+sq8``, ``+fp16`` or ``+fp32``.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,20 +22,22 @@ import faiss
 import numpy as np
 
 from faiss_qama.arrays import Floats
-from faiss_qama.evaluation.recall import TIMED_RUNS, Dataset, MethodResult, Searchable, Truth, evaluate
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import TIMED_RUNS, Searchable, Truth, evaluate, exact
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.hamming.factory import DEFAULT, code_bytes
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import RESCORE_KINDS
+from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.vectors import Corpus
 
 _RAW = {"projection": "none", "rotation": "none"}
 _SVD = {"projection": "pca", "rotation": "none", "center": False}
 
-# Settings of a fit, and what rescores. The binary and ternary ones rank by Hamming distance, as
-# published; ours use what they have, the codes.
+# Settings of the fit, and the second stage. The binary and ternary methods rank by Hamming distance, as published; the
+# methods of this package re-rank from their codes.
 METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "binary": ({**_RAW, "layout": "binary", "center": False, "thresholds": "zero"}, "none"),
     "mean-binary": ({**_RAW, "layout": "binary", "thresholds": "mean"}, "none"),
@@ -41,6 +49,7 @@ METHODS: dict[str, tuple[dict[str, Any], str]] = {
     "half-bit": ({"layout": "half-bit"}, "codes"),
 }
 SCALAR = ("scalar", "rotated-scalar")
+MIN_TO_TRAIN_PQ = 1000  # vectors for 16 centroids; FAISS takes minutes to train 256 of the same total size
 
 
 def measure(
@@ -53,9 +62,34 @@ def measure(
     runs: int = TIMED_RUNS,
     **search_options: Any,
 ) -> MethodResult:
-    """Build the method ``name`` once a seed and measure each, its speed as the median of ``runs``.
+    """Fit and measure a method.
 
-    ``search_options`` go to indexes of ours that rescore.
+    Parameters
+    ----------
+    name : str
+        The method, see :mod:`faiss_qama.comparison.methods`.
+    dataset : Dataset
+        The documents it is fitted to and filled with, and the queries.
+    truth : Truth
+        The exact neighbours of the queries.
+    train_queries : bool
+        Whether the fit is given the unlabelled queries of the data set.
+    seeds : int
+        Fits to average over, with the seeds 0, 1, ...
+    runs : int
+        Searches to time; their median is the speed.
+    **search_options : Any
+        Passed to the search of a :class:`~faiss_qama.QamaIndex` that re-ranks.
+
+    Returns
+    -------
+    MethodResult
+        One result per fit.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or ``train_queries`` is set and the data set has none.
     """
     results = []
     for seed in range(seeds):
@@ -65,9 +99,67 @@ def measure(
     return MethodResult(name, built.bytes, results, built.config)
 
 
+def measure_alternatives(dataset: Dataset, k: int, metric: int) -> list[MethodResult]:
+    """Measure codes that a user might take instead: sign bits, int8, RaBitQ and a product quantizer.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        The documents and the queries.
+    k : int
+        Neighbours per query.
+    metric : int
+        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+
+    Returns
+    -------
+    list of MethodResult
+        One for each method. Small corpora have no product quantizer.
+    """
+    n, d = dataset.corpus.shape
+    names = ["binary", "binary+codes", "scalar", f"faiss:RR{d},RaBitQ"]
+    if d % 4 == 0 and n >= MIN_TO_TRAIN_PQ:
+        names.append(f"faiss:PQ{d // 4}x4np")  # np: without the tables that only polysemous search needs
+    truth = exact(dataset, k, metric)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)  # the trainings of a PQ are so small that threads would mostly wait for each other
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="fitted on")  # the fit of the corpus has said so already
+            return [measure(name, dataset, truth) for name in names]
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def shared_bytes(quantizer: Quantizer) -> int:
+    """Return the bytes of a quantizer, which all vectors of an index share.
+
+    Parameters
+    ----------
+    quantizer : Quantizer
+        The quantizer.
+
+    Returns
+    -------
+    int
+        The bytes of its arrays: matrices, thresholds, decoder and calibration.
+    """
+    return sum(array.nbytes for array in quantizer.to_state()[0].values())
+
+
 @dataclass(frozen=True, eq=False)
 class Built:
-    """A filled index, its bytes a vector (codes, and what rescoring keeps besides), and its settings."""
+    """A filled index.
+
+    Parameters
+    ----------
+    index : Searchable
+        The index; ids are rows of the corpus.
+    bytes : tuple of int
+        Bytes per vector of the codes, and of the data kept to re-rank with.
+    config : dict
+        The settings of the method.
+    """
 
     index: Searchable
     bytes: tuple[int, int]
@@ -75,9 +167,30 @@ class Built:
 
 
 def build(name: str, dataset: Dataset, metric: int, *, train_queries: bool = False, seed: int = 0) -> Built:
-    """Build the method ``name`` on the corpus of ``dataset``, held in memory.
+    """Fit a method to the corpus of a data set and fill an index with it, in memory.
 
-    With ``train_queries`` the fit is given the data set's unlabelled queries. Raises ValueError for an unknown name.
+    Parameters
+    ----------
+    name : str
+        The method, see :mod:`faiss_qama.comparison.methods`.
+    dataset : Dataset
+        The documents.
+    metric : int
+        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+    train_queries : bool
+        Whether the fit is given the unlabelled queries of the data set.
+    seed : int
+        The seed of the fit. Methods of FAISS have their own.
+
+    Returns
+    -------
+    Built
+        The index, its bytes and its settings.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or ``train_queries`` is set and the data set has none.
     """
     if _is_of_faiss(name):
         x = dataset.corpus.read()
@@ -93,15 +206,23 @@ def build(name: str, dataset: Dataset, metric: int, *, train_queries: bool = Fal
     index = QamaIndex(quantizer, rescore)
     for chunk in dataset.corpus.chunks():
         index.add(chunk)
-    return Built(index, index.bytes_per_vector, dict(quantizer.config))
+    return Built(index, index.bytes_per_vector, quantizer.fit_record.to_dict())
 
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """What a method makes of vectors: ``features(x)`` (n, m) float32, and the bytes a vector that hold them.
+    """A fitted method without an index: vectors in, the vectors that its codes stand for out.
 
-    Decoded vectors; or of methods that rank by Hamming distance their bits as -1 and 1 over the root of their number,
-    whose inner products are 1 - 2 * distance / bits and whose lengths are 1, as embeddings' are.
+    Parameters
+    ----------
+    features : callable
+        Takes vectors (n, d) float32 and returns (n, m) float32: decoded vectors, or the bits of methods that rank by
+        Hamming distance. Bits are -1 and 1 over the root of their number, so that their norm is 1 and their inner
+        products are 1 - 2 * distance / bits.
+    bytes : int
+        Bytes per vector of the codes.
+    config : dict
+        The settings of the method.
     """
 
     features: Callable[[Floats], Floats]
@@ -110,8 +231,28 @@ class Codec:
 
 
 def codec(name: str, corpus: Corpus, *, seed: int = 0) -> Codec:
-    """Fit the method ``name`` to ``corpus``. Raises ValueError for an unknown name, and for one that keeps floats."""
-    metric = faiss.METRIC_L2  # under which both sides are cut alike, and which every FAISS index knows
+    """Fit a method to a corpus, to encode and decode vectors with.
+
+    Parameters
+    ----------
+    name : str
+        The method, see :mod:`faiss_qama.comparison.methods`.
+    corpus : Corpus
+        The vectors to fit to.
+    seed : int
+        The seed of the fit. Methods of FAISS have their own.
+
+    Returns
+    -------
+    Codec
+        The fitted method.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown, or the method keeps floats.
+    """
+    metric = faiss.METRIC_L2  # documents and queries get the same thresholds, and every FAISS index supports it
     if _is_of_faiss(name):
         index, config = _trained(name, corpus.read(), metric)
         try:
@@ -130,14 +271,14 @@ def codec(name: str, corpus: Corpus, *, seed: int = 0) -> Codec:
 
     size, residual = code_bytes(DEFAULT, quantizer.layout), quantizer.layout.residual
     if rescore == "none":
-        return Codec(signs, size, dict(quantizer.config))
+        return Codec(signs, size, quantizer.fit_record.to_dict())
     size += 0 if residual is None else code_bytes(DEFAULT, residual)
-    return Codec(quantizer.encode_decode, size, dict(quantizer.config))
+    return Codec(quantizer.encode_decode, size, quantizer.fit_record.to_dict())
 
 
 def _fitted(name: str, corpus: Corpus, metric: int, queries: Corpus | None, seed: int) -> tuple[Quantizer, str]:
-    """Return the quantizer of a method that ``fit`` fits, and what rescores."""
-    from faiss_qama.training import FitConfig, fit  # here, because run time does not depend on training
+    """Return the quantizer of a method that ``fit`` fits, and its second stage."""
+    from faiss_qama.training import FitConfig, fit  # here, because searching must not import training
 
     method, _, rescore = name.rpartition("+")
     if rescore not in RESCORE_KINDS:  # then it belongs to a layout with a residual
@@ -152,7 +293,7 @@ def _fitted(name: str, corpus: Corpus, metric: int, queries: Corpus | None, seed
             known = ", ".join([*METHODS, *SCALAR])
             raise ValueError(
                 f"unknown method {name!r}; there are {known}, layouts such as 2x192, and faiss:FACTORY; "
-                f"what rescores is one of +{', +'.join(RESCORE_KINDS)}"
+                f"the second stage is one of +{', +'.join(RESCORE_KINDS)}"
             ) from None
     return fit(corpus, config=config, metric=metric, queries=queries), rescore or default
 
@@ -179,7 +320,7 @@ def _trained(name: str, x: Floats, metric: int) -> tuple[faiss.Index, dict[str, 
 
 
 def _recoded(index: faiss.Index, x: Floats) -> Floats:
-    """Return what ``index`` keeps of ``x``."""
+    """Return the vectors that ``index`` stores for ``x``."""
     try:
         out: Floats = index.sa_decode(index.sa_encode(x))
     except RuntimeError:  # fast scans encode only what they hold
@@ -190,7 +331,7 @@ def _recoded(index: faiss.Index, x: Floats) -> Floats:
 
 
 def _code_size(index: faiss.Index) -> int:
-    """Return bytes a vector: the code's, or a share of the whole index where there is no such thing (graphs)."""
+    """Return bytes per vector: of the code, or a share of the whole index where it has no code of its own (graphs)."""
     try:
         return int(index.sa_code_size())
     except RuntimeError:
@@ -198,11 +339,14 @@ def _code_size(index: faiss.Index) -> int:
 
 
 def _scalar(x: Floats, metric: int, *, rotated: bool) -> faiss.Index:
-    """8 bits between each component's smallest and largest value, as sentence-transformers' int8; after SVD or not."""
+    """Return an index of 8 bits between the smallest and the largest value of each component, after SVD or not.
+
+    Without rotation it is the int8 of sentence-transformers.
+    """
     d = x.shape[1]
     index = faiss.IndexScalarQuantizer(d, faiss.ScalarQuantizer.QT_8bit, metric)
     if rotated:
-        rotation = faiss.LinearTransform(d, d, False)  # orthogonal and not centred, so it changes no inner product
+        rotation = faiss.LinearTransform(d, d, False)  # orthogonal and not centred: inner products stay
         directions = np.linalg.eigh(x.T.astype(np.float64) @ x)[1].T.astype(np.float32)
         faiss.copy_array_to_vector(directions.ravel(), rotation.A)
         rotation.is_trained = rotation.is_orthonormal = True

@@ -1,7 +1,7 @@
-"""What embeddings are for besides retrieval: semantic similarity and classification, on compressed vectors.
+"""Semantic similarity and classification on compressed vectors (extra ``eval``).
 
-As the study of rotated ternary codes measured them (M. Nemlaghi, "Squeezing embeddings: a journey from classic to
-rotated ternary quantization", 2024), on STS-B and Banking77. Needs the extra ``eval``.
+The tasks are those of the study of rotated ternary codes (M. Nemlaghi, "Squeezing embeddings: a journey from classic to
+rotated ternary quantization", 2024), which measured STS-B and Banking77.
 """
 
 from __future__ import annotations
@@ -26,13 +26,16 @@ Features: TypeAlias = Callable[[Floats], Floats]
 
 @dataclass(frozen=True, eq=False)
 class Similarity:
-    """Pairs of vectors, and how alike people found what they stand for.
+    """Pairs of vectors, and how similar people found their texts.
 
     Parameters
     ----------
-    train : (n, d) what methods are fitted on: both sides of the train pairs
-    a, b : (m, d) the test pairs
-    scores : (m,) larger is more alike
+    train : ndarray of shape (n, d), float32
+        Both sides of the train pairs, which methods are fitted to.
+    a, b : ndarray of shape (m, d), float32
+        The test pairs.
+    scores : ndarray of shape (m,), float64
+        Larger is more similar.
     """
 
     measure: ClassVar[str] = "Spearman"
@@ -43,7 +46,25 @@ class Similarity:
 
     @classmethod
     def load(cls, folder: Path) -> Similarity:
-        """Read {train,test}_{a,b}.npy and test_scores.npy."""
+        """Read {train,test}_{a,b}.npy and test_scores.npy.
+
+        Parameters
+        ----------
+        folder : Path
+            The data set folder.
+
+        Returns
+        -------
+        Similarity
+            The task.
+
+        Raises
+        ------
+        OSError
+            If a file is missing.
+        ValueError
+            If a file is malformed, sizes differ, or all scores are equal.
+        """
         first = load_vectors(folder / "train_a.npy")
         second, a, b = (
             load_vectors(folder / f"{name}.npy", first.shape[1]) for name in ("train_b", "test_a", "test_b")
@@ -55,13 +76,37 @@ class Similarity:
         return cls(np.concatenate([first, second]), a, b, scores)
 
     def items(self, features: Features) -> PerQuery:
-        """Return the cosine of each test pair."""
+        """Return the cosine of each test pair.
+
+        Parameters
+        ----------
+        features : callable
+            Takes vectors (m, d) float32 and returns the vectors to compare.
+
+        Returns
+        -------
+        ndarray of shape (m,), float64
+            Larger is more similar.
+        """
         a, b = (scale_to_norm(features(side), 1.0) for side in (self.a, self.b))
         cosines: PerQuery = np.einsum("nd,nd->n", a, b, dtype=np.float64)
         return cosines
 
     def score(self, items: PerQuery, rows: Resample) -> float:
-        """Return Spearman's correlation of cosines and scores, at ``rows``."""
+        """Return Spearman's correlation of cosines and scores.
+
+        Parameters
+        ----------
+        items : ndarray of shape (m,), float64
+            What :meth:`items` returned.
+        rows : ndarray of shape (r,), int64
+            The test pairs to count.
+
+        Returns
+        -------
+        float
+            From -1 to 1, higher is better.
+        """
         spearmanr = _needed("scipy.stats").spearmanr
         return float(spearmanr(items[rows], self.scores[rows]).statistic)
 
@@ -72,8 +117,14 @@ class Classification:
 
     Parameters
     ----------
-    train, train_labels : (n, d) and (n,), what methods and the classifier are fitted on
-    test, test_labels : (m, d) and (m,)
+    train : ndarray of shape (n, d), float32
+        Vectors that methods and the classifier are fitted to.
+    train_labels : ndarray of shape (n,)
+        Their labels.
+    test : ndarray of shape (m, d), float32
+        Vectors to classify.
+    test_labels : ndarray of shape (m,)
+        Their labels.
     """
 
     measure: ClassVar[str] = "accuracy"
@@ -84,7 +135,25 @@ class Classification:
 
     @classmethod
     def load(cls, folder: Path) -> Classification:
-        """Read {train,test}.npy and {train,test}_labels.npy."""
+        """Read {train,test}.npy and {train,test}_labels.npy.
+
+        Parameters
+        ----------
+        folder : Path
+            The data set folder.
+
+        Returns
+        -------
+        Classification
+            The task.
+
+        Raises
+        ------
+        OSError
+            If a file is missing.
+        ValueError
+            If a file is malformed, sizes differ, or there is only one class.
+        """
         train = load_vectors(folder / "train.npy")
         test = load_vectors(folder / "test.npy", train.shape[1])
         path = folder / "train_labels.npy"
@@ -94,14 +163,38 @@ class Classification:
         return cls(train, train_labels, test, _values(folder / "test_labels.npy", "biu", len(test)))
 
     def items(self, features: Features) -> PerQuery:
-        """Return 1 for each test vector that a logistic regression on train vectors labels rightly, and 0."""
+        """Return which test vectors a logistic regression on the train vectors labels correctly.
+
+        Parameters
+        ----------
+        features : callable
+            Takes vectors (n, d) float32 and returns the vectors to classify.
+
+        Returns
+        -------
+        ndarray of shape (m,), float64
+            1 where the label is correct, else 0.
+        """
         regression = _needed("sklearn.linear_model").LogisticRegression(max_iter=1000)
         regression.fit(features(self.train), self.train_labels)
         right: PerQuery = (regression.predict(features(self.test)) == self.test_labels).astype(np.float64)
         return right
 
     def score(self, items: PerQuery, rows: Resample) -> float:
-        """Return the accuracy, at ``rows``."""
+        """Return the accuracy.
+
+        Parameters
+        ----------
+        items : ndarray of shape (m,), float64
+            What :meth:`items` returned.
+        rows : ndarray of shape (r,), int64
+            The test vectors to count.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+        """
         return float(items[rows].mean())
 
 
@@ -110,7 +203,23 @@ Task: TypeAlias = Similarity | Classification
 
 @dataclass(frozen=True, eq=False)
 class TaskResult:
-    """A method on a task: its bytes a vector, and for each fit, and for exact floats, a value an item."""
+    """The results of a method on a task.
+
+    Parameters
+    ----------
+    name : str
+        The method.
+    bytes : int
+        Bytes per vector.
+    task : Task
+        The task.
+    items : list of ndarray of shape (m,), float64
+        One value per test item, for each fit.
+    floats : ndarray of shape (m,), float64
+        The same for exact floats.
+    config : dict
+        The settings of the method.
+    """
 
     name: str
     bytes: int
@@ -126,12 +235,18 @@ class TaskResult:
 
     @property
     def retained(self) -> tuple[float, tuple[float, float]]:
-        """% of what exact floats reach, and its 95 % interval over test items."""
+        """The score in percent of that of exact floats, and its 95 % interval over test items."""
         n = len(self.floats)
         return self._share(np.arange(n)), bootstrap_interval(self._share, n)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what JSON can hold."""
+        """Return the score, its intervals and the score of each fit.
+
+        Returns
+        -------
+        dict
+            What JSON can hold.
+        """
         share, (low, high) = self.retained
         every = np.arange(len(self.floats))
         return {
@@ -153,7 +268,27 @@ class TaskResult:
 
 
 def load_task(folder: PathLike) -> Task | None:
-    """Return the task in ``folder``, by its files; None if it holds neither test_scores.npy nor test_labels.npy."""
+    """Load the task of a data set folder, whichever it is by the files in it.
+
+    Parameters
+    ----------
+    folder : str or os.PathLike
+        The data set folder.
+
+    Returns
+    -------
+    Similarity, Classification or None
+        None if the folder holds neither ``test_scores.npy`` nor ``test_labels.npy``.
+
+    Raises
+    ------
+    ImportError
+        If scipy or scikit-learn is not installed. The message has the command that installs it.
+    OSError
+        If a file of the task is missing.
+    ValueError
+        If a file of the task is malformed.
+    """
     path = Path(folder)
     kinds = ("test_scores.npy", Similarity, "scipy.stats"), ("test_labels.npy", Classification, "sklearn.linear_model")
     for file, task, module in kinds:
@@ -164,7 +299,27 @@ def load_task(folder: PathLike) -> Task | None:
 
 
 def measure(task: Task, names: list[str], *, seeds: int = 1) -> list[TaskResult]:
-    """Measure exact floats and the methods ``names`` of :mod:`faiss_qama.comparison.methods`, fitted once a seed."""
+    """Measure exact floats and methods on a task.
+
+    Parameters
+    ----------
+    task : Similarity or Classification
+        The task.
+    names : list of str
+        The methods, see :mod:`faiss_qama.comparison.methods`.
+    seeds : int
+        Fits to average over, with the seeds 0, 1, ...
+
+    Returns
+    -------
+    list of TaskResult
+        Exact floats first, then one for each name.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown, or a method keeps floats.
+    """
     floats = task.items(lambda x: x)
     measured = [TaskResult("exact floats", 4 * task.train.shape[1], task, [floats], floats, {})]
     corpus = Corpus(task.train)
@@ -176,7 +331,7 @@ def measure(task: Task, names: list[str], *, seeds: int = 1) -> list[TaskResult]
 
 
 def _values(path: Path, kinds: str, *sizes: int) -> NDArray[Any]:
-    """Read a number a row, of one of numpy's ``kinds``. Raises ValueError unless there are as many as ``sizes``."""
+    """Read one number per row, of one of numpy's ``kinds``. Raises ValueError unless there are as many as ``sizes``."""
     values = open_npy(path, mmap=False)
     if values.dtype.kind not in kinds:
         wanted = "whole numbers" if "f" not in kinds else "numbers"

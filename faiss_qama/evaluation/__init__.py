@@ -1,1 +1,1 @@
-"""Measures: recall, ranking metrics, intervals. Fits nothing."""
+"""Data sets, exact search, recall, ranking metrics and confidence intervals. Nothing here fits a quantizer."""

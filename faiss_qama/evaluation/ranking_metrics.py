@@ -1,4 +1,4 @@
-"""Rankings against what people judged relevant: nDCG, recall and reciprocal rank, a value a query."""
+"""Rankings against documents that people judged relevant: nDCG, recall and reciprocal rank, one value per query."""
 
 from __future__ import annotations
 
@@ -13,12 +13,26 @@ PerQuery: TypeAlias = NDArray[np.float64]
 
 
 def ranking_metrics(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> dict[str, PerQuery]:
-    """Return ``ndcg``, ``relevant_recall`` and ``mrr``, at k, of the (nq, >= k) ids ``I``, as trec_eval does.
+    """Return nDCG, recall of the relevant documents and reciprocal rank at k, as trec_eval computes them.
 
-    A value for each query that has a relevant document, by query row; nothing without qrels (m, 3: query row, corpus
-    row, grade). nDCG: gains are the grades and the discount is 1 / log2(rank + 1) (Järvelin and Kekäläinen, "Cumulated
-    gain-based evaluation of IR techniques", 2002, section 2.2). The others take every grade above 0 alike: the share of
-    the relevant documents that is among the first k, and 1 / rank of the first, 0 where there is none.
+    nDCG takes grades as gains, discounted by 1 / log2(rank + 1) (Järvelin and Kekäläinen, "Cumulated gain-based
+    evaluation of IR techniques", 2002, section 2.2). The other two treat every grade above 0 alike.
+
+    Parameters
+    ----------
+    I : ndarray of shape (nq, >= k), int64
+        Rows of the corpus, best first, -1 where there is no hit.
+    qrels : ndarray of shape (m, 3), int64, or None
+        Rows of query row, corpus row and grade.
+    k : int
+        How many hits of each query count.
+
+    Returns
+    -------
+    dict of str to ndarray of shape (judged queries,), float64
+        ``ndcg``; ``relevant_recall``, the share of the relevant documents among the first k; and ``mrr``, 1 / rank of
+        the first relevant document, 0 where there is none. Each has one value for every query with a relevant document,
+        in the order of their rows. Empty where no query has one.
     """
     grades: dict[int, dict[int, int]] = {}
     for query, document, grade in [] if qrels is None else qrels.tolist():
@@ -44,6 +58,21 @@ def ranking_metrics(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> dict[str
 
 
 def ndcg(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> float | None:
-    """Return the mean nDCG@k of :func:`judged`, None where nothing is."""
+    """Return the mean nDCG@k of :func:`ranking_metrics`.
+
+    Parameters
+    ----------
+    I : ndarray of shape (nq, >= k), int64
+        Rows of the corpus, best first, -1 where there is no hit.
+    qrels : ndarray of shape (m, 3), int64, or None
+        Rows of query row, corpus row and grade.
+    k : int
+        How many hits of each query count.
+
+    Returns
+    -------
+    float or None
+        nDCG@k, from 0 to 1; None where no query has a relevant document.
+    """
     values = ranking_metrics(I, qrels, k)
     return float(values["ndcg"].mean()) if values else None

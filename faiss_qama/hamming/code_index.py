@@ -1,12 +1,14 @@
-"""What holds the codes of a QamaIndex, in rows 0, 1, ..., and scans them by Hamming distance."""
+"""The first stage: codes in rows 0, 1, ..., and the nearest of them by Hamming distance."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import faiss
 import numpy as np
+from numpy.typing import DTypeLike, NDArray
 
 from faiss_qama import topk
 from faiss_qama.arrays import Codes, Distances, Floats, Ids, Mask
@@ -14,12 +16,29 @@ from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
 
+class PartReader(Protocol):
+    """Reads the parts of a saved index by name. Errors name the file."""
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True) -> NDArray[Any]:
+        """Return an array of this shape and dtype, memory-mapped if that was asked for and ``mapped`` allows it."""
+
+    def binary(self, name: str, *, mapped: bool = False) -> faiss.IndexBinary:
+        """Return a FAISS binary index, memory-mapped if that was asked for and ``mapped`` allows it."""
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such a part."""
+
+    def invalid(self, name: str, reason: str) -> ValueError:
+        """Return the error for a part whose values cannot be."""
+
+
 class CodeIndex(ABC):
-    """Codes by row, and what finds the nearest of them.
+    """Codes by row, and a search for the nearest of them.
 
     Parameters
     ----------
-    layout : of the codes
+    layout : CodeLayout
+        Layout of the codes.
     """
 
     def __init__(self, layout: CodeLayout) -> None:
@@ -30,7 +49,7 @@ class CodeIndex(ABC):
 
     @abstractmethod
     def __str__(self) -> str:
-        """Return the string that makes such a base."""
+        """Return the factory string of such an index."""
 
     @property
     @abstractmethod
@@ -107,9 +126,40 @@ class CodeIndex(ABC):
     def keep(self, kept: Mask) -> None:
         """Drop the rows where ``kept`` (n,) is false; the others move up."""
 
+    def shrink(self, n: int) -> None:
+        """Drop the rows from ``n`` on."""
+        if len(self) > n:
+            self.keep(np.arange(len(self)) < n)
+
     @abstractmethod
     def clear(self) -> None:
         """Drop every row."""
+
+    @abstractmethod
+    def parts(self) -> dict[str, Any]:
+        """Return what a bundle holds of it: arrays, and faiss.IndexBinary objects, by name."""
+
+    @classmethod
+    @abstractmethod
+    def from_parts(cls, name: str, layout: CodeLayout, n: int, reader: PartReader) -> CodeIndex:
+        """Return the index of :meth:`parts`.
+
+        Parameters
+        ----------
+        name : str
+            Its factory string, ``str`` of it.
+        layout : CodeLayout
+            Layout of the codes.
+        n : int
+            Number of codes.
+        reader : PartReader
+            The parts.
+
+        Raises
+        ------
+        ValueError
+            For a part that is misshapen or that would make a search read elsewhere.
+        """
 
     @abstractmethod
     def truncate(self, layout: CodeLayout) -> CodeIndex:

@@ -14,7 +14,7 @@ import numpy as np
 
 from faiss_qama import topk
 from faiss_qama.arrays import WORST, Codes, Distances, Ids, Mask
-from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.hamming.code_index import CodeIndex, PartReader
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
@@ -157,11 +157,24 @@ class FaissCodeIndex(CodeIndex):
     def can_remove(self) -> bool:
         return isinstance(self.index, faiss.IndexBinaryFlat | faiss.IndexBinaryIVF)
 
-    @property
-    def storable(self) -> Any:
-        """The index to write to disk: itself, or of a hash table, which is made anew from them, its codes."""
+    def parts(self) -> dict[str, Any]:
+        """Return the FAISS index; of a hash table, which is made anew from them, the codes in a flat one."""
         hashed = isinstance(self.index, faiss.IndexBinaryHash | faiss.IndexBinaryMultiHash)
-        return self._flat if hashed else self.index
+        return {"codes": self._flat if hashed else self.index}
+
+    @classmethod
+    def from_parts(cls, name: str, layout: CodeLayout, n: int, reader: PartReader) -> FaissCodeIndex:
+        binary = reader.binary("codes", mapped=name == "BFlat")
+        if binary.code_size != layout.code_size:
+            raise reader.invalid("codes", f"codes of {binary.code_size} bytes; the manifest says {layout.code_size}")
+        if binary.ntotal != n:
+            raise reader.invalid("codes", f"{binary.ntotal} codes; the manifest says {n}")
+        base = cls(binary, layout, filled=True)
+        if str(base) == name:
+            return base
+        made_anew = cls(name, layout)
+        made_anew.append(base.codes)
+        return made_anew
 
     def train(self, codes: Codes) -> None:
         if not self.index.is_trained and len(codes) < self.index.nlist:

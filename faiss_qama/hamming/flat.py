@@ -13,7 +13,7 @@ from faiss_qama import topk
 from faiss_qama.arrays import LANES, WORST, Codes, Distances, Floats, Ids, Mask, Words
 from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming import bit_planes
-from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.hamming.code_index import CodeIndex, PartReader
 from faiss_qama.kernels import kernel
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.threads import even_slices, parallel_map
@@ -87,9 +87,12 @@ class FlatCodeIndex(CodeIndex):
     def truncate(self, layout: CodeLayout) -> FlatCodeIndex:
         return FlatCodeIndex(layout, bit_planes.truncate(self.groups, self.layout, layout), self._n)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that it is made of, by name."""
+    def parts(self) -> dict[str, Any]:
         return {"codes": self.groups}
+
+    @classmethod
+    def from_parts(cls, name: str, layout: CodeLayout, n: int, reader: PartReader) -> FlatCodeIndex:
+        return cls(layout, reader.array("codes", (-(-n // LANES), bit_planes.n_words(layout), LANES), "<u4"), n)
 
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
         for name in settings:
@@ -133,7 +136,7 @@ class FlatCodeIndex(CodeIndex):
 
     def weighted_sums(self, rows: Ids, weights: Floats, shared: Floats | None) -> tuple[Floats, Floats]:
         topk.check_rows(rows, self._n)
-        compiled = kernel("scanning")
+        compiled = kernel("weighted_sums")
         if compiled is None:
             return super().weighted_sums(rows, weights, shared)
         groups, places, (pairs, others) = self.groups, self._place(rows), bit_planes.widths(self.layout)
@@ -156,7 +159,7 @@ class FlatCodeIndex(CodeIndex):
         return own, common
 
     def _pack(self, code: Codes) -> Words:
-        compiled = kernel("scanning")
+        compiled = kernel("plane_packing")
         if compiled is None:
             return bit_planes.pack(code, self.layout)
         words = np.empty((len(code), self._words), np.uint32)

@@ -14,6 +14,7 @@ from faiss_qama import topk
 from faiss_qama.arrays import LANES, WORST, Codes, Distances, Ids, Mask, Words
 from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming import bit_planes
+from faiss_qama.hamming.code_index import PartReader
 from faiss_qama.hamming.flat import CHUNK, FlatCodeIndex, nearest_of
 from faiss_qama.kernels import kernel
 from faiss_qama.quantizer.bit_packing import levels, of_levels, truncate, twice
@@ -137,8 +138,8 @@ class IVFCodeIndex(FlatCodeIndex):
         other.append(truncate(self.codes, layout))
         return other
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that it is made of, by name and groups in the order of their lists."""
+    def parts(self) -> dict[str, Any]:
+        """Return arrays, groups in the order of their lists."""
         order = np.argsort(self._lists.array, kind="stable")
         rows = self._rows.array[order]
         places = np.empty(self._n, np.int32)
@@ -153,25 +154,26 @@ class IVFCodeIndex(FlatCodeIndex):
         }
 
     @classmethod
-    def from_arrays(cls, layout: CodeLayout, nlist: int, parts: Mapping[str, NDArray[Any]]) -> IVFCodeIndex:
-        """Return the base of :meth:`parts`; its codes, rows and places may be read-only memory maps."""
-        base = cls(layout, nlist)
-        base._set_centroids(np.asarray(parts["centroids"]))
-        base._sizes = np.array(parts["sizes"])
+    def from_parts(cls, name: str, layout: CodeLayout, n: int, reader: PartReader) -> IVFCodeIndex:
+        base = cls(layout, int(name.removeprefix("IVF")))
+        base._sizes = np.array(reader.array("sizes", (base.nlist,), "<i8", mapped=False))
+        if base._sizes.min() < 0 or base._sizes.max() > n or base._sizes.sum() != n:
+            raise reader.invalid("sizes", f"lists of {base._sizes.sum()} codes; the manifest says {n}")
+        base._set_centroids(np.asarray(reader.array("centroids", (base.nlist, layout.units), "|u1", mapped=False)))
         groups = -(-base._sizes // LANES)
+        of_group = int(groups.sum())
+        codes = reader.array("codes", (of_group, base._words, LANES), "<u4")
+        rows = _within(reader, "rows", (of_group, LANES), -1, n)
+        places = _within(reader, "places", (n,), 0, of_group * LANES)
         ends = np.cumsum(groups).astype(np.int32)
         base._heads = np.where(groups, ends - groups.astype(np.int32), np.int32(-1))
         base._tails = np.where(groups, ends - np.int32(1), np.int32(-1))
         following = np.arange(1, groups.sum() + 1, dtype=np.int32)
         following[base._tails[groups > 0]] = -1
         base._following = GrowingArray(following)
-        base._lists = GrowingArray(np.repeat(np.arange(nlist, dtype=np.int32), groups))
-        base._groups, base._rows, base._places = (
-            GrowingArray(parts["codes"]),
-            GrowingArray(parts["rows"]),
-            GrowingArray(parts["places"]),
-        )
-        base._n = len(parts["places"])
+        base._lists = GrowingArray(np.repeat(np.arange(base.nlist, dtype=np.int32), groups))
+        base._groups, base._rows, base._places = GrowingArray(codes), GrowingArray(rows), GrowingArray(places)
+        base._n = n
         return base
 
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
@@ -201,7 +203,7 @@ class IVFCodeIndex(FlatCodeIndex):
                     continue
                 scan_lists = compiled.scans(*bit_planes.widths(self.layout)).lists
                 chains = self.groups, self._rows.array, self._heads, self._following.array
-                scan_lists(*chains, probes, words[block], allowed, D[block], I[block])
+                scan_lists(chains, probes, words[block], allowed, D[block], I[block])
 
         if k:
             parallel_map(scanned, even_slices(len(queries)))
@@ -295,3 +297,11 @@ class IVFCodeIndex(FlatCodeIndex):
     def _lists_of(self, rows: Ids) -> NDArray[np.int32]:
         lists: NDArray[np.int32] = self._lists.array[self._place(rows) // LANES]
         return lists
+
+
+def _within(reader: PartReader, name: str, shape: tuple[int, ...], least: int, most: int) -> NDArray[np.int32]:
+    """Return an array of numbers from ``least`` to ``most`` - 1. Of a mapped one each search checks what it reads."""
+    array = reader.array(name, shape, "<i4")
+    if not isinstance(array, np.memmap) and array.size and not least <= array.min() <= array.max() < most:
+        raise reader.invalid(name, f"{array.min()} to {array.max()}; {least} to {most - 1} are possible")
+    return array

@@ -29,7 +29,8 @@ from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.quantizer.transform import Linear
-from faiss_qama.rescore.rescorer import StoredVectors, UserVectors
+from faiss_qama.rescore.stored_vectors import StoredVectors
+from faiss_qama.rescore.user_vectors import UserVectors
 
 KINDS = ("hamming", "fastscan", "binary")
 K_FACTOR = 20  # candidates of IndexRefine a neighbour, at most; it cannot be told a recall, so set your own
@@ -37,19 +38,37 @@ K_FACTOR = 20  # candidates of IndexRefine a neighbour, at most; it cannot be to
 SAFE_K = 100
 
 
-def to_faiss(held: TwoStageIndex, kind: str, rescore: str) -> Any:
-    """Return what ``held`` holds, rescored from ``rescore``, as a stock index of one of ``KINDS``."""
+def to_faiss(core: TwoStageIndex, kind: str) -> Any:
+    """Return a stock FAISS index of the same codes.
+
+    Parameters
+    ----------
+    core : TwoStageIndex
+        Codes, ids and vectors.
+    kind : str
+        One of ``KINDS``.
+
+    Returns
+    -------
+    faiss.Index or faiss.IndexBinary
+        Codes without removed rows, refined from the vectors if they are kept.
+
+    Raises
+    ------
+    ValueError
+        For another kind, and for a layout or a transform that this kind cannot express.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
-    live = held.id_map.live_rows
-    code = np.ascontiguousarray(held.base.take(live))
-    ids = None if held.id_map.ids is None else held.id_map.ids_of(live)
+    live = core.id_map.live_rows
+    code = np.ascontiguousarray(core.base.take(live))
+    ids = None if core.id_map.ids is None else core.id_map.ids_of(live)
     if kind == "binary":
-        return _binary(held.base, code, ids)
-    quantizer = held.quantizer
+        return _binary(core.base, code, ids)
+    quantizer = core.quantizer
     index = _hamming(quantizer, code) if kind == "hamming" else _fastscan(quantizer, code)
-    if isinstance(held.rescorer, StoredVectors | UserVectors):
-        index = _refined(index, rescore, held, live)
+    if isinstance(core.rescorer, StoredVectors | UserVectors):
+        index = _refined(index, core, live)
     if ids is None:
         return index
     return _with_ids(index, ids, faiss.IndexIDMap2(faiss.IndexFlat(quantizer.d, quantizer.metric)))
@@ -155,13 +174,13 @@ def _padded_columns(
     return columns, np.where(columns[:, None] >= 0, values[columns], 0), np.concatenate([p for _, p in parts], axis=1)
 
 
-def _refined(index: Any, rescore: str, held: TwoStageIndex, live: Ids) -> Any:
-    """Return ``index`` within an IndexRefine over the vectors of ``held``."""
-    quantizer = held.quantizer
+def _refined(index: Any, core: TwoStageIndex, live: Ids) -> Any:
+    """Return ``index`` within an IndexRefine over the vectors of ``core``."""
+    quantizer = core.quantizer
     kinds = {"fp16": faiss.ScalarQuantizer.QT_fp16, "sq8": faiss.ScalarQuantizer.QT_8bit}
-    x = held.take(live)
-    if len(x) and rescore in kinds and (rescore != "fp16" or np.abs(x).max(initial=0) < 65504):
-        store = faiss.IndexScalarQuantizer(quantizer.d, kinds[rescore], quantizer.metric)
+    x = core.take(live)
+    if len(x) and core.rescore in kinds and (core.rescore != "fp16" or np.abs(x).max(initial=0) < 65504):
+        store = faiss.IndexScalarQuantizer(quantizer.d, kinds[core.rescore], quantizer.metric)
         store.train(x)
     else:
         store = faiss.IndexFlat(quantizer.d, quantizer.metric)

@@ -13,7 +13,8 @@ import re
 import faiss
 
 from faiss_qama.hamming.factory import DEFAULT
-from faiss_qama.index.qama_index import QamaIndex, Unfitted
+from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.index.state import Unfitted
 
 _FORM = re.compile(
     r"Qama(?:\((?P<brackets>[^()]+)\)|(?P<layout>[^,()]+))(?:,(?P<base>Flat|IVF\d+|auto|B.*?|IDMap2?,B.*?))?(?:,(?P<refine>Refine\(\w+\)|RFlat))?"

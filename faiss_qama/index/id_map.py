@@ -6,10 +6,11 @@ from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.arrays import Ids, Mask
 from faiss_qama.growing import GrowingArray
+from faiss_qama.hamming.code_index import PartReader
 
 
 class IdMap:
@@ -28,6 +29,7 @@ class IdMap:
         self.n = n
         self._ids = None if ids is None else GrowingArray(ids)
         self.alive = alive
+        self.version = 0  # counts the changes
         self._all: Ids | None = None  # the id of each row, where it is not in _ids
         self._sorted: tuple[Ids, Ids] | None = None  # places among the rows that are left by id, and the ids
 
@@ -129,7 +131,18 @@ class IdMap:
         self.n, self._ids, self.alive = 0, None, None
         self._changed()
 
+    def parts(self) -> dict[str, NDArray[Any]]:
+        """Return the arrays that a bundle holds of it, by name."""
+        return {name: array for name, array in (("ids", self.ids), ("alive", self.alive)) if array is not None}
+
+    @classmethod
+    def from_parts(cls, n: int, reader: PartReader) -> IdMap:
+        """Return the map of :meth:`parts` for ``n`` rows. Raises ValueError for a part that is misshapen."""
+        ids = reader.array("ids", (n,), np.int64, mapped=False) if reader.has("ids") else None
+        return cls(n, ids, reader.array("alive", (n,), bool, mapped=False) if reader.has("alive") else None)
+
     def _changed(self) -> None:
+        self.version += 1
         self._all = self._sorted = None
 
 

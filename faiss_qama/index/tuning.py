@@ -5,29 +5,30 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+
+from numpy.typing import ArrayLike
 
 from faiss_qama.arrays import Codes, Floats, Ids
 from faiss_qama.hamming.code_index import CodeIndex
-from faiss_qama.hamming.faiss_binary import EF_WIDTH, FaissCodeIndex
-from faiss_qama.hamming.flat import FlatCodeIndex
-from faiss_qama.hamming.ivf import IVFCodeIndex
+from faiss_qama.hamming.factory import DEFAULT, check_memory, make_base
+from faiss_qama.hamming.faiss_binary import EF_WIDTH
 from faiss_qama.index.id_map import IdMap
+from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.calibration import MISSES
+from faiss_qama.quantizer.calibration import MISSES, K
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import CodeRescorer
+from faiss_qama.rescore.codes import CodeRescorer
+from faiss_qama.vectors import Corpus, as_vectors
 
-RECALL, K = 0.95, 10
-ASKED = 1000  # queries, at most, that a base is chosen with
+MAX_QUERIES = 1000  # that a base is chosen with
 LISTS = (2, 4)  # times the root of the number of vectors
-FEWEST = 10_000  # vectors; fewer are scanned before lists are chosen
-GRAPH, MOST = "BHNSW16", 100_000  # vectors that a graph is tried for; of more it takes minutes to build
-TRAINING = 50  # codes a list to train on, at most
+MIN_VECTORS = 10_000  # vectors; fewer are scanned before lists are chosen
+GRAPH, MAX_GRAPH = "BHNSW16", 100_000  # vectors that a graph is tried for; of more it takes minutes to build
+CODES_PER_LIST = 50  # to train on, at most
 STEP = 2**0.5  # from one setting to the next
 FAISS_EF, WIDEST = 16, 4096  # efSearch: FAISS's own, and what a scan is faster than
 ROUNDS = 3
@@ -71,7 +72,7 @@ def tune(contents: TwoStageIndex, xq: Floats, k: int, recall: float) -> BaseTria
     """
     full = contents.over(contents.base.flat_prefix(contents.quantizer.layout))
     oversample = _oversample(contents, k, recall)
-    wanted = full.search(xq, k, oversample=oversample, settings={})[1]
+    wanted = full.search(xq, k, SearchParameters(oversample=oversample))[1]
     return _smallest(contents, xq, k, recall, oversample, wanted)
 
 
@@ -86,12 +87,12 @@ def fastest(
     check_memory(quantizer.layout, memory)
     bases: list[tuple[CodeIndex, BaseTrial]] = []
     oversample, wanted = None, None
-    for make in progress(list(_bases(quantizer, code)), "choosing a base"):
-        base = make()
+    for name in progress(_names(len(code)), "choosing a base"):
+        base = _filled(name, quantizer.layout, code)
         contents = TwoStageIndex(quantizer, base, IdMap(len(base)), CodeRescorer(quantizer, base))
         if wanted is None:  # the full scan, which the others are compared with
             oversample = _oversample(contents, K, recall)
-            wanted = contents.search(xq, K, oversample=oversample, settings={})[1]
+            wanted = contents.search(xq, K, SearchParameters(oversample=oversample))[1]
         tried = _smallest(contents, xq, K, recall, oversample, wanted)
         if tried is not None and (memory is None or tried.bytes_per_vector <= memory):
             bases.append((base, tried))
@@ -99,38 +100,53 @@ def fastest(
     return bases[0][0], [tried for _, tried in bases]
 
 
-def check_memory(layout: CodeLayout, memory: float | None) -> None:
-    """Raise ValueError unless codes of ``layout`` fit into ``memory``, bytes a vector; None is no bound."""
-    least = FlatCodeIndex(layout).bytes_per_vector
-    if memory is not None and not least <= memory:
-        raise ValueError(
-            f"memory: {memory:g} bytes a vector, and codes of {layout} alone take {least}: fit a shorter layout"
-        )
+def trial_queries(x: Floats, queries: ArrayLike | None, d: int) -> Floats:
+    """Return queries to choose a base with.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n, d), float32
+        Documents, some of which stand in for queries, with noise added, if there are no ``queries``.
+    queries : array of shape (nq, d) or None
+        Unlabelled queries.
+    d : int
+        The dimension that queries must have.
+
+    Returns
+    -------
+    ndarray of shape (at most MAX_QUERIES, d), float32
+        The queries.
+
+    Raises
+    ------
+    ValueError
+        For too few documents, and for queries of another dimension.
+    """
+    from faiss_qama.training.split import split_corpus  # here, because run time does not depend on training
+
+    if queries is not None:
+        return as_vectors(queries, d, "queries")[:MAX_QUERIES]
+    split = split_corpus(Corpus(x), None, len(x), seed=0)
+    if not len(split.validation):
+        raise ValueError(f"base auto is chosen with queries, or with 200 documents or more; got {len(x)} documents")
+    return split.validation
 
 
-def _bases(quantizer: Quantizer, code: Codes) -> Iterator[Callable[[], CodeIndex]]:
-    def scan() -> CodeIndex:
-        base = FlatCodeIndex(quantizer.layout)
-        base.append(code)
-        return base
+def _names(n: int) -> list[str]:
+    """Return the bases that are tried for ``n`` codes, the full scan first."""
+    if n < MIN_VECTORS:
+        return [DEFAULT]
+    lists = [f"IVF{2 ** round(math.log2(times * math.sqrt(n)))}" for times in LISTS]
+    return [DEFAULT, *lists, *([GRAPH] if n <= MAX_GRAPH else [])]
 
-    def lists(number: int) -> CodeIndex:
-        base = IVFCodeIndex(quantizer.layout, number)
-        base.train(code[:: max(1, len(code) // (TRAINING * number))])
-        base.append(code)
-        return base
 
-    def graph() -> CodeIndex:
-        base = FaissCodeIndex(GRAPH, quantizer.layout)
-        base.append(code)
-        return base
-
-    yield scan
-    if len(code) >= FEWEST:
-        for times in LISTS:
-            yield partial(lists, 2 ** round(math.log2(times * math.sqrt(len(code)))))
-        if len(code) <= MOST:
-            yield graph
+def _filled(name: str, layout: CodeLayout, code: Codes) -> CodeIndex:
+    base = make_base(name, layout)
+    if not base.is_trained:
+        nlist: int = base.nlist  # type: ignore[attr-defined]
+        base.train(code[:: max(1, len(code) // (CODES_PER_LIST * nlist))])
+    base.append(code)
+    return base
 
 
 def _settings(base: CodeIndex, candidates: int) -> Iterator[dict[str, int]]:
@@ -164,7 +180,7 @@ def _smallest(
     before, candidates = contents.base.settings, math.ceil(k * (oversample or 1))
     for settings in _settings(contents.base, candidates):
         contents.base.set(settings)
-        found = contents.search(xq, k, oversample=oversample, settings={})[1]
+        found = contents.search(xq, k, SearchParameters(oversample=oversample))[1]
         kept = float((wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean())
         lists = getattr(contents.base, "nlist", math.inf)
         everything = settings.get("nprobe", 0) == lists  # is scanned, but that of ties others may be found

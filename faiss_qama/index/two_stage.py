@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
 from typing import Any
 
 import faiss
@@ -14,9 +13,11 @@ from faiss_qama import topk
 from faiss_qama.arrays import WORST, Codes, Floats, Ids, Mask
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.index.id_map import IdMap
+from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import CodeRescorer, Rescorer
+from faiss_qama.rescore.rescorer import Rescorer
+from faiss_qama.rescore.user_vectors import UserVectors
 from faiss_qama.threads import defer_interrupt, even_slices, parallel_map
 
 DEFAULT_OVERSAMPLE = 10.0  # where nothing was calibrated
@@ -30,35 +31,33 @@ class TwoStageIndex:
 
     Parameters
     ----------
-    quantizer : whose codes they are
-    base : the codes
-    id_map : the ids
-    rescorer : what scores candidates again, or None
+    quantizer : Quantizer
+        The quantizer of the codes.
+    base : CodeIndex
+        The first stage: the codes.
+    id_map : IdMap
+        The ids.
+    rescorer : Rescorer or None
+        The second stage.
     """
 
     def __init__(self, quantizer: Quantizer, base: CodeIndex, id_map: IdMap, rescorer: Rescorer | None) -> None:
         self.quantizer, self.base, self.id_map, self.rescorer = quantizer, base, id_map, rescorer
-        self.own_rescorer = rescorer  # whatever scores now
-        self._changes = [0]  # of all that share the codes
-        self._prefixes: dict[int, CodeIndex] = {}
+        self._prefixes: tuple[int, dict[int, CodeIndex]] = 0, {}  # by number of components, at a version
 
-    def rescored_by(self, rescorer: Rescorer | None) -> TwoStageIndex:
-        """Return contents that share all but the rescorer, and change with these."""
-        other = TwoStageIndex(
-            self.quantizer if rescorer is None else rescorer.quantizer, self.base, self.id_map, rescorer
-        )
-        other._prefixes, other._changes, other.own_rescorer = self._prefixes, self._changes, self.own_rescorer
-        return other
-
-    def over(self, base: CodeIndex) -> TwoStageIndex:
-        """Return contents of the same codes in another base, to search as long as these do not change."""
-        rescorer = self.rescorer.over(base) if isinstance(self.rescorer, CodeRescorer) else self.rescorer
-        return TwoStageIndex(self.quantizer, base, self.id_map, rescorer)
+    @property
+    def rescore(self) -> str:
+        """The kind of the rescorer."""
+        return "none" if self.rescorer is None else self.rescorer.kind
 
     @property
     def version(self) -> int:
         """Counts the changes."""
-        return self._changes[0]
+        return self.id_map.version
+
+    def over(self, base: CodeIndex) -> TwoStageIndex:
+        """Return an index of the same codes in another base, to search as long as this one does not change."""
+        return TwoStageIndex(self.quantizer, base, self.id_map, self.rescorer and self.rescorer.over(base))
 
     @property
     def larger(self) -> bool:
@@ -73,30 +72,36 @@ class TwoStageIndex:
         limits = np.finfo(np.float32)
         return limits.min if self.larger else limits.max
 
-    def append(self, code: Codes, stored: NDArray[Any], ids: Ids | None) -> None:
-        """Add rows: codes, what the rescorer's ``convert`` made of the vectors, and ids of the user's own or None."""
+    def append(self, code: Codes, encoded: NDArray[Any], ids: Ids | None) -> None:
+        """Add rows; an error or Ctrl-C leaves everything as it was.
+
+        Parameters
+        ----------
+        code : ndarray of shape (n, code_size), uint8
+            Codes.
+        encoded : ndarray
+            The vectors as :meth:`~faiss_qama.rescore.rescorer.Rescorer.encode` returned them.
+        ids : ndarray of shape (n,), int64, or None
+            The user's own ids.
+        """
         there = self.id_map.n
         if self.rescorer is not None:
-            self.rescorer.append(stored)
+            self.rescorer.append(encoded)
         try:
             self.base.append(code)
             self.id_map.append(len(code), ids)
         except BaseException:  # Ctrl-C too
-            if self.rescorer is not None:
-                self.rescorer.shrink(there)
-            if len(self.base) > there:
-                self.base.keep(np.arange(len(self.base)) < there)
-            self.id_map.shrink(there)
+            for part in (self.rescorer, self.base, self.id_map):
+                if part is not None:
+                    part.shrink(there)
             raise
-        self._changed()
 
     def remove(self, gone: Mask) -> None:
-        """Remove the rows where ``gone`` is true; where that would mean a new base index, only mark them."""
+        """Remove the rows where ``gone`` is true. They are only marked if the base would have to be built anew."""
         if self.base.can_remove:
             self.keep(~gone)
         else:
             self.id_map.remove(gone)
-            self._changed()
 
     @defer_interrupt()
     def keep(self, kept: Mask) -> None:
@@ -105,16 +110,42 @@ class TwoStageIndex:
             self.rescorer.keep(kept)
         self.base.keep(kept)
         self.id_map.keep(kept)
-        self._changed()
 
     @defer_interrupt()
     def clear(self) -> None:
         """Drop every row."""
-        if self.rescorer is not None:
-            self.rescorer.clear()
-        self.base.clear()
-        self.id_map.clear()
-        self._changed()
+        for part in (self.rescorer, self.base, self.id_map):
+            if part is not None:
+                part.clear()
+
+    def merge_from(self, other: TwoStageIndex, add_id: int) -> None:
+        """Move the rows of ``other`` to the end; ``add_id`` is added to their ids.
+
+        Raises
+        ------
+        ValueError
+            For another quantizer or rescorer, and for ids that cannot be. Nothing is moved.
+        """
+        if self.rescore != other.rescore or isinstance(self.rescorer, UserVectors):
+            raise ValueError(
+                f"rescore is {other.rescore} there and {self.rescore} here; merging needs the same one, which keeps"
+            )
+        if not self.quantizer.is_compatible_with(other.quantizer):
+            raise ValueError("the two indexes have different quantizers; fit one and share it")
+        if self.id_map.ids is not None and other.id_map.ids is None and not add_id:
+            raise ValueError("this index has ids of its own and the other has none; pass add_id")
+        live, ids = other.id_map.live_rows, None
+        if other.id_map.ids is not None or add_id:
+            ids = other.id_map.ids_of(live)
+            ends = [int(end) + operator.index(add_id) for end in (ids.min(initial=0), ids.max(initial=0))]
+            if ends[0] < 0 or ends[1] > np.iinfo(np.int64).max:
+                raise ValueError(f"add_id {add_id} makes ids {ends[0]} to {ends[1]}; 0 to 2**63 - 1 are possible")
+            ids = ids + add_id
+        encoded = np.empty(0) if other.rescorer is None else other.rescorer.encoded(live)
+        code = other.base.take(live)
+        with defer_interrupt():  # else they might be in both
+            self.append(code, encoded, ids)
+            other.clear()
 
     def take(self, rows: Ids) -> Floats:
         """Return the vectors of ``rows``, kept or decoded."""
@@ -122,28 +153,15 @@ class TwoStageIndex:
             return self.rescorer.take(rows)
         return self.quantizer.decode(self.base.take(rows))
 
-    def search(
-        self,
-        xq: Floats,
-        k: int,
-        *,
-        oversample: float | None = None,
-        recall: float | None = None,
-        truncate_dim: int | None = None,
-        sel: Any = None,
-        settings: Mapping[str, int],
-    ) -> tuple[NDArray[Any], Ids]:
-        """Return scores and rows, (nq, at most k), best first; row -1 where there is none."""
-        if truncate_dim is not None and settings:
-            raise ValueError(
-                f"truncate_dim= scans codes without the base index, so {', '.join(settings)} mean nothing to it"
-            )
-        if recall is not None and truncate_dim is None:
+    def search(self, xq: Floats, k: int, parameters: SearchParameters) -> tuple[NDArray[Any], Ids]:
+        """Return scores and rows, (nq, k or fewer) each, best first; the row is -1 for a missing hit."""
+        settings, truncate_dim = parameters.settings, parameters.truncate_dim
+        if parameters.recall is not None and truncate_dim is None:
             self.base.check_recall(settings)
-        mask, left = self._mask(sel)
-        candidates = min(self._candidates(k, left, oversample, recall), left)
+        mask, left = self._mask(parameters.sel)
+        candidates = min(self._candidates(k, left, parameters), left)
         funnel = None if truncate_dim is None else self._funnel(truncate_dim)
-        width = 0 if truncate_dim is None else self._prefix_width(truncate_dim, k, left, candidates, recall)
+        width = 0 if truncate_dim is None else self._prefix_width(k, left, candidates, parameters)
 
         def answered(part: slice) -> tuple[NDArray[Any], Ids]:
             code = self.quantizer.encode_queries_unchecked(xq[part])
@@ -155,24 +173,21 @@ class TwoStageIndex:
                 return D[:, :k], rows[:, :k]
             return topk.best(self._scores(xq[part], rows), rows, k, self.larger)
 
-        return topk.joined(
-            parallel_map(answered, even_slices(len(xq)) if len(xq) >= QUERIES else [slice(None)]), axis=0
-        )
+        parts = even_slices(len(xq)) if len(xq) >= QUERIES else [slice(None)]
+        return topk.joined(parallel_map(answered, parts), axis=0)
 
-    def range_search(
-        self, xq: Floats, radius: float, *, sel: Any = None, settings: Mapping[str, int]
-    ) -> list[tuple[NDArray[Any], Ids]]:
-        """Return, for each query, scores and rows of what is nearer than ``radius``, best first.
+    def range_search(self, xq: Floats, radius: float, parameters: SearchParameters) -> list[tuple[NDArray[Any], Ids]]:
+        """Return scores and rows per query of everything nearer than ``radius``, best first.
 
         Candidates are doubled until the farther half of them holds no hit; by Hamming distance alone, until one is out
         of reach.
         """
-        mask, left = self._mask(sel)
+        mask, left = self._mask(parameters.sel)
         code, todo = self.quantizer.encode_queries_unchecked(xq), np.arange(len(xq))
         hits: list[tuple[NDArray[Any], Ids]] = [(np.empty(0), np.empty(0, np.int64))] * len(xq)
         candidates = min(RANGE_START, left)
         while len(todo) and left:
-            D, rows = self.base.search(code[todo], candidates, mask, settings)
+            D, rows = self.base.search(code[todo], candidates, mask, parameters.settings)
             scores = D if self.rescorer is None else self._scores(xq[todo], rows)
             hit = ((scores > radius) if self.larger else (scores < radius)) & (rows >= 0)
             edge = candidates - 1 if self.rescorer is None else candidates // 2
@@ -182,10 +197,6 @@ class TwoStageIndex:
                 hits[todo[i]] = D[0], I[0]
             todo, candidates = todo[~done], min(2 * candidates, left)
         return hits
-
-    def _changed(self) -> None:
-        self._changes[0] += 1
-        self._prefixes.clear()
 
     def _mask(self, sel: Any) -> tuple[Mask | None, int]:
         """Return which rows may be found, None for all, and how many they are."""
@@ -199,10 +210,9 @@ class TwoStageIndex:
         scores[rows < 0] = self.worst
         return scores
 
-    def _candidates(self, k: int, left: int, oversample: float | None, recall: float | None) -> int:
-        """Return how many candidates the Hamming scan hands on."""
-        if oversample is not None and recall is not None:
-            raise ValueError("pass oversample= or recall=, not both")
+    def _candidates(self, k: int, left: int, parameters: SearchParameters) -> int:
+        """Return how many candidates are re-ranked."""
+        oversample, recall = parameters.oversample, parameters.recall
         if self.rescorer is None:
             if oversample is not None or recall is not None:
                 raise ValueError("rescore='none' has no second stage, so oversample= and recall= mean nothing to it")
@@ -218,28 +228,31 @@ class TwoStageIndex:
             raise ValueError(f"oversample must be at least 1; got {oversample}")
         return int(min(np.ceil(k * oversample), left))
 
-    def _prefix_width(self, truncate_dim: int, k: int, left: int, candidates: int, recall: float | None) -> int:
-        """Return how many candidates the scan of the first ``truncate_dim`` components hands on to the whole codes."""
+    def _prefix_width(self, k: int, left: int, candidates: int, parameters: SearchParameters) -> int:
+        """Return how many hits of the first components are ranked by whole codes."""
         calibrated = self.quantizer.calibration.prefixes if self.quantizer.calibration else {}
-        if truncate_dim in calibrated:
-            # Half of what may be missed is left to the truncate_dim, as half of it is to the whole code.
-            width = int(np.ceil(k * calibrated[truncate_dim].oversample(k, left, "floats", recall)))
+        components, recall = parameters.truncate_dim, parameters.recall
+        if components is not None and components in calibrated:
+            # Half of the misses are left to the prefix, as half of them are to the whole code.
+            width = int(np.ceil(k * calibrated[components].oversample(k, left, "floats", recall)))
         elif recall is not None:
             raise ValueError(
-                f"recall= with truncate_dim={truncate_dim} needs its calibration; there are those of "
+                f"recall= with truncate_dim={components} needs its calibration; there are those of "
                 f"{sorted(calibrated)}: fit with matryoshka_dims=, or pass oversample="
             )
         else:
             width = PREFIX_WIDTH * candidates
         return min(max(width, candidates), left)
 
-    def _funnel(self, truncate_dim: int) -> CodeIndex:
-        """Return the codes' first ``truncate_dim`` components."""
-        layout = self.quantizer.layout.truncate(operator.index(truncate_dim))
-        funnel = self._prefixes.get(truncate_dim)
-        if funnel is None:
-            funnel = self._prefixes[truncate_dim] = self.base.flat_prefix(layout)
-        return funnel
+    def _funnel(self, components: int) -> CodeIndex:
+        """Return the codes' first ``components``, from the cache of this version."""
+        layout = self.quantizer.layout.truncate(operator.index(components))
+        version, prefixes = self._prefixes
+        if version != self.version:
+            self._prefixes = self.version, (prefixes := {})
+        if components not in prefixes:
+            prefixes[components] = self.base.flat_prefix(layout)
+        return prefixes[components]
 
     def _through(
         self, funnel: CodeIndex, code: Codes, width: int, candidates: int, mask: Mask | None

@@ -9,7 +9,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from faiss_qama.kernels.scanning import jitted
+from faiss_qama.kernels.compiling import jitted
 
 _LANES = 16
 _BITS = np.arange(256)[:, None] >> np.arange(8) & 1

@@ -12,57 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from llvmlite import ir
-from numba import config, njit, types
-from numba.core import cgutils, event
+from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from faiss_qama.arrays import LANES, WORST
-from faiss_qama.progress import announced
-from faiss_qama.threads import defer_interrupt
-
-if config.DISABLE_JIT:
-    raise ImportError("NUMBA_DISABLE_JIT is set")
-
-# Of 12 bits, four thermometer codes: their h in the lower four bits, their g in the upper.
-_UNITS = np.arange(4096)[:, None] >> 3 * np.arange(4)
-_FOURS = (((_UNITS >> 1 & 1) + 16 * ((_UNITS ^ _UNITS >> 2) & 1)) << np.arange(4)).sum(axis=1).astype(np.uint8)
+from faiss_qama.kernels.compiling import AHEAD, jitted, prefetch
 
 ROOM = 3  # times as many hits as are wanted are held before those too far are dropped; up to twice as many may stay
-AHEAD, LINE = 3, 64  # rows that are asked for before they are needed; bytes of a line of the cache
 BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB of 48 bytes each
-
-
-class _Announced(event.Listener):
-    """Says that our loops are compiled, which takes some seconds the first time that a layout is searched."""
-
-    def __init__(self) -> None:
-        self._shown: list[Any] = []
-
-    def on_start(self, event: Any) -> None:
-        ours = str(event.data["dispatcher"].py_func.__module__).startswith("faiss_qama.")  # made by exec it has none
-        self._shown.append(announced("compiling what searches, once") if ours and not self._shown else None)
-
-    def on_end(self, event: Any) -> None:  # noqa: ARG002
-        shown = self._shown.pop()
-        if shown is not None:
-            shown.close()
-
-
-event.register("numba:compile", _Announced())
-
-
-def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return what makes of a function what numba compiles of it, from its cache where there is a folder for one."""
-
-    def make(function: Callable[..., Any]) -> Any:
-        try:
-            compiled = njit(cache=True, nogil=True, **options)(function)
-        except RuntimeError:  # no such folder can be written
-            compiled = njit(nogil=True, **options)(function)
-        compiled.compile = defer_interrupt()(compiled.compile)  # which loads from the cache, too
-        return compiled
-
-    return make
 
 
 _NUMBERS = ir.VectorType(ir.IntType(32), LANES)
@@ -144,25 +102,6 @@ def _first(typing: Any, bits: Any) -> Any:
     return types.int32(types.int32), generate
 
 
-@intrinsic
-def prefetch(typing: Any, x: Any, row: Any) -> Any:
-    """Ask for row ``row`` of ``x`` (n, d)."""
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
-        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
-        array = context.make_array(x)(context, builder, arguments[0])
-        stride = builder.extract_value(array.strides, 0)
-        start = builder.gep(builder.bitcast(array.data, byte), [builder.mul(arguments[1], stride)])
-        with cgutils.for_range(builder, builder.udiv(stride, ir.Constant(stride.type, LINE))) as loop:
-            place = builder.gep(start, [builder.mul(loop.index, ir.Constant(stride.type, LINE))])
-            builder.call(function, [place, number(0), number(3), number(1)])
-        return context.get_dummy_value()
-
-    return types.void(x, types.intp), generate
-
-
 @jitted()
 def _lowered(counts: Any, below: int, limit: int, k: int) -> tuple[int, int]:
     """Return how many hits there are up to the least limit that leaves ``k``, and that limit.
@@ -227,10 +166,10 @@ def scans(pairs: int, others: int) -> Scans:
     ``rows(groups, first, last, queries, allowed, D, I)`` looks at the rows ``first`` (a multiple of ``LANES``) to
     ``last``; of equal distances the first rows are taken.
 
-    ``lists(groups, rows, heads, following, probes, queries, allowed, D, I)`` looks at the lists ``probes``
-    (nq, nprobe) int64; of equal distances those looked at first are taken. A list begins with the group ``heads`` and
-    goes on with what is ``following`` each group, until that is -1; ``rows`` (groups, LANES) int32 are those of the
-    codes, -1 where there is none.
+    ``lists(chains, probes, queries, allowed, D, I)`` looks at the lists ``probes`` (nq, nprobe) int64; of equal
+    distances those looked at first are taken. ``chains`` is (groups, rows, heads, following): a list begins with the
+    group ``heads`` (nlist,) and goes on with the group ``following`` (groups,) until that is -1; ``rows`` (groups,
+    LANES) int32 are those of the codes, -1 where there is none.
 
     ``distances(groups, places, queries, D)`` fills D (nq, k) int32 with those of the codes at ``places`` (nq, k) int64,
     ``LANES`` times their group, plus their lane.
@@ -273,9 +212,8 @@ def scans(pairs: int, others: int) -> Scans:
             _answer(distances[q], rows[q], found[q], counts[q], limits[q], D[q], I[q])
 
     @jitted()
-    def scan_lists(
-        groups: Any, rows: Any, heads: Any, following: Any, probes: Any, queries: Any, allowed: Any, D: Any, I: Any
-    ) -> None:
+    def scan_lists(chains: Any, probes: Any, queries: Any, allowed: Any, D: Any, I: Any) -> None:
+        groups, rows, heads, following = chains
         nq, k = D.shape
         room = ROOM * k + lanes
         distances, found = np.empty((nq, room), np.int32), np.empty((nq, room), np.int64)
@@ -353,102 +291,3 @@ def _by_list(probes: Any, nlist: int) -> tuple[Any, Any]:
     ends[1:] = ends[:-1].copy()
     ends[0] = 0
     return ends, members
-
-
-@jitted()
-def pack(code: Any, segments: Any, out: Any) -> None:
-    """Fill ``out`` (n, words) with the words of ``code`` (n, code_size), as :mod:`faiss_qama.hamming.bit_planes` does.
-
-    Parameters
-    ----------
-    segments : (s, 4) int64, :func:`faiss_qama.hamming.bit_planes.segments`
-    """
-    out[:] = 0
-    size = code.shape[1]
-    for row in range(len(code)):
-        for first, count, fours, place in segments:
-            width = 3 if fours else 1
-            for unit in range(0, count, 4):
-                bit = first + width * unit
-                here = min(4, count - unit)
-                value = np.uint32(0)
-                for byte in range(3):  # which holds 12 bits, wherever they begin
-                    if (bit >> 3) + byte < size:
-                        value |= np.uint32(code[row, (bit >> 3) + byte]) << np.uint32(8 * byte)
-                value = value >> np.uint32(bit & 7) & np.uint32((1 << width * here) - 1)
-                word, shift = (place + unit) >> 5, (place + unit) & 31
-                if fours:
-                    both = _FOURS[value]
-                    _put(out[row], 2 * word, 2, shift, np.uint32(both & 15))
-                    _put(out[row], 2 * word + 1, 2, shift, np.uint32(both >> 4))
-                else:
-                    _put(out[row], word, 1, shift, value)
-
-
-@jitted()
-def _put(words: Any, word: int, step: int, shift: int, bits: Any) -> None:
-    """Set four bits at ``shift`` of a word; those that go over its end in the next one, ``step`` words on."""
-    words[word] |= np.uint32(bits << np.uint32(shift))
-    if shift > 28 and bits >> np.uint32(32 - shift):
-        words[word + step] |= np.uint32(bits >> np.uint32(32 - shift))
-
-
-@jitted()
-def lookup_tables(pairs: int, others: int, weights: Any, out: Any) -> None:
-    """Fill ``out`` (8 * pairs + 4 * others, 256) with what each byte of a code adds to its sum of weights.
-
-    Parameters
-    ----------
-    weights : (32 * pairs * 4 + 32 * others,) float32: what each h + 2 g adds, unit by unit; then each other bit
-    """
-    low, high = np.empty(16, np.float32), np.empty(16, np.float32)
-    for t in range(8 * pairs):  # four units: bits 0 to 3 are their h, 4 to 7 their g
-        first = weights[16 * t : 16 * t + 16]
-        for i in range(16):
-            a, b = (i & 1) + 2 * (i >> 2 & 1), (i >> 1 & 1) + 2 * (i >> 3)
-            low[i], high[i] = first[a] + first[4 + b], first[8 + a] + first[12 + b]
-        for i in range(256):
-            out[t, i] = low[(i & 3) | (i >> 2 & 12)] + high[(i >> 2 & 3) | (i >> 4 & 12)]
-    for t in range(4 * others):  # eight bits
-        first = weights[128 * pairs + 8 * t : 128 * pairs + 8 * t + 8]
-        for i in range(16):
-            low[i] = high[i] = np.float32(0)
-            for bit in range(4):
-                if i >> bit & 1:
-                    low[i] += first[bit]
-                    high[i] += first[4 + bit]
-        for i in range(256):
-            out[8 * pairs + t, i] = low[i & 15] + high[i >> 4]
-
-
-@jitted()
-def weighted_sums(
-    pairs: int, others: int, groups: Any, rows: Any, weights: Any, shared: Any, own: Any, common: Any
-) -> None:
-    """Fill ``own`` and ``common`` (nq, k) with sums over the bytes of the codes of ``rows`` (nq, k).
-
-    Parameters
-    ----------
-    weights : (nq, ...) float32, as :func:`lookup_tables` takes them
-    shared : (8 * pairs + 4 * others, 256) float32, tables that all queries share
-    """
-    table, lanes = np.empty_like(shared), groups.shape[2]
-    for q in range(len(rows)):
-        lookup_tables(pairs, others, weights[q], table)
-        for i in range(rows.shape[1]):
-            words, lane = groups[rows[q, i] // lanes], rows[q, i] % lanes
-            a, b = np.float32(0), np.float32(0)
-            for w in range(pairs):
-                h, g = words[2 * w, lane], words[2 * w + 1, lane]
-                for t in range(8):
-                    shift = np.uint32(4 * t)
-                    byte = (h >> shift & np.uint32(15)) | (g >> shift & np.uint32(15)) << np.uint32(4)
-                    a += table[8 * w + t, byte]
-                    b += shared[8 * w + t, byte]
-            for w in range(others):
-                word = words[2 * pairs + w, lane]
-                for t in range(4):
-                    byte = word >> np.uint32(8 * t) & np.uint32(255)
-                    a += table[8 * pairs + 4 * w + t, byte]
-                    b += shared[8 * pairs + 4 * w + t, byte]
-            own[q, i], common[q, i] = a, b

@@ -14,7 +14,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from faiss_qama.kernels.scanning import AHEAD, jitted, prefetch
+from faiss_qama.kernels.compiling import AHEAD, jitted, prefetch
 
 
 @intrinsic

@@ -1,4 +1,4 @@
-"""Levels to packed bits and back: bit order, the sense of a cut, and padding.
+"""Levels to packed bits and back: bit order, the side of a threshold, and padding.
 
 A unit's level is the number of its thresholds t with z - t >= 0, as FAISS cuts in IndexLSH. Level l of L becomes
 L - 1 bits, the lowest l of them set, so that the Hamming distance of two codes is the L1 distance of their levels.
@@ -19,13 +19,16 @@ from faiss_qama.quantizer.layout import CodeLayout
 
 
 def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
-    """Cut the columns ``z`` into levels and pack them.
+    """Turn columns into levels and pack them.
 
     Parameters
     ----------
-    z : (n, layout.columns) float32
-    thresholds : (layout.columns, layout.max_levels - 1) float32, ascending; unused cuts are +inf
-    layout : the layout of the code
+    z : ndarray of shape (n, layout.columns), float32
+        The columns.
+    thresholds : ndarray of shape (layout.columns, layout.max_levels - 1), float32
+        Ascending per column; unused thresholds are +inf.
+    layout : CodeLayout
+        The layout of the code.
 
     Returns
     -------

@@ -8,14 +8,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-KS = (1, 10, 100)
+RECALL, K = 0.95, 10  # what is measured and promised unless another recall or k is named
+KS = (1, 10, 100)  # what searches ask for, in steps that one curve serves
 OVERSAMPLES = tuple(float(2 ** (i / 4)) for i in range(41))  # 1 to 1024, in steps of 19 %
-MAX_CANDIDATES = 12_800  # more are neither measured nor taken by a search that names no oversample
+MAX_CANDIDATES = 12_800  # the most that are measured, and that a search without oversample re-ranks
 
-# A search aims at half of the misses it may have: queries to come differ from those that were measured.
+# A search aims at half of the misses that it may have, because later queries differ from those that were measured.
 MISSES = 1 / 2
-# What a search aims at that names no recall, as a share of the most that the second stage can reach. Rescoring from
-# codes is cheap and levels off early, so there the last percent is worth having.
+# The aim of a search that names no recall, as a share of the highest recall of the second stage. Re-ranking by codes is
+# cheap and levels off early, so the last percent is worth having there.
 DEFAULT_AIM = {"floats": 0.975, "codes": 0.99}
 # Candidates needed grow with the corpus, slowly: by at most 41 % each time it grows fourfold (docs/results).
 GROWTH = 0.25
@@ -23,15 +24,19 @@ GROWTH = 0.25
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """Recall@k of the second stage on held-out queries, by k and oversample.
+    """Recall@k of the second stage on validation queries, by k and oversample.
 
     Parameters
     ----------
-    n : vectors in the corpus it was measured on
-    floats : (len(KS), len(OVERSAMPLES)) float64, recall@k when a store of floats rescores the candidates
-    codes : the same when the codes themselves do; it levels off below 1, but for what was trained on pairs, where it is
-        recall of what an exhaustive search by the same scores finds
-    prefixes : by number of components, the same for prefixes of the code
+    n : int
+        Vectors that it was measured on.
+    floats : ndarray of shape (len(KS), len(OVERSAMPLES)), float64
+        Recall@k if floats re-rank the candidates.
+    codes : ndarray of shape (len(KS), len(OVERSAMPLES)), float64
+        Recall@k if the codes re-rank them; it levels off below 1. After a training on pairs it is the share of the
+        results of an exhaustive search by the same scores.
+    prefixes : mapping of int to Calibration
+        The same for prefixes of the code, by number of components.
     """
 
     n: int
@@ -51,15 +56,24 @@ class Calibration:
 
         Parameters
         ----------
-        k : neighbours wanted; the curve of the nearest calibrated k at or below is used, which asks for no less
-        ntotal : vectors in the index
-        stage : ``floats`` or ``codes``, what rescores
-        recall : the target; None stands for ``DEFAULT_AIM``
+        k : int
+            Number of neighbours. The curve of the nearest calibrated k at or below it is used.
+        ntotal : int
+            Vectors in the index.
+        stage : str
+            What re-ranks: ``floats`` or ``codes``.
+        recall : float, optional
+            The recall to reach; None stands for ``DEFAULT_AIM``.
+
+        Returns
+        -------
+        float
+            Candidates divided by k, at least 1.
 
         Raises
         ------
         ValueError
-            if the target is not in (0, 1), or out of reach, with the reason and the remedy
+            If the recall is not in (0, 1), or out of reach, with the reason and the remedy.
         """
         curve = getattr(self, stage)[max(i for i, calibrated in enumerate(KS) if calibrated <= k)]
         ceiling = 1.0 if stage == "floats" else float(curve.max())

@@ -23,9 +23,9 @@ class Decoder:
 
     Parameters
     ----------
-    values : (columns, max_levels) float32
-    matrix : (columns, d) float32
-    offset : (d,) float32
+    values : ndarray of shape (columns, max_levels), float32
+    matrix : ndarray of shape (columns, d), float32
+    offset : ndarray of shape (d,), float32
     """
 
     values: Floats
@@ -54,14 +54,16 @@ class Decoder:
 
 @dataclass(frozen=True, eq=False)
 class BitDecoder:
-    """x = bits @ steps + offset, and |x|^2 = bits @ energy_steps + energy_offset where that is so.
+    """x = bits @ steps + offset, and |x|^2 = bits @ energy_steps + energy_offset if the decoder's rows are orthogonal.
 
     Parameters
     ----------
-    steps : (n_bits, d) float32
-    offset : (d,) float32
-    energy_steps : (n_bits,) float32, or None if the decoder's rows are not orthogonal
-    energy_offset : the square of the norm of the vector whose bits are all 0
+    steps : ndarray of shape (n_bits, d), float32
+    offset : ndarray of shape (d,), float32
+    energy_steps : ndarray of shape (n_bits,), float32, or None
+        None if the decoder's rows are not orthogonal.
+    energy_offset : float
+        The squared norm of the vector whose bits are all 0.
     """
 
     steps: Floats

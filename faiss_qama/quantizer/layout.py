@@ -1,4 +1,4 @@
-"""Which component has how many levels, and where its bits lie.
+"""The layout of a code: the levels of each component, and the places of its bits.
 
 A layout is written ``BITSxCOMPONENTS``, early components first: ``2x192``, or a hybrid
 ``2x96,1.5x96,1x96,0.5x96``. A level l of L becomes the thermometer code of L - 1 bits, l of them set, so that
@@ -8,8 +8,7 @@ in one of two forms:
 - ``0.5``: the transform has already merged each pair into one column (linear);
 - ``0.5or``: the transform gives both, and the bit is 0 if both lie under their thresholds, else 1.
 
-After a plus sign follows the layout of the codes of what those codes leave over, which are read by rescoring alone:
-``2x128+2x256``.
+The layout of a residual code follows a plus sign, ``2x128+2x256``. Only re-ranking reads residual codes.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 LEVELS = {"2": 4, "1.5": 3, "1": 2, "0.5": 2, "0.5or": 2}
-_SEGMENT = re.compile(r"\s*(2|1\.5|1|0\.5or|0\.5)x([1-9]\d*)\s*")
+_SEGMENT = re.compile(rf"\s*({'|'.join(map(re.escape, LEVELS))})x([1-9]\d*)\s*")
 
 
 @dataclass(frozen=True)
 class Segment:
     """A run of ``components`` that share one number of bits.
 
-    ``bits`` is a key of :data:`LEVELS`. A *unit* is what gets a level: one component, or a pair at half a bit.
-    A *column* is what the transform computes: one a component, but one a pair in the linear half bit.
+    ``bits`` is a key of :data:`LEVELS`. A *unit* gets one level: a component, or a pair of components at half a bit.
+    A *column* is one output of the transform: one per component, or one per pair in the linear half bit.
     """
 
     bits: str
@@ -52,7 +51,7 @@ class Segment:
 
     @property
     def group(self) -> int:
-        """Components a unit: 1, or 2 at half a bit."""
+        """Components per unit: 1, or 2 at half a bit."""
         return 2 if self.bits.startswith("0.5") else 1
 
     @property
@@ -67,7 +66,7 @@ class Segment:
 
     @property
     def n_bits(self) -> int:
-        """Stored bits: levels - 1 a unit."""
+        """Stored bits: levels - 1 per unit."""
         return self.units * (self.levels - 1)
 
 
@@ -75,7 +74,7 @@ class Segment:
 class CodeLayout:
     """Segments in order of importance; every prefix of components is a layout too.
 
-    ``residual`` is the layout of the codes of what these leave over, or None. All that is counted here is without it.
+    ``residual`` is the layout of the residual code, or None. No count below includes it.
     """
 
     segments: tuple[Segment, ...]
@@ -108,7 +107,7 @@ class CodeLayout:
 
     @cached_property
     def units(self) -> int:
-        """What gets a level: components, or pairs of them at half a bit."""
+        """Number of units: components, or pairs of them at half a bit."""
         return sum(s.units for s in self.segments)
 
     @cached_property
@@ -134,9 +133,12 @@ class CodeLayout:
             column, bit = column + segment.columns, bit + segment.n_bits
 
     def truncate(self, components: int) -> CodeLayout:
-        """Return the layout of the first ``components``: its bits are the first bits of this one's.
+        """Return the layout of the first ``components``, without residual code: its bits are the first of this one's.
 
-        It has no residual.
+        Raises
+        ------
+        ValueError
+            For fewer than 1 or more than there are, or if a pair of components would be split.
         """
         if not 1 <= components <= self.components:
             raise ValueError(f"components must be from 1 to {self.components}; got {components}")

@@ -15,12 +15,13 @@ from faiss_qama.arrays import Codes, Floats, scale_to_norm
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.calibration import Calibration
 from faiss_qama.quantizer.decoder import BitDecoder, Decoder
+from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Linear, Transform, from_arrays
 from faiss_qama.threads import parallel_map
 from faiss_qama.vectors import as_vectors
 
-CHUNK = 4096  # vectors whose columns stay in cache until they are packed
+ENCODE_CHUNK = 4096  # vectors whose columns stay in cache until they are packed
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
 
 
@@ -30,21 +31,37 @@ class Quantizer:
 
     Parameters
     ----------
-    transform : from R^d to the columns of the layout
-    layout : how many levels each component gets
-    thresholds : (columns, max_levels - 1) float32, ascending, +inf where a column has fewer
-    decoder : from levels back to R^d
-    metric : ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``, of the float vectors
-    normalized : whether the vectors that it was fitted on had length 1; decoded vectors are then normalised
-    rms_norm : root mean square length of the corpus' vectors
-    query_transform : what a query goes through before it is cut, which gives queries a centre, a spread and, if it was
-        trained, directions of their own; without any of that it is ``transform``
-    query_adapter : from R^d to R^d, what a float query goes through before it is scored against decoded codes; None
-        where it is scored as it is
-    residual : the quantizer of what codes leave over, x less what its code decodes to, or None: a second code that is
-        added to the first (Chen et al., "Approximate Nearest Neighbor Search by Residual Vector Quantization", 2010)
-    config : how it was fitted, for people to read
-    calibration : how much oversampling which recall needs, or None if it was not measured
+    transform : Linear or FeedForward
+        Map from R^d to the columns of the layout.
+    layout : CodeLayout
+        Levels of each component.
+    thresholds : ndarray of shape (columns, max_levels - 1), float32
+        Ascending per column; +inf where a column has fewer.
+    decoder : Decoder
+        Map from levels back to R^d.
+    metric : int
+        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``, of the float vectors.
+    normalized : bool
+        Whether the vectors that it was fitted on have norm 1. Decoded vectors are then normalized.
+    rms_norm : float
+        Root mean square norm of the corpus.
+    query_transform : Linear or FeedForward
+        Map of queries to columns. It gives queries a centre, a spread and, if it was trained, directions of their own;
+        otherwise it is ``transform``.
+    query_adapter : Linear, optional
+        Map from R^d to R^d of float queries before they are scored against decoded codes.
+    residual : Quantizer, optional
+        The quantizer of the residual code, which codes x minus the decoded first code (Chen et al., "Approximate
+        Nearest Neighbor Search by Residual Vector Quantization", 2010).
+    fit_record : FitRecord
+        How it was fitted.
+    calibration : Calibration, optional
+        The oversampling that each recall needs, if it was measured.
+
+    Raises
+    ------
+    ValueError
+        For arrays of a wrong shape, and for another metric.
     """
 
     transform: Transform
@@ -57,7 +74,7 @@ class Quantizer:
     query_transform: Transform
     query_adapter: Linear | None = None
     residual: Quantizer | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    fit_record: FitRecord = field(default_factory=FitRecord)
     calibration: Calibration | None = None
 
     def __post_init__(self) -> None:
@@ -90,7 +107,7 @@ class Quantizer:
 
     @property
     def code_size(self) -> int:
-        """Bytes of a code."""
+        """Bytes per code, without the residual code."""
         return self.layout.code_size
 
     @property
@@ -99,62 +116,84 @@ class Quantizer:
         return next(name for name, metric in METRICS.items() if metric == self.metric)
 
     def encode(self, x: ArrayLike) -> Codes:
-        """Return the codes, (n, code_size) uint8, of documents ``x`` (n, d)."""
+        """Return the codes, (n, code_size) uint8, of documents ``x`` (n, d).
+
+        Raises
+        ------
+        TypeError, ValueError
+            Unless the documents are finite floats of dimension d.
+        """
         return self._encode(as_vectors(x, self.d), self.transform)
 
     def encode_queries(self, xq: ArrayLike) -> Codes:
-        """Return the codes of queries ``xq`` (n, d), cut as queries are.
+        """Return the codes, (n, code_size) uint8, of queries ``xq`` (n, d).
 
-        Under the inner product a query's length does not change the ranking, so it is brought to the corpus' scale.
+        Under the inner product the norm of a query does not change the ranking, so queries are scaled to ``rms_norm``.
+        Raises ValueError unless they are finite.
         """
         return self.encode_queries_unchecked(as_vectors(xq, self.d, "queries"))
 
     def encode_queries_unchecked(self, x: Floats) -> Codes:
-        """Return :meth:`encode_queries` of what :func:`~faiss_qama.vectors.as_vectors` returned."""
+        """Return :meth:`encode_queries` of queries (n, d) float32 that are checked already."""
         if self.metric == faiss.METRIC_INNER_PRODUCT:
             x = scale_to_norm(x, self.rms_norm)
         return self._encode(x, self.query_transform)
 
     def adapt_queries(self, xq: Floats) -> Floats:
-        """Return queries ``xq`` (n, d) as they are scored against decoded codes."""
+        """Return queries ``xq`` (n, d) as they are scored against decoded codes, (n, d) float32."""
         return xq if self.query_adapter is None else self.query_adapter(xq)
 
+    def residual_of(self, x: Floats, code: Codes) -> Floats:
+        """Return the residuals, (n, d) float32: documents ``x`` less what their ``code`` (n, code_size) decodes to."""
+        return x - self.decode_unnormalized(code)
+
     def encode_residual(self, x: Floats, code: Codes) -> Codes:
-        """Return the codes, (n, residual.code_size) uint8, of what ``code`` leaves over of documents ``x`` (n, d)."""
+        """Return the residual codes, (n, residual.code_size) uint8, of documents ``x`` (n, d) with their ``code``."""
         assert self.residual is not None
-        return self.residual.encode(x - self.decode_unnormalized(code))
+        return self.residual.encode(self.residual_of(x, code))
 
     def decode(self, code: Codes, residual: Codes | None = None) -> Floats:
-        """Return the vectors, (n, d) float32, that ``code`` (n, code_size) stands for, with codes of its residual."""
+        """Return the vectors, (n, d) float32, of ``code`` (n, code_size) and, if given, residual codes (n, size)."""
         x = self.decode_unnormalized(code)
         if residual is not None and self.residual is not None:
             x += self.residual.decode_unnormalized(residual)
         return scale_to_norm(x, 1.0) if self.normalized else x
 
     def encode_decode(self, x: ArrayLike) -> Floats:
-        """Return documents ``x`` (n, d) encoded and decoded, by all codes that there are."""
+        """Return documents ``x`` (n, d) encoded and decoded, (n, d) float32, with the residual code if there is one."""
         x = as_vectors(x, self.d)
-        sums = self.decode_unnormalized(self.encode(x))
-        if self.residual is not None:
-            sums += self.residual.decode_unnormalized(self.residual.encode(x - sums))
-        return scale_to_norm(sums, 1.0) if self.normalized else sums
+        code = self.encode(x)
+        return self.decode(code, None if self.residual is None else self.encode_residual(x, code))
 
     def decode_unnormalized(self, code: Codes) -> Floats:
-        """Return :meth:`decode` of ``code`` before it is normalised."""
+        """Return :meth:`decode` of ``code`` (n, code_size), not normalized. Raises ValueError for another shape."""
         if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
         x = np.empty((len(code), self.d), dtype=np.float32)
-        for start in range(0, len(code), CHUNK):
-            bits = bit_packing.unpack(code[start : start + CHUNK], self.layout).astype(np.float32)
-            x[start : start + CHUNK] = self.bit_decoder.vectors(bits)
+        for start in range(0, len(code), ENCODE_CHUNK):
+            bits = bit_packing.unpack(code[start : start + ENCODE_CHUNK], self.layout).astype(np.float32)
+            x[start : start + ENCODE_CHUNK] = self.bit_decoder.vectors(bits)
         return x
 
     def truncate(self, components: int) -> Quantizer:
-        """Return the quantizer of the first ``components``: its codes are the first bits of this one's.
+        """Return the quantizer of the first components: its codes are the first bits of this one's.
 
-        It has no residual.
-        The smaller quantizer is as good as one fitted at that size only where rotations stayed inside the slices
-        (``FitConfig(matryoshka_dims=...)``), and only there its calibration is known.
+        It is as good as one fitted at that size, and calibrated, only at the Matryoshka dimensions of the fit
+        (``FitConfig(matryoshka_dims=...)``). It has no residual code.
+
+        Parameters
+        ----------
+        components : int
+            How many components to keep.
+
+        Returns
+        -------
+        Quantizer
+
+        Raises
+        ------
+        ValueError
+            For fewer than 1 or more than there are, or if a pair of components would be split.
         """
         layout = self.layout.truncate(components)
         if layout == self.layout:
@@ -172,7 +211,7 @@ class Quantizer:
         )
 
     def is_compatible_with(self, other: Quantizer) -> bool:
-        """Return whether the codes of ``other`` mean the same, and so do stored vectors."""
+        """Return whether codes and stored vectors of ``other`` mean the same as those of this quantizer."""
         (a, settings), (b, others) = self.to_state(), other.to_state()
         named = [name for name in a if not name.startswith(("calibration.", "query_"))]
         same = [settings[key] == others[key] for key in ("d", "layout", "metric", "normalized", "rms_norm")]
@@ -199,7 +238,7 @@ class Quantizer:
             "metric": self.metric_name,
             "normalized": self.normalized,
             "rms_norm": self.rms_norm,
-            "config": dict(self.config),
+            "fit_record": self.fit_record.to_dict(),
         }
         if self.residual is not None:
             own, settings["residual"] = self.residual.to_state()
@@ -208,7 +247,13 @@ class Quantizer:
 
     @classmethod
     def from_state(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Quantizer:
-        """Return the quantizer of :meth:`to_state`. Raises KeyError or ValueError for parts missing or misshapen."""
+        """Return the quantizer of :meth:`to_state`.
+
+        Raises
+        ------
+        KeyError, TypeError, ValueError
+            For parts that are missing, unknown or of a wrong shape.
+        """
         calibrations = {}
         for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):
             curves = arrays[f"{name}.floats"], arrays[f"{name}.codes"]
@@ -217,29 +262,24 @@ class Quantizer:
         if calibration is not None:
             prefixes = {int(name.removeprefix("calibration.")): c for name, c in calibrations.items()}
             calibration = replace(calibration, prefixes=prefixes)
-        transform = from_arrays(arrays, "transform")
-        if "query_shift" in arrays:  # format version 1
-            query_transform = transform.then(settings["query_gain"], arrays["query_shift"])
-        else:
-            query_transform = from_arrays(arrays, "query_transform")
         residual = None
         if "residual" in settings:
             own = {n.removeprefix("residual."): array for n, array in arrays.items() if n.startswith("residual.")}
             residual = cls.from_state(own, settings["residual"])
         return cls(
-            transform=transform,
+            transform=from_arrays(arrays, "transform"),
             layout=CodeLayout.parse(settings["layout"]),
             thresholds=arrays["thresholds"],
             decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
             metric=METRICS[settings["metric"]],
             normalized=settings["normalized"],
             rms_norm=settings["rms_norm"],
-            query_transform=query_transform,
+            query_transform=from_arrays(arrays, "query_transform"),
             query_adapter=Linear(arrays["query_adapter.matrix"], arrays["query_adapter.bias"])
             if "query_adapter.matrix" in arrays
             else None,
             residual=residual,
-            config=dict(settings["config"]),
+            fit_record=FitRecord.from_dict(settings["fit_record"]),
             calibration=calibration,
         )
 
@@ -260,5 +300,5 @@ class Quantizer:
         def encode(chunk: slice) -> None:
             out[chunk] = bit_packing.encode(transform(x[chunk]), self.thresholds, self.layout)
 
-        parallel_map(encode, [slice(start, start + CHUNK) for start in range(0, len(x), CHUNK)])
+        parallel_map(encode, [slice(start, start + ENCODE_CHUNK) for start in range(0, len(x), ENCODE_CHUNK)])
         return out

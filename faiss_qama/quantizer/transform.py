@@ -1,4 +1,4 @@
-"""What is applied to a vector before it is cut into levels: a linear map, or a feed-forward network."""
+"""Maps from vectors to columns, before the thresholds: a linear map, or a feed-forward network."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats
 
-BLOCK = 256  # vectors whose hidden layer stays in cache
-
-FEW = 32  # vectors that a thread multiplies sooner than it wakes others, which may have to wait for a core
+HIDDEN_BLOCK = 256  # vectors whose hidden layer stays in cache
+MIN_PARALLEL = 32  # vectors; one thread multiplies fewer faster than it wakes others, which may wait for a core
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +23,9 @@ class Linear:
 
     Parameters
     ----------
-    matrix : (columns, d) float32, a row a column, most important first
-    bias : (columns,) float32
+    matrix : ndarray of shape (columns, d), float32
+        One row per column, most important first.
+    bias : ndarray of shape (columns,), float32
     """
 
     matrix: Floats
@@ -38,11 +38,11 @@ class Linear:
 
     def __call__(self, x: Floats) -> Floats:
         """Map (n, d) float32 to (n, columns) float32."""
-        # FAISS's product runs in as many threads as FAISS may use; numpy's knows nothing of that, and its threads wait
-        # busily for more while ours would work.
+        # FAISS's product runs in as many threads as FAISS may use. Numpy's does not, and its threads wait busily for
+        # more while ours would work.
         x, z = np.ascontiguousarray(x), np.empty((len(x), len(self.matrix)), np.float32)
         threads = faiss.omp_get_max_threads()
-        faiss.omp_set_num_threads(threads if len(x) >= FEW else 1)
+        faiss.omp_set_num_threads(threads if len(x) >= MIN_PARALLEL else 1)
         try:
             self._product.apply_noalloc(len(x), faiss.swig_ptr(x), faiss.swig_ptr(z))
         finally:
@@ -69,7 +69,7 @@ class Linear:
         return Linear(np.float32(gain) * self.matrix, np.float32(gain) * self.bias + shift)
 
     def rescaled(self, factor: float) -> Linear:
-        """Return the transform that does with vectors ``factor`` times as long the same, ``factor`` times as large."""
+        """Return the transform T of ``factor`` x with T(factor x) = factor z, for the z of x here."""
         return Linear(self.matrix, np.float32(factor) * self.bias)
 
     def arrays(self) -> dict[str, Floats]:
@@ -90,9 +90,11 @@ class FeedForward:
 
     Parameters
     ----------
-    skip : from (d,) to (columns,)
-    hidden : from (d,) to (h,)
-    out : (columns, h) float32
+    skip : Linear
+        From (d,) to (columns,).
+    hidden : Linear
+        From (d,) to (h,).
+    out : ndarray of shape (columns, h), float32
     """
 
     skip: Linear
@@ -107,8 +109,8 @@ class FeedForward:
     def __call__(self, x: Floats) -> Floats:
         """Map (n, d) float32 to (n, columns) float32."""
         z = self.skip(x)
-        for start in range(0, len(x), BLOCK):
-            rows = slice(start, start + BLOCK)
+        for start in range(0, len(x), HIDDEN_BLOCK):
+            rows = slice(start, start + HIDDEN_BLOCK)
             z[rows] += gelu(self.hidden(x[rows])) @ self.out.T
         return z
 
@@ -121,7 +123,7 @@ class FeedForward:
         return FeedForward(self.skip.then(gain, shift), self.hidden, np.float32(gain) * self.out)
 
     def rescaled(self, factor: float) -> FeedForward:
-        """Return the transform that does with vectors ``factor`` times as long the same, ``factor`` times as large."""
+        """Return the transform T of ``factor`` x with T(factor x) = factor z, for the z of x here."""
         hidden = Linear(self.hidden.matrix / np.float32(factor), self.hidden.bias)
         return FeedForward(self.skip.rescaled(factor), hidden, np.float32(factor) * self.out)
 

@@ -6,11 +6,13 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -60,20 +62,34 @@ class Chart:
 
     Parameters
     ----------
-    title : what it shows
-    note : how to read it, and what it says
-    svg : the drawing, whose text alternative is the title and the note
-    header, rows : its data
+    title : str
+        What the chart shows.
+    caption : str
+        How to read it.
+    svg : str
+        The drawing.
+    header, rows : sequence
+        Its data as a table.
+    key : sequence of tuple of str
+        Name and value of the most important figures.
     """
 
     title: str
-    note: str
+    caption: str
     svg: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]] = field(default_factory=list)
+    key: Sequence[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def image(self) -> Markup:
+        """The drawing as an image, with title, caption and key figures as its text alternative."""
+        figures = self.key or [(row[0], " ".join(row[1:])) for row in self.rows]
+        text = f"{self.title}. {self.caption} {'; '.join(f'{name}: {value}' for name, value in figures)}."
+        return Markup(self.svg.replace("<svg", '<svg role="img" aria-label="{}"', 1)).format(text)  # noqa: S704
 
 
-def frontier(
+def recall_by_bytes(
     ours: Sequence[tuple[int, float]], others: Sequence[tuple[str, int, float]], chosen: tuple[int, float], label: str
 ) -> str:
     """Draw recall against bytes, of ``ours`` (bytes, recall) and of ``others`` (name, bytes, recall)."""
@@ -112,13 +128,13 @@ def frontier(
             label=f"chosen: {label}",
         )
         axes.scatter([], [], s=36, marker="D", color=SECOND, label="alternatives")
-        _log(axes, "bytes a vector, log scale")
+        _log(axes, "bytes per vector, log scale")
         axes.set(ylabel="recall@10", ylim=(max(0.0, low - 0.06), 1.03))
         _legend_above(figure, axes, 2)
         return _inline(figure)
 
 
-def candidates(
+def recall_by_candidates(
     sizes: Sequence[float], curves: dict[str, NDArray[np.float64]], marks: Sequence[tuple[float, float]]
 ) -> str:
     """Draw ``curves``, recall against candidates, with ``marks``: candidates of a search, and the recall aimed at."""
@@ -131,9 +147,9 @@ def candidates(
             axes.axhline(recall, color=MUTED, linewidth=1, linestyle=":")
             axes.axvline(size, color=THIRD, linewidth=1, linestyle=":")
             axes.plot(
-                size, recall, "*", color=THIRD, markersize=15, markeredgecolor=SURFACE, label="a search's default"
+                size, recall, "*", color=THIRD, markersize=15, markeredgecolor=SURFACE, label="default of a search"
             )
-        _log(axes, "candidates scored again, log scale")
+        _log(axes, "candidates re-ranked, log scale")
         axes.set(ylabel="recall@10", ylim=(None, 1.03))
         _legend_above(figure, axes, 2)
         return _inline(figure)
@@ -152,7 +168,7 @@ def bars(groups: Sequence[tuple[str, Sequence[tuple[str, str, Sequence[float]]]]
                     start += value
                 axes.text(start + 0.02 * most, place, text, va="center", fontsize=10)
             axes.set(title=title, xlim=(0, 1.42 * most), xticks=[])
-            axes.set_yticks(range(len(rows)), [name for name, _, _ in rows])
+            axes.set_yticks(range(len(rows)), [fill(name, 14) for name, _, _ in rows])
             axes.tick_params(length=0, labelcolor=INK)
             axes.invert_yaxis()
         for part, colour in zip(parts, (FIRST, FOURTH), strict=False):
@@ -162,7 +178,7 @@ def bars(groups: Sequence[tuple[str, Sequence[tuple[str, str, Sequence[float]]]]
         return _inline(figure)
 
 
-def spectrum(codes: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> str:
+def variance_and_bits(codes: dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]) -> str:
     """Draw each component's share of the variance, and its bits, for one code or two: by name, (d,) each."""
     with matplotlib.rc_context(_STYLE):
         figure = Figure((WIDTH, 3.7))
@@ -256,10 +272,3 @@ def _inline(figure: Figure) -> str:
         root.attrib.pop(name, None)
     text: str = ElementTree.tostring(root, encoding="unicode")
     return re.sub("|".join(_VARIABLES), lambda match: f"var(--{_VARIABLES[match[0]]})", text)
-
-
-def described(svg: str, description: str) -> Any:
-    """Return ``svg`` as an image with a text alternative, safe to put into a template."""
-    from markupsafe import Markup
-
-    return Markup(svg.replace("<svg", '<svg role="img" aria-label="{}"', 1)).format(description)  # noqa: S704

@@ -1,8 +1,8 @@
-"""What the command line prints: tables and sizes."""
+"""What the command line prints: tables, sizes, and the summary of a fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -10,17 +10,74 @@ from tabulate import tabulate
 from faiss_qama.comparison.tasks import TaskResult
 from faiss_qama.evaluation.bootstrap import bootstrap_interval, percent
 from faiss_qama.evaluation.ranking_metrics import PerQuery
-from faiss_qama.evaluation.recall import MethodResult
+from faiss_qama.evaluation.results import MethodResult
+from faiss_qama.index.tuning import MIN_VECTORS
+from faiss_qama.pipeline import FitResult
+from faiss_qama.quantizer.calibration import K
+from faiss_qama.quantizer.fit_record import TrainingRecord
 from faiss_qama.quantizer.quantizer import Quantizer
 
 _ROTATIONS = {"itq": "ITQ rotation", "random": "random rotation"}
 _THRESHOLDS = {"lloyd": "Lloyd-Max", "normal": "Gaussian-optimal"}
 
 
-def results_table(measured: Sequence[MethodResult], k: int, what: str = "") -> str:
-    """Return the table of methods, exact floats first: bytes, recall, what grades say where there are any, speed.
+def fit_summary(result: FitResult) -> str:
+    """Return what a fit made, what it chose and why, and the table of what was measured.
 
-    ``what`` heads the column of names.
+    Parameters
+    ----------
+    result : FitResult
+        What :func:`faiss_qama.pipeline.fit_index` returned.
+
+    Returns
+    -------
+    str
+        Several lines. The last one says where the index is and what to type next.
+    """
+    (n, d), index, quantizer = result.corpus.shape, result.index, result.index.quantizer
+    corpus = f"{n:,} x {d} {result.corpus.dtype}, {size_text(result.corpus.nbytes)}"
+    fitted = quantizer_text(quantizer)
+    width = max(len(corpus), len(fitted)) + 4
+    rows = [
+        ("corpus", f"{corpus:<{width}}metric {quantizer.metric_name}"),
+        ("quantizer", f"{fitted:<{width}}fitted in {result.fit_seconds:.1f} s"),
+    ]
+    if result.choice is not None:
+        rows.append(("chosen", f"{result.choice.chosen.layout}: {result.choice.reason}"))
+    if index.base_trials:
+        chosen, *others = index.base_trials
+        reason = "the fastest of" if others else f"as no other fits, or is tried below {MIN_VECTORS:,} vectors"
+        rows += [("base", f"{chosen}, {reason}"), *(("", str(trial)) for trial in others)]
+    if quantizer.fit_record.training is not None:
+        rows += training_facts(quantizer.fit_record.training)
+    table = "(too few vectors to hold any out, so nothing was measured)"
+    if result.measured:
+        table = results_table(result.measured, K, f"on {result.queries}")
+    codes, kept = (n * part for part in index.bytes_per_vector)
+    kept_text = f" + {size_text(kept)} {'residual codes' if index.rescore == 'codes' else 'vectors'}" if kept else ""
+    end = (
+        f"wrote {result.path} ({size_text(codes)}{kept_text})      "
+        f"next: faiss-qama search {result.path} {result.next_queries} -k 10"
+    )
+    return "\n".join([facts(rows), table, end])
+
+
+def results_table(measured: Sequence[MethodResult], k: int, what: str = "") -> str:
+    """Return the table of methods: bytes, recall, speed, and ranking metrics where there are grades.
+
+    Parameters
+    ----------
+    measured : sequence of MethodResult
+        The methods, exact floats first.
+    k : int
+        The number of hits that was measured.
+    what : str
+        The header of the column of names.
+
+    Returns
+    -------
+    str
+        A header, and one line per method.
     """
     exact = measured[0].mean
     header = [what, "bytes/vector", f"recall@{k}"]
@@ -31,14 +88,25 @@ def results_table(measured: Sequence[MethodResult], k: int, what: str = "") -> s
         mean = method.mean
         row = [method.name, bytes_text(method.bytes), f"{mean.recall:.3f}"]
         if exact.ndcg is not None and mean.ndcg is not None:
-            row += [f"{mean.ndcg:.4f}", *_share(mean.values["ndcg"], exact.values["ndcg"])]
+            row += [f"{mean.ndcg:.4f}", *_percent_of_floats(mean.values["ndcg"], exact.values["ndcg"])]
             row += [f"{mean.values[measure].mean():.4f}" for measure in ("relevant_recall", "mrr")]
         rows.append([*row, f"{mean.queries_per_second:,.0f}"])
     return _plain([*header, "queries/s"], rows)
 
 
 def task_table(measured: Sequence[TaskResult]) -> str:
-    """Return the table of methods on a task, exact floats first: bytes, score, % of float and its 95 % interval."""
+    """Return the table of methods on a task: bytes, score, percent of float and its 95 % interval.
+
+    Parameters
+    ----------
+    measured : sequence of TaskResult
+        The methods, exact floats first.
+
+    Returns
+    -------
+    str
+        A header, and one line per method.
+    """
     rows = []
     for method in measured:
         share, (low, high) = method.retained
@@ -47,8 +115,8 @@ def task_table(measured: Sequence[TaskResult]) -> str:
     return _plain(["", "bytes/vector", measured[0].task.measure, "% of float", "95 % interval"], rows)
 
 
-def _share(values: PerQuery, floats: PerQuery) -> tuple[str, str]:
-    """Return a mean in % of the floats', and its interval, both over the same queries."""
+def _percent_of_floats(values: PerQuery, floats: PerQuery) -> tuple[str, str]:
+    """Return a mean in percent of the floats' mean, and its interval, both over the same queries."""
     if not floats.any():
         return "-", "-"
     low, high = bootstrap_interval(lambda rows: percent(values[rows].mean(), floats[rows].mean()), len(values))
@@ -61,12 +129,34 @@ def _plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def bytes_text(size: tuple[int, int]) -> str:
-    """Return bytes of codes and of what is kept to rescore with: ``72 + 768``."""
+    """Return bytes per vector in words: of the codes, plus those of the data kept to re-rank with.
+
+    Parameters
+    ----------
+    size : tuple of int
+        Bytes of the codes, and of the data kept to re-rank with.
+
+    Returns
+    -------
+    str
+        Such as ``72 + 768``.
+    """
     return " + ".join(str(part) for part in size if part) or "0"
 
 
 def size_text(size: int) -> str:
-    """Return a size in decimal units: ``97.2 MB``."""
+    """Return a size in decimal units.
+
+    Parameters
+    ----------
+    size : int
+        Bytes.
+
+    Returns
+    -------
+    str
+        Such as ``97.2 MB``.
+    """
     value = float(size)
     for unit in ("bytes", "kB", "MB", "GB"):
         if value < 1000 or unit == "GB":
@@ -76,48 +166,92 @@ def size_text(size: int) -> str:
 
 
 def quantizer_text(quantizer: Quantizer) -> str:
-    """Return layout, transform and thresholds in words: ``2x192, PCA + ITQ rotation, Lloyd-Max``."""
-    config = quantizer.config
+    """Return the layout, the transform and the thresholds of a quantizer in words.
+
+    Parameters
+    ----------
+    quantizer : Quantizer
+        The quantizer, from :func:`faiss_qama.training.fit`.
+
+    Returns
+    -------
+    str
+        Such as ``2x192, PCA + ITQ rotation, Lloyd-Max``.
+    """
+    record = quantizer.fit_record
     steps = [
-        {True: "PCA", False: "SVD"}[config["center"]] if config["projection"] == "pca" else "",
-        _ROTATIONS.get(config["rotation"], ""),
+        {True: "PCA", False: "SVD"}[record.center] if record.projection == "pca" else "",
+        _ROTATIONS.get(record.rotation, ""),
     ]
     transform = " + ".join(step for step in steps if step) or "no rotation"
-    if config["matryoshka_dims"]:
-        slices = config["matryoshka_dims"]
+    if record.matryoshka_dims:
+        slices = record.matryoshka_dims
         transform += f" inside slices {slices if isinstance(slices, str) else '/'.join(map(str, slices))}"
-    thresholds = config["thresholds"]
+    thresholds = record.thresholds
     text = f"{quantizer.layout}, {transform}, {_THRESHOLDS.get(thresholds, thresholds + ' thresholds')}"
-    trained = config.get("training", {}).get("kept") == "trained"
-    return f"{text}, {config['train']['adapter']} adapter trained" if trained else text
+    training = record.training
+    return text if training is None or not training.kept else f"{text}, {training.adapter} adapter trained"
 
 
-def training_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return what a training was worth on the held-out queries, which quantizer was kept, and its curves."""
-    log, measure = record["log"], record["measure"]
+def training_facts(record: TrainingRecord) -> list[tuple[str, str]]:
+    """Return the result of a training on held-out queries, which quantizer was kept, and the curves.
+
+    Parameters
+    ----------
+    record : TrainingRecord
+        ``quantizer.fit_record.training``.
+
+    Returns
+    -------
+    list of tuple of str
+        Name and value of each line, for :func:`facts`.
+    """
+    log, measure = record.log, record.measure
     values = [
-        f"{what} {record['trained'][stage][measure]:.3f} (closed form {record['closed form'][stage][measure]:.3f})"
+        f"{what} {record.trained[stage][measure]:.3f} (untrained {record.untrained[stage][measure]:.3f})"
         for stage, what in (("adc", measure), ("hamming", "Hamming"))
     ]
-    kept = f"kept the trained quantizer, {100 * record['gain']:.1f} % better"
-    if record["kept"] != "trained":
-        kept = "no better, so kept the closed form"
+    kept = f"kept the trained quantizer, {100 * record.gain:.1f} % better"
+    if not record.kept:
+        kept = "no better, so kept the untrained quantizer"
     losses, gains = [sum(line["losses"].values()) for line in log], [100 * line["gain"] for line in log]
     curves = f"loss {sparkline(losses)} {losses[0]:.3g} to {losses[-1]:.3g}, "
     curves += f"held-out gain {sparkline(gains)} {max(gains):+.1f} %"
     return [
-        ("training", f"{len(log)} epochs in {record['seconds']:.0f} s; {kept}"),
+        ("training", f"{len(log)} epochs in {record.seconds:.0f} s; {kept}"),
         ("", f"on the held-out queries that chose the epoch: {', '.join(values)}"),
         ("", curves),
     ]
 
 
 def sparkline(values: Sequence[float]) -> str:
-    """Return a character a value, from the lowest to the highest."""
+    """Return a curve as text.
+
+    Parameters
+    ----------
+    values : sequence of float
+        The values.
+
+    Returns
+    -------
+    str
+        One block character per value, from the lowest to the highest.
+    """
     low, high = min(values), max(values)
     return "".join("▁▂▃▄▅▆▇█"[int(7.999 * (v - low) / (high - low or 1))] for v in values)
 
 
 def facts(rows: Iterable[tuple[str, Any]]) -> str:
-    """Return name and value, a line each."""
+    """Return names and values, one pair per line.
+
+    Parameters
+    ----------
+    rows : iterable of tuple
+        Name and value. An empty name continues the line above.
+
+    Returns
+    -------
+    str
+        The lines, with the values aligned.
+    """
     return "\n".join(f"{name:<12}{value}" for name, value in rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import faiss
@@ -9,6 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, Ids
+from faiss_qama.progress import progress
+from faiss_qama.vectors import as_vectors
+
+CHUNK = 16_384  # vectors that are read at a time
 
 
 class FaissVectors:
@@ -69,6 +74,22 @@ class FaissVectors:
         keys = places if self._keys is None else self._keys[places]
         x: Floats = self._inner.reconstruct_batch(np.ascontiguousarray(keys.ravel()))
         return x.reshape(*places.shape, self.d)
+
+    def sample(self, n: int, seed: int) -> Floats:
+        """Return ``n`` vectors drawn at random, or all, (n, d) float32. Raises ValueError if there are fewer than 2."""
+        if len(self) < 2:
+            raise ValueError(f"fitting needs at least 2 vectors; the index to wrap holds {len(self)}")
+        places = np.random.default_rng(seed).choice(len(self), min(len(self), n), replace=False)
+        return self.take(np.sort(places))
+
+    def chunks(self) -> Iterator[tuple[Floats, Ids | None]]:
+        """Yield all vectors in order, (m, d) float32 and checked, with the user's own ids (m,) or None."""
+        for start in progress(range(0, len(self), CHUNK), "encoding"):
+            places = np.arange(start, min(start + CHUNK, len(self)))
+            yield (
+                as_vectors(self.take(places), what="the index to wrap", rows=places),
+                (None if self.ids is None else self.ids[places]),
+            )
 
     def add(self, x: Floats) -> None:
         """Append vectors. Raises ValueError where the index has ids of its own, as those of ``x`` are not known."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,43 +26,6 @@ class Stream:
     chunks: Iterable[NDArray[Any]]
 
 
-def write_text(path: PathLike, text: str) -> None:
-    """Write ``text`` to ``path``, replacing a file there in one atomic step."""
-    with _replacing(Path(path)) as part:
-        part.write_text(text, encoding="utf-8")
-
-
-def write_bytes(path: PathLike, content: bytes) -> None:
-    """Write ``content`` to ``path``, replacing a file there in one atomic step."""
-    with _replacing(Path(path)) as part:
-        part.write_bytes(content)
-
-
-def write_hits(path: PathLike, D: NDArray[Any], I: NDArray[np.int64]) -> None:
-    """Write scores and ids to the .npz ``path`` by these names, replacing a file there in one atomic step."""
-    with _replacing(Path(path)) as part, part.open("wb") as file:
-        np.savez(file, D=D, I=I)
-
-
-def write_npy(path: PathLike, x: NDArray[np.floating]) -> None:
-    """Write ``x`` to ``path``, replacing a file there in one atomic step."""
-    with _replacing(Path(path)) as part, part.open("wb") as file:
-        np.save(file, x)
-
-
-def write_chunks(path: PathLike, stream: Stream) -> None:
-    """Write ``stream`` to the .npy ``path``, replacing a file there in one atomic step."""
-    with _replacing(Path(path)) as part:
-        write_stream(part, stream)
-
-
-def write_faiss(path: PathLike, index: Any) -> None:
-    """Write a faiss.Index or faiss.IndexBinary to ``path``, replacing a file there in one atomic step."""
-    write = faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index
-    with _replacing(Path(path)) as part:
-        faiss_writes(write, index, part)
-
-
 def check_writable(path: PathLike, others: Iterable[Path] = ()) -> None:
     """Raise unless a file can be written at ``path`` that is none of ``others``. Changes nothing."""
     final = Path(path)
@@ -78,8 +41,12 @@ def check_writable(path: PathLike, others: Iterable[Path] = ()) -> None:
 
 
 @contextmanager
-def _replacing(final: Path) -> Iterator[Path]:
-    """Give a path to write; put it in the place of ``final`` if that went well."""
+def replacing(path: PathLike) -> Iterator[Path]:
+    """Give a path to write to; the file there replaces ``path`` in one atomic step if nothing was raised.
+
+    Raises what :func:`check_writable` raises, and OSError naming ``path`` if writing fails.
+    """
+    final = Path(path)
     check_writable(final)
     part = final.with_name(final.name + ".part")
     try:
@@ -102,17 +69,34 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def write_stream(path: Path, stream: Stream) -> None:
-    """Write ``stream`` as a .npy file."""
+def write_text(path: PathLike, text: str) -> None:
+    """Write ``text`` to ``path`` in UTF-8, replacing a file there in one atomic step."""
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_npy(path: PathLike, x: NDArray[Any] | Stream) -> None:
+    """Write ``x`` to the .npy file ``path``, replacing a file there in one atomic step."""
+    with replacing(path) as part:
+        write_stream(part, x)
+
+
+def write_stream(path: Path, x: NDArray[Any] | Stream) -> None:
+    """Write ``x`` as a .npy file. Raises ValueError for a stream with another number of rows than it says."""
+    stream, rows = x if isinstance(x, Stream) else Stream(x.shape, x.dtype, [x]), 0
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(stream.dtype), "fortran_order": False, "shape": stream.shape}
         np.lib.format.write_array_header_1_0(file, header)
         for chunk in stream.chunks:
+            rows += len(chunk)
             file.write(np.ascontiguousarray(chunk, stream.dtype).data)
+    if rows != stream.shape[0]:
+        raise ValueError(f"{path}: {rows} rows, not {stream.shape[0]}; not saved")
 
 
-def faiss_writes(write: Callable[[Any, str], None], index: Any, path: Path) -> None:
-    """Let FAISS ``write`` an index; raises OSError where it cannot."""
+def write_faiss(path: Path, index: Any) -> None:
+    """Write a faiss.Index or faiss.IndexBinary. Raises OSError naming ``path`` if FAISS cannot."""
+    write = faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index
     try:
         write(index, str(path))
     except RuntimeError as error:
@@ -134,7 +118,7 @@ def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs only what it may write
     try:
         os.fsync(handle)
     finally:

@@ -1,23 +1,22 @@
 """The bundle on disk: a folder whose ``manifest.json`` names the files of one generation. Only this file writes one.
 
 A save writes the files of the next generation, syncs them, and then replaces the manifest in one atomic step: a crash
-leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself.
-Format version 6; version 5 has no residual, version 4 centroids that are codes, version 3 no lists, version 2 no
-codes-G.npy, and version 1 a gain and a shift in place of the queries' transform::
+leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself. Format version 1::
 
     manifest.json                quantizer's settings, and name, size, SHA-256 of the files
     quantizer-G.safetensors      its arrays
-    codes-G.faissindex           the faiss.IndexBinary of the codes; for hash tables, which are made anew, a flat one
-    codes-G.npy                  instead, of the base Flat: (groups, words, 16) uint32, see hamming.bit_planes
-    rows-G.npy, places-G.npy     of the base IVF, whose groups lie in the order of its lists: (groups, 16) int32,
-                                 the rows of codes, -1 where there is none; (n,) int32, where each row's code lies
-    sizes-G.npy, centroids-G.npy (nlist,) int64, codes in each list; (nlist, units) uint8, what lists lie around, in
-                                 64ths of a level
-    store-G.npy                  what rescores, a row a code, where it is kept: float16, float32, or int8 (sq8)
-    residual-G.npy               instead, codes of a residual, where codes rescore: (groups, words, 16) uint32
-    norms-G.npy                of the sums of both: (n,) float16 of unit vectors, float32 under L2
-    ids-G.npy                    (n,) int64, the user's own ids, where there are any
-    alive-G.npy                  (n,) bool, false where a row is removed, where there are any
+    codes-G.npy                  codes of the bases Flat and IVF: (groups, words, 16) uint32, see hamming.bit_planes
+    rows-G.npy, places-G.npy     of IVF, whose groups lie in the order of its lists: (groups, 16) int32, the rows of
+                                 the codes, -1 for none; (n,) int32, the place of each row's code
+    sizes-G.npy, centroids-G.npy of IVF: (nlist,) int64, codes per list; (nlist, units) uint8, the centroids of the
+                                 lists in 64ths of a level
+    codes-G.faissindex           codes of FAISS's bases: the faiss.IndexBinary; of hash tables, which are made anew,
+                                 a flat one
+    store-G.npy                  vectors to re-rank with, one row per code: float16, float32, or int8 (sq8)
+    residual-G.npy               residual codes to re-rank with: (groups, words, 16) uint32
+    norms-G.npy                  norms of the decoded sums: (n,) float16 of unit vectors, float32 under L2
+    ids-G.npy                    (n,) int64, the user's own ids
+    alive-G.npy                  (n,) bool, false for a removed row
 """
 
 from __future__ import annotations
@@ -26,44 +25,33 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import faiss
 import filelock
 import numpy as np
 import safetensors.numpy
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError
 
 from faiss_qama._version import __version__
-from faiss_qama.arrays import LANES
-from faiss_qama.hamming.bit_planes import n_words
 from faiss_qama.hamming.code_index import CodeIndex
-from faiss_qama.hamming.faiss_binary import FaissCodeIndex
-from faiss_qama.hamming.flat import FlatCodeIndex
-from faiss_qama.hamming.ivf import STEPS, IVFCodeIndex
-from faiss_qama.quantizer.bit_packing import levels
-from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.hamming.factory import read_base
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import DTYPES, StoredVectors
-from faiss_qama.rescore.residual import ResidualRescorer
 from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import PathLike, open_npy
 
-FORMAT, VERSION, OLDEST = "faiss-qama", 6, 1
-NEEDED: dict[str, type] = {"generation": int, "ntotal": int, "rescore": str, "written_by": str}
-NEEDED |= {"quantizer": dict, "files": dict}
+T = TypeVar("T")
+
+FORMAT, VERSION = "faiss-qama bundle", 1
+BEFORE_RELEASE = "faiss-qama"  # the format of bundles that were written before the first release
+NEEDED: dict[str, type] = {"generation": int, "ntotal": int, "base": str, "rescore": str, "written_by": str}
+NEEDED |= {"base_settings": dict, "quantizer": dict, "files": dict}
 MANIFEST, LOCK = "manifest.json", ".lock"
-ARRAYS = ("store", "residual", "norms", "ids", "alive")
-PARTS: dict[type[CodeIndex], tuple[str, ...]] = {
-    FlatCodeIndex: ("codes",),
-    IVFCodeIndex: ("codes", "rows", "places", "sizes", "centroids"),
-}
-MAPPED = ("store", "residual", "norms", "rows", "places")
 _OURS = re.compile(
     r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|manifest\.json\.new"
     r"|(codes|rows|places|sizes|centroids|store|residual|norms|ids|alive)-\d+\.npy)"
@@ -72,19 +60,24 @@ _OURS = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """What is written and read.
+    """An index to write.
 
     Parameters
     ----------
-    quantizer, rescore : what the index was made with
-    base : the codes; it may be filled while the store's chunks are consumed
-    arrays : by name, of ``ARRAYS``, an array or, for writing, a Stream
+    quantizer : Quantizer
+        The quantizer.
+    rescore : str
+        The kind of its rescorer.
+    base : CodeIndex
+        The codes. It may be filled while the chunks of a stream are consumed.
+    parts : mapping of str to ndarray or Stream
+        The arrays of the rescorer and of the ids, by name.
     """
 
     quantizer: Quantizer
     rescore: str
     base: CodeIndex
-    arrays: dict[str, Any] = field(default_factory=dict)
+    parts: Mapping[str, Any]
 
 
 def check_writable(path: PathLike, sources: Iterable[Path] = ()) -> None:
@@ -131,17 +124,33 @@ def write(path: PathLike, bundle: Bundle) -> None:
         raise OSError(f"{folder}: another process is writing this index") from None
 
 
-def read(path: PathLike, *, mmap: bool = False) -> Bundle:
-    """Return the bundle at ``path``.
+def read(path: PathLike, make: Callable[[Quantizer, str, CodeIndex, Parts], T], *, mmap: bool = False) -> T:
+    """Return what ``make`` returns of the bundle at ``path``.
 
-    With ``mmap`` flat codes and the store are mapped read-only, and only their sizes are checked against the manifest.
-    Raises FileNotFoundError, or ValueError naming the file and the fault.
+    Parameters
+    ----------
+    path : str or path
+        The folder.
+    make : callable
+        Takes the quantizer, the kind of the rescorer, the codes, and a reader of all other parts. It is called again
+        if a save replaces the generation meanwhile.
+    mmap : bool
+        Whether arrays are memory-mapped, read-only. Of those only the size is checked, not the checksum.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        Naming the file and the fault.
     """
     folder = Path(path)
     while True:
         manifest = _parse(folder)
         try:
-            return _read_generation(folder, manifest, mmap)
+            reader, ntotal = Parts(folder, manifest["files"], mmap), manifest["ntotal"]
+            quantizer = _read_quantizer(reader.path("quantizer"), manifest["quantizer"])
+            base = read_base(manifest["base"], quantizer.layout, ntotal, reader)
+            base.set(manifest["base_settings"])
+            return make(quantizer, manifest["rescore"], base, reader)
         except FileNotFoundError:
             if _parse(folder) == manifest:  # else a save has replaced the generation meanwhile
                 raise
@@ -165,24 +174,79 @@ def fingerprint(path: PathLike) -> str:
     return str(_parse(Path(path))["sha256"])
 
 
+class Parts:
+    """The files of one generation, read when they are asked for (a :class:`~faiss_qama.hamming.code_index.PartReader`).
+
+    Parameters
+    ----------
+    folder : Path
+        The bundle.
+    files : mapping
+        The manifest's entries by name.
+    mmap : bool
+        Whether arrays are memory-mapped. Of those only the size is checked, not the checksum.
+    """
+
+    def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]], mmap: bool) -> None:
+        self._folder, self._files, self._mmap = folder, files, mmap
+
+    def has(self, name: str) -> bool:
+        """Return whether the manifest names such a part."""
+        return name in self._files
+
+    def path(self, name: str, *, mapped: bool = False) -> Path:
+        """Return the file of a part, checked against its size, and against its checksum unless it is ``mapped``."""
+        if name not in self._files:
+            raise ValueError(f"{self._folder / MANIFEST}: no {name} is named")
+        entry = self._files[name]
+        path: Path = self._folder / entry["name"]
+        _verify(path, entry, hash_it=not mapped)
+        return path
+
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True) -> NDArray[Any]:
+        """Return an array. Raises ValueError naming the file for another shape or dtype."""
+        mapped = mapped and self._mmap
+        array: NDArray[Any] = open_npy(self.path(name, mapped=mapped), mapped)
+        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
+            raise self.invalid(name, f"{array.shape} {array.dtype}; the manifest says {shape} {np.dtype(dtype)}")
+        return array
+
+    def binary(self, name: str, *, mapped: bool = False) -> faiss.IndexBinary:
+        """Return a FAISS binary index. Raises ValueError naming the file if FAISS cannot read it."""
+        path = self.path(name, mapped=mapped and self._mmap)
+        try:
+            return faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC if self._mmap else 0)
+        except RuntimeError as error:
+            if not path.exists():  # a save has replaced the generation
+                raise FileNotFoundError(f"{path}: missing; the manifest names it") from None
+            raise self.invalid(name, f"not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
+
+    def invalid(self, name: str, reason: str) -> ValueError:
+        """Return the error for a part that cannot be used."""
+        return ValueError(f"{self._folder / self._files[name]['name']}: {reason}")
+
+
 def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
-    names = {"quantizer": f"quantizer-{generation}.safetensors", "codes": f"codes-{generation}.faissindex"}
-    roles = [*PARTS.get(type(bundle.base), ()), *(name for name in ARRAYS if name in bundle.arrays)]
-    names |= {role: f"{role}-{generation}.npy" for role in roles}
+    files: dict[str, Path] = {}
+
+    def write_part(name: str, part: Any) -> None:
+        if isinstance(part, faiss.IndexBinary):
+            path = files[name] = folder / f"{name}-{generation}.faissindex"
+            atomic_files.write_faiss(path, part)
+            if path.stat().st_size < part.ntotal * part.code_size:  # FAISS does not see that a flush failed
+                raise OSError(f"{path}: could not be written in full: {path.stat().st_size} bytes; is the disk full?")
+            return
+        files[name] = folder / f"{name}-{generation}.npy"
+        atomic_files.write_stream(files[name], part)
+
     try:
-        for name, array in bundle.arrays.items():
-            stream = (
-                array
-                if isinstance(array, atomic_files.Stream)
-                else atomic_files.Stream(array.shape, array.dtype, [array])
-            )
-            atomic_files.write_stream(folder / names[name], stream)
-            rows = -(-len(bundle.base) // LANES) if name == "residual" else len(bundle.base)
-            if stream.shape[0] != rows:
-                raise ValueError(f"{folder}: {stream.shape[0]} rows of {name}, not {rows}; not saved")
+        for name, part in bundle.parts.items():  # streams fill the base
+            write_part(name, part)
+        for name, part in bundle.base.parts().items():
+            write_part(name, part)
         arrays, settings = bundle.quantizer.to_state()
-        (folder / names["quantizer"]).write_bytes(safetensors.numpy.save(arrays))
-        _write_codes({role: folder / name for role, name in names.items()}, bundle.base)
+        files["quantizer"] = folder / f"quantizer-{generation}.safetensors"
+        files["quantizer"].write_bytes(safetensors.numpy.save(arrays))
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -193,17 +257,16 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
             "base_settings": bundle.base.settings,
             "rescore": bundle.rescore,
             "quantizer": settings,
-            "files": {role: _file_entry(folder / name) for role, name in names.items()},
+            "files": {name: file_entry(path) for name, path in files.items()},
         }
-        manifest["sha256"] = _digest(manifest)
         new = folder / (MANIFEST + ".new")
-        new.write_bytes(_dump(manifest))
+        new.write_bytes(sign(manifest))
         atomic_files.sync(new)
         atomic_files.sync(folder)
         os.replace(new, folder / MANIFEST)
         atomic_files.sync(folder)
     finally:
-        # Whatever the manifest does not name is an older generation, or what an interrupted save left.
+        # Files that the manifest does not name are an older generation's, or left by an interrupted save.
         current = _parse(folder)["files"].values() if (folder / MANIFEST).exists() else ()
         kept = {entry["name"] for entry in current}
         for entry in folder.iterdir():
@@ -212,106 +275,16 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
                     entry.unlink()
 
 
-def _write_codes(paths: Mapping[str, Path], base: CodeIndex) -> None:
-    if isinstance(base, FlatCodeIndex):
-        for role, array in base.arrays().items():
-            atomic_files.write_stream(paths[role], atomic_files.Stream(array.shape, array.dtype, [array]))
-        return
-    assert isinstance(base, FaissCodeIndex)
-    path = paths["codes"]
-    binary = base.storable
-    atomic_files.faiss_writes(faiss.write_index_binary, binary, path)
-    if path.stat().st_size < binary.ntotal * binary.code_size:  # faiss does not see that a flush failed
-        raise OSError(f"{path}: could not be written in full: {path.stat().st_size} bytes; is the disk full?")
+def file_entry(path: Path) -> dict[str, Any]:
+    """Return what a manifest says of a file, once it is on the disk: name, size and checksum."""
+    atomic_files.sync(path)
+    return {"name": path.name, "bytes": path.stat().st_size, "sha256": atomic_files.sha256(path)}
 
 
-def _read_generation(folder: Path, manifest: dict[str, Any], mmap: bool) -> Bundle:
-    named, ntotal, rescore = manifest["files"], manifest["ntotal"], manifest["rescore"]
-    kind = manifest.get("base", "BFlat")
-    for role, entry in named.items():
-        mapped = mmap and (role in MAPPED or role == "codes" and kind.startswith(("BFlat", "Flat")))
-        _verify(folder / entry["name"], entry, hash_it=not mapped)
-    quantizer = _read_quantizer(folder / named["quantizer"]["name"], manifest["quantizer"])
-    paths = {role: folder / entry["name"] for role, entry in named.items()}
-    base = _read_base(paths, quantizer.layout, kind, ntotal, mmap, manifest["version"])
-    base.set(manifest.get("base_settings", {}))
-    if len(base) != ntotal:
-        raise ValueError(f"{folder / named['codes']['name']}: {len(base)} codes; the manifest says {ntotal}")
-    wanted: dict[str, tuple[tuple[int, ...], np.dtype[Any]]] = {
-        "ids": ((ntotal,), np.dtype(np.int64)),
-        "alive": ((ntotal,), np.dtype(bool)),
-    }
-    if rescore in DTYPES:
-        wanted["store"] = (ntotal, StoredVectors(quantizer, rescore).width), DTYPES[rescore]
-    elif rescore == "codes" and quantizer.residual is not None:
-        wanted |= ResidualRescorer.shapes(quantizer, ntotal)
-    for name in wanted:
-        if name not in named and name not in ("ids", "alive"):
-            raise ValueError(f"{folder / MANIFEST}: rescore is {rescore}, but no {name} is named")
-    arrays = {
-        name: _read_array(folder / named[name]["name"], *wanted[name], mmap=mmap and name in MAPPED)
-        for name in ARRAYS
-        if name in named
-    }
-    norms = arrays.get("norms", np.empty(0))
-    if not mmap and not (np.isfinite(norms) & (norms >= 0)).all():
-        raise ValueError(f"{folder / named['lengths']['name']}: a norm is not finite, or below 0")
-    return Bundle(quantizer, rescore, base, arrays)
-
-
-def _read_base(
-    paths: Mapping[str, Path], layout: CodeLayout, kind: str, ntotal: int, mmap: bool, version: int
-) -> CodeIndex:
-    if kind == "Flat":
-        shape = -(-ntotal // LANES), n_words(layout), LANES
-        return FlatCodeIndex(layout, _read_array(paths["codes"], shape, np.dtype("<u4"), mmap), ntotal)
-    if kind.startswith("IVF"):
-        return _read_lists(paths, layout, int(kind.removeprefix("IVF")), ntotal, mmap, version)
-    path = paths["codes"]
-    try:
-        binary = faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC if mmap else 0)
-    except RuntimeError as error:
-        if not path.exists():  # a save has replaced the generation
-            raise FileNotFoundError(f"{path}: missing; the manifest names it") from None
-        raise ValueError(f"{path}: not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
-    if binary.code_size != layout.code_size:
-        raise ValueError(f"{path}: codes of {binary.code_size} bytes; the manifest says {layout.code_size}")
-    base = FaissCodeIndex(binary, layout, filled=True)
-    if str(base) == kind:
-        return base
-    made_anew = FaissCodeIndex(kind, layout)
-    made_anew.append(base.codes)
-    return made_anew
-
-
-def _read_lists(
-    paths: Mapping[str, Path], layout: CodeLayout, nlist: int, ntotal: int, mmap: bool, version: int
-) -> IVFCodeIndex:
-    sizes = _read_array(paths["sizes"], (nlist,), np.dtype("<i8"), mmap=False)
-    if sizes.min() < 0 or sizes.max() > ntotal or sizes.sum() != ntotal:
-        raise ValueError(f"{paths['sizes']}: lists of {sizes.sum()} codes; the manifest says {ntotal}")
-    groups = int((-(-sizes // LANES)).sum())
-    wanted: dict[str, tuple[tuple[int, ...], str]] = {
-        "codes": ((groups, n_words(layout), LANES), "<u4"),
-        "rows": ((groups, LANES), "<i4"),
-        "places": ((ntotal,), "<i4"),
-        "centroids": ((nlist, layout.code_size if version == 4 else layout.units), "|u1"),
-    }
-    parts = {role: _read_array(paths[role], shape, np.dtype(dtype), mmap) for role, (shape, dtype) in wanted.items()}
-    for role, least, most in (("rows", -1, ntotal), ("places", 0, groups * LANES)):
-        array = parts[role]
-        if not mmap and array.size and not least <= array.min() <= array.max() < most:  # the loops would read elsewhere
-            raise ValueError(f"{paths[role]}: {array.min()} to {array.max()}; {least} to {most - 1} are possible")
-    if version == 4:
-        parts["centroids"] = np.uint8(STEPS) * levels(parts["centroids"], layout)
-    return IVFCodeIndex.from_arrays(layout, nlist, parts | {"sizes": sizes})
-
-
-def _read_array(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], mmap: bool) -> NDArray[Any]:
-    array: NDArray[Any] = open_npy(path, mmap)
-    if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-        raise ValueError(f"{path}: {array.shape} {array.dtype}; the manifest says {shape} {dtype}")
-    return array
+def sign(manifest: Mapping[str, Any]) -> bytes:
+    """Return the bytes of ``manifest.json``, with the checksum of the manifest itself."""
+    unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
+    return _dump(unsigned | {"sha256": hashlib.sha256(_dump(unsigned)).hexdigest()})
 
 
 def _only_leftovers(folder: Path) -> bool:
@@ -337,11 +310,11 @@ def _parse(folder: Path) -> dict[str, Any]:
         found = manifest["format"], manifest["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: not the manifest of an index ({error})") from None
-    if found[0] != FORMAT or found[1] not in range(OLDEST, VERSION + 1):
-        raise ValueError(
-            f"{path}: format {found[0]} version {found[1]}; this release reads {FORMAT} versions {OLDEST} to {VERSION}"
-        )
-    if raw != _dump(manifest) or manifest.get("sha256") != _digest(manifest):
+    if found[0] == BEFORE_RELEASE:
+        raise ValueError(f"{path}: written before the first release, in a format that is no longer read: fit again")
+    if found != (FORMAT, VERSION):
+        raise ValueError(f"{path}: format {found[0]} version {found[1]}; this release reads {FORMAT} version {VERSION}")
+    if raw != sign(manifest):
         raise ValueError(f"{path}: damaged: its checksum does not match")
     for key, kind in NEEDED.items():
         if not isinstance(manifest.get(key), kind):
@@ -353,16 +326,7 @@ def _dump(manifest: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=2) + "\n").encode()
 
 
-def _digest(manifest: dict[str, Any]) -> str:
-    return hashlib.sha256(_dump({k: v for k, v in manifest.items() if k != "sha256"})).hexdigest()
-
-
-def _file_entry(path: Path) -> dict[str, Any]:
-    atomic_files.sync(path)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": atomic_files.sha256(path)}
-
-
-def _verify(path: Path, entry: dict[str, Any], hash_it: bool) -> None:
+def _verify(path: Path, entry: Mapping[str, Any], hash_it: bool) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: missing; the manifest names it")
     if path.stat().st_size != entry["bytes"]:

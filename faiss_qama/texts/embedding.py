@@ -15,9 +15,24 @@ if TYPE_CHECKING:
 
 
 def read_texts(path: Path, field: str = "text") -> list[str]:
-    """Return the texts of ``path``: a line each, or a field of each JSON line if the name ends in ``.jsonl``.
+    """Read the texts of a file.
 
-    Raises ValueError naming the line.
+    Parameters
+    ----------
+    path : Path
+        A file with one text per line, or, if its name ends in ``.jsonl``, one JSON object per line.
+    field : str
+        The field of a JSON object that holds the text.
+
+    Returns
+    -------
+    list of str
+        The texts, in order.
+
+    Raises
+    ------
+    ValueError
+        If the file is empty, not UTF-8, or a line has no such field. The message names the line.
     """
     if path.suffix == ".jsonl":
         return [record[field] for record in json_lines(path, field)]
@@ -25,9 +40,24 @@ def read_texts(path: Path, field: str = "text") -> list[str]:
 
 
 def json_lines(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
-    """Yield the objects of a file of JSON lines, whose fields ``needed`` are texts.
+    """Yield the objects of a file of JSON lines.
 
-    Raises ValueError naming the line.
+    Parameters
+    ----------
+    path : Path
+        The file.
+    *needed : str
+        Fields that every object must have, as texts.
+
+    Yields
+    ------
+    dict
+        One object per line.
+
+    Raises
+    ------
+    ValueError
+        If a line is malformed. The message names the line.
     """
     for number, line in enumerate(read_lines(path), start=1):
         try:
@@ -43,7 +73,23 @@ def json_lines(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """Yield the lines of a text file, one at least. Raises ValueError for none, and for what is no UTF-8."""
+    """Yield the lines of a text file, without their ends.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Yields
+    ------
+    str
+        One line.
+
+    Raises
+    ------
+    ValueError
+        If the file is empty or not UTF-8.
+    """
     empty = True
     try:
         with path.open(encoding="utf-8") as file:
@@ -57,22 +103,64 @@ def read_lines(path: Path) -> Iterator[str]:
 
 
 def load_model(model: PathLike) -> SentenceTransformer:
-    """Return the sentence-transformer of that name or path. Raises ImportError with the command that installs it."""
+    """Load a sentence-transformer.
+
+    Parameters
+    ----------
+    model : str or os.PathLike
+        Its name or its path.
+
+    Returns
+    -------
+    SentenceTransformer
+        The model.
+
+    Raises
+    ------
+    ImportError
+        If sentence-transformers is not installed. The message has the command that installs it.
+    """
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise ImportError("embedding needs sentence-transformers: pip install 'faiss-qama[embed]'") from None
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # loading takes no two seconds
+    logging.disable_progress_bar()  # loading takes less than two seconds
     return SentenceTransformer(str(model))
 
 
 def embed_texts(texts: Sequence[str], model: PathLike) -> Floats:
-    """Return the embeddings (n, d) float32 of ``texts``, in order."""
+    """Embed texts.
+
+    Parameters
+    ----------
+    texts : sequence of str
+        The texts.
+    model : str or os.PathLike
+        The name or the path of a sentence-transformer.
+
+    Returns
+    -------
+    ndarray of shape (n, d), float32
+        The embeddings, in order.
+    """
     return vectors_by(load_model(model).encode, texts)
 
 
 def vectors_by(encode: Callable[..., Any], texts: Sequence[str]) -> Floats:
-    """Return the embeddings (n, d) float32 of ``texts`` by one of the ``encode`` methods of a sentence-transformer."""
+    """Embed texts with a method of a loaded sentence-transformer.
+
+    Parameters
+    ----------
+    encode : callable
+        ``encode``, ``encode_query`` or ``encode_document`` of the model.
+    texts : sequence of str
+        The texts.
+
+    Returns
+    -------
+    ndarray of shape (n, d), float32
+        The embeddings, in order.
+    """
     return as_vectors(encode(list(texts), batch_size=64, convert_to_numpy=True, show_progress_bar=None))

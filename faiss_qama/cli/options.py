@@ -1,0 +1,46 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from faiss_qama.hamming.factory import DEFAULT
+from faiss_qama.quantizer.quantizer import METRICS
+from faiss_qama.rescore.factory import RESCORE_KINDS
+
+METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
+PATH = click.Path(path_type=Path)
+
+k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Number of neighbours.")
+recall_option = click.option(
+    "--recall", type=float, help="Share of the true neighbours to find; the calibration says how many to re-rank."
+)
+oversample_option = click.option(
+    "--oversample", type=float, help="Re-rank this many times k candidates, instead of naming a recall."
+)
+nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Lists to scan (IVF and BIVF).")
+ef_search_option = click.option("--efsearch", "ef_search", type=click.IntRange(min=1), help="Nodes to visit (BHNSW).")
+metric_option = click.option(
+    "--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True, help="Metric of the vectors."
+)
+base_option = click.option(
+    "--base",
+    default=DEFAULT,
+    show_default=True,
+    help="Index of the codes: Flat, IVF1024, BFlat, BHNSW32, ..., or auto for the fastest.",
+)
+rescore_option = click.option(
+    "--rescore",
+    type=click.Choice(RESCORE_KINDS),
+    default="fp16",
+    show_default=True,
+    help="How candidates are re-ranked.",
+)
+
+
+def drop_none(**options: Any) -> dict[str, Any]:
+    """Return the options that are not None."""
+    return {name: value for name, value in options.items() if value is not None}

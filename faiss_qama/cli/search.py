@@ -1,0 +1,144 @@
+"""The commands that take an index: ``faiss-qama build | search | inspect | export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+import numpy as np
+
+from faiss_qama.cli.options import (
+    PATH,
+    base_option,
+    drop_none,
+    ef_search_option,
+    k_option,
+    nprobe_option,
+    oversample_option,
+    recall_option,
+    rescore_option,
+)
+from faiss_qama.evaluation.recall import search_in_blocks
+from faiss_qama.index import export
+from faiss_qama.index.build import build_index
+from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.index_spec import IndexSpec
+from faiss_qama.quantizer.calibration import K
+from faiss_qama.report import tables
+from faiss_qama.storage import atomic_files, bundle
+from faiss_qama.vectors import Corpus, load_vectors
+
+
+@click.command()
+@click.argument("index_path", metavar="INDEX", type=PATH)
+@click.argument("corpus", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
+@rescore_option
+@base_option
+@nprobe_option
+@ef_search_option
+def build(
+    index_path: Path,
+    corpus: tuple[Path, ...],
+    output: Path,
+    rescore: str,
+    base: str,
+    nprobe: int | None,
+    ef_search: int | None,
+) -> None:
+    """Write an index of CORPUS with the quantizer of INDEX, without fitting another."""
+    quantizer = QamaIndex.load(index_path, mmap=True).quantizer
+    spec = IndexSpec(base=base, rescore=rescore, settings=drop_none(nprobe=nprobe, efSearch=ef_search))
+    index = build_index(output, quantizer, Corpus(list(corpus), quantizer.d), spec)
+    size = tables.bytes_text(index.bytes_per_vector)
+    click.echo(f"wrote {output}: {index.ntotal:,} x {index.d}, {size} bytes per vector")
+
+
+@click.command("export")
+@click.argument("index_path", metavar="INDEX", type=PATH)
+@click.argument("output", type=PATH)
+@click.option(
+    "--kind", type=click.Choice(export.KINDS), default=export.KINDS[0], show_default=True, help="Type of the index."
+)
+def export_command(index_path: Path, output: Path, kind: str) -> None:
+    """Write INDEX to OUTPUT as a stock FAISS index, which FAISS reads without this package."""
+    atomic_files.check_writable(output, index_path.glob("*"))
+    with atomic_files.replacing(output) as part:
+        atomic_files.write_faiss(part, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
+    reader = "read_index_binary" if kind == "binary" else "read_index"
+    click.echo(f"wrote {output}      next, in Python: faiss.{reader}({str(output)!r})")
+
+
+@click.command()
+@click.argument("index_path", metavar="INDEX", type=PATH)
+@click.argument("queries_path", metavar="QUERIES", type=PATH)
+@k_option
+@recall_option
+@oversample_option
+@nprobe_option
+@ef_search_option
+@click.option("-o", "--output", type=PATH, help="Write scores D and ids I to this .npz instead.")
+def search(
+    index_path: Path,
+    queries_path: Path,
+    k: int,
+    recall: float | None,
+    oversample: float | None,
+    nprobe: int | None,
+    ef_search: int | None,
+    output: Path | None,
+) -> None:
+    """Search INDEX for the rows of QUERIES (.npy), and print query, rank, id and score, tab-separated."""
+    index = QamaIndex.load(index_path, mmap=True)
+    if output is None:
+        k = min(k, max(index.ntotal, 1))  # what is missing is not printed
+    else:
+        output = output if output.suffix == ".npz" else output.with_name(output.name + ".npz")
+        atomic_files.check_writable(output, [queries_path, *index_path.glob("*")])
+    options = {"recall": recall, "oversample": oversample, **drop_none(nprobe=nprobe, efSearch=ef_search)}
+    D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, **options)
+    if output is not None:
+        with atomic_files.replacing(output) as part, part.open("wb") as file:
+            np.savez(file, D=D, I=I)
+        click.echo(f"wrote {output}: D {D.shape} {D.dtype}, I {I.shape} {I.dtype}")
+        return
+    click.echo("query\trank\tid\tscore")
+    for query, (scores, ids) in enumerate(zip(D, I, strict=True)):
+        for rank, (score, i) in enumerate(zip(scores, ids, strict=True), start=1):
+            if i >= 0:
+                click.echo(f"{query}\t{rank}\t{i}\t{score:.6g}")
+
+
+@click.command()
+@click.argument("index_path", metavar="INDEX", type=PATH)
+def inspect(index_path: Path) -> None:
+    """Print what INDEX holds, and verify every checksum."""
+    manifest = bundle.verify(index_path)
+    index = QamaIndex.load(index_path, mmap=True)
+    quantizer, calibration = index.quantizer, index.quantizer.calibration
+    rows = [
+        ("index", f"{index.ntotal:,} x {index.d}, metric {quantizer.metric_name}, rescore {index.rescore}"),
+        ("made by", f"index_factory({index.d}, {index.factory_string!r})"),
+        *((name, value) for name, value in manifest.get("base_settings", {}).items()),
+        ("bytes", f"{tables.bytes_text(index.bytes_per_vector)} a vector"),
+    ]
+    if calibration is not None:
+        source = "real queries" if quantizer.fit_record.real_queries else "held-out documents with noise added"
+        rows.append(("calibrated", f"on {source} against {calibration.n:,} vectors; oversample for recall@10:"))
+        needs = []
+        for recall in (0.9, 0.95, 0.99):
+            try:
+                needs.append(f"{recall}: {calibration.oversample(K, index.ntotal, 'floats', recall):.1f}")
+            except ValueError:
+                needs.append(f"{recall}: out of reach")
+        rows.append(("", ", ".join(needs) + " (re-ranking by floats)"))
+    record = quantizer.fit_record
+    settings = {**record.config, "fitted_on": record.fitted_on, "query_gain": record.query_gain}
+    rows.append(
+        ("settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, [])))
+    )
+    if record.training is not None:
+        rows += tables.training_facts(record.training)
+    rows.append(("written by", f"{manifest['written_by']}, generation {manifest['generation']}"))
+    rows += [("", f"{f['name']}  {tables.size_text(f['bytes'])}  checksum ok") for f in manifest["files"].values()]
+    click.echo(tables.facts(rows))

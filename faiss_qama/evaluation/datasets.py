@@ -1,0 +1,152 @@
+"""A data set: documents, queries, and grades of which documents are relevant; and the folder it is read from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.arrays import Floats, Ids
+from faiss_qama.vectors import Corpus, PathLike, load_vectors
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Documents, queries, and what is known about the answers.
+
+    Parameters
+    ----------
+    corpus : Corpus
+        The documents.
+    queries : ndarray of shape (nq, d), float32
+        The queries to measure with.
+    qrels : ndarray of shape (m, 3), int64, or None
+        Rows of query row, corpus row and grade. A grade above 0 means relevant.
+    train_queries : Corpus or None
+        Unlabelled queries of the same kind, which a fit may use.
+    exclude : ndarray of shape (e, 2), int64, or None
+        Rows of query row and corpus row. These hits are dropped, because the query is that document itself.
+    """
+
+    corpus: Corpus
+    queries: Floats
+    qrels: NDArray[np.int64] | None = None
+    train_queries: Corpus | None = None
+    exclude: NDArray[np.int64] | None = None
+
+    @classmethod
+    def load(cls, folder: PathLike) -> Dataset:
+        """Read a data set folder.
+
+        The folder holds ``corpus.npy`` and ``queries.npy``. It may also hold ``qrels.tsv``, ``train_queries.npy`` and
+        ``exclude.tsv``.
+
+        Parameters
+        ----------
+        folder : str or os.PathLike
+            The folder.
+
+        Returns
+        -------
+        Dataset
+            The corpus is read in chunks when needed, the queries are read at once.
+
+        Raises
+        ------
+        FileNotFoundError
+            If ``corpus.npy`` or ``queries.npy`` is missing.
+        ValueError
+            If a file is malformed. The message names the file and the line.
+        """
+        path = Path(folder)
+        corpus = Corpus(path / "corpus.npy")
+        queries = load_vectors(path / "queries.npy", corpus.shape[1])
+        sizes = (len(queries), len(corpus))
+        train = path / "train_queries.npy"
+        return cls(
+            corpus,
+            queries,
+            read_rows(path / "qrels.tsv", 3, sizes) if (path / "qrels.tsv").exists() else None,
+            Corpus(train, corpus.shape[1]) if train.exists() else None,
+            read_rows(path / "exclude.tsv", 2, sizes) if (path / "exclude.tsv").exists() else None,
+        )
+
+    @property
+    def max_excluded(self) -> int:
+        """The most hits that are excluded for one query: a search for k asks for this many more."""
+        return 0 if self.exclude is None else int(np.bincount(self.exclude[:, 0]).max())
+
+    def drop_excluded(self, D: NDArray[Any], I: Ids, k: int) -> tuple[NDArray[Any], Ids]:
+        """Drop the excluded hits from the results of a search.
+
+        Parameters
+        ----------
+        D, I : ndarray of shape (nq, >= k)
+            Scores and ids, best first.
+        k : int
+            How many hits to keep.
+
+        Returns
+        -------
+        D, I : ndarray of shape (nq, k)
+            Scores and ids, best first. Where too few hits are left, excluded ones are at the end with id -1.
+        """
+        if self.exclude is not None:
+            documents: dict[int, list[int]] = {}
+            for query, document in self.exclude.tolist():
+                documents.setdefault(query, []).append(document)
+            excluded = np.zeros(I.shape, dtype=bool)
+            for query, rows in documents.items():
+                excluded[query] = np.isin(I[query], rows)
+            order = np.argsort(excluded, axis=1, kind="stable")
+            D = np.take_along_axis(D, order, axis=1)
+            I = np.take_along_axis(np.where(excluded, -1, I), order, axis=1)
+        return D[:, :k], I[:, :k]
+
+
+def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[np.int64]:
+    """Read a tab-separated file of whole numbers. A first line without a whole number is a header.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+    columns : int
+        How many columns it must have. The first two are a query row and a corpus row.
+    sizes : tuple of int
+        The number of queries and of documents, which the rows are checked against.
+
+    Returns
+    -------
+    ndarray of shape (m, columns), int64
+        The lines of the file.
+
+    Raises
+    ------
+    ValueError
+        If a line is malformed or names a row that does not exist. The message names the file and the line.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = [int(np.int64(int(field))) for field in line.split("\t")]
+        except (ValueError, OverflowError):
+            if number == 1 and not any(field.strip().lstrip("-").isdigit() for field in line.split()):
+                continue
+            raise ValueError(f"{path}: line {number}: whole numbers are needed; got {line!r}") from None
+        if len(row) != columns:
+            raise ValueError(f"{path}: line {number}: {columns} tab-separated columns are needed; got {len(row)}")
+        for value, size, what in zip(row, sizes, ("query", "corpus"), strict=False):
+            if not 0 <= value < size:
+                raise ValueError(f"{path}: line {number}: {what} row {value}, but there are {size}")
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{path}: no rows")
+    return np.array(rows, dtype=np.int64)

@@ -1,0 +1,111 @@
+"""A corpus straight to an index on disk: no vector stays in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from faiss_qama.arrays import Codes
+from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.hamming.factory import AUTO, make_base
+from faiss_qama.index import saving
+from faiss_qama.index.id_map import IdMap
+from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.index.tuning import BaseTrial, fastest, trial_queries
+from faiss_qama.index.two_stage import TwoStageIndex
+from faiss_qama.index_spec import IndexSpec
+from faiss_qama.progress import progress
+from faiss_qama.quantizer.calibration import RECALL
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.rescore.factory import make_rescorer
+from faiss_qama.rescore.stored_vectors import StoredVectors
+from faiss_qama.storage import bundle
+from faiss_qama.storage.atomic_files import Stream
+from faiss_qama.vectors import Corpus, PathLike
+
+SAMPLE = 50_000  # vectors that a base index is trained on
+
+
+def build_index(
+    path: PathLike,
+    quantizer: Quantizer,
+    corpus: Corpus,
+    spec: IndexSpec | None = None,
+    queries: ArrayLike | None = None,
+) -> QamaIndex:
+    """Index ``corpus`` straight to the folder ``path``, and load it memory-mapped.
+
+    Parameters
+    ----------
+    path : str or path
+        A folder; an index there is replaced in one atomic step.
+    quantizer : Quantizer
+        From :func:`faiss_qama.training.fit`.
+    corpus : Corpus
+        Vectors, read once, in chunks.
+    spec : IndexSpec, optional
+        The stages, and what base ``auto`` must reach.
+    queries : array of shape (nq, d), optional
+        Unlabelled queries to choose base ``auto`` with.
+
+    Returns
+    -------
+    QamaIndex
+        Memory-mapped and read-only.
+
+    Raises
+    ------
+    ValueError
+        For a corpus of another dimension, vectors that cannot be stored, and a base that does not exist. An index at
+        ``path`` stays as it was.
+    """
+    spec = spec or IndexSpec()
+    bundle.check_writable(path, corpus.paths)
+    base, codes, trials = _base(quantizer, corpus, spec, queries)
+    rescorer = make_rescorer(spec.rescore, quantizer, base)
+
+    def encoded() -> Iterator[NDArray[Any]]:
+        """Yield rows for the rescorer; the codes go to the base on the way."""
+        first = 0
+        for x in progress(corpus.chunks(), "storing" if codes is not None else "encoding", corpus.n_chunks):
+            code = quantizer.encode(x) if codes is None else codes[first : first + len(x)]
+            if codes is None:
+                base.append(code)
+            yield x if rescorer is None else rescorer.encode(x, code, first)
+            first += len(x)
+
+    vectors = None
+    if isinstance(rescorer, StoredVectors):
+        vectors = Stream((len(corpus), rescorer.width), rescorer.dtype, encoded())
+    else:
+        for rows in encoded():
+            if rescorer is not None:
+                rescorer.append(rows)
+    saving.write(path, TwoStageIndex(quantizer, base, IdMap(len(corpus)), rescorer), vectors)
+    index = QamaIndex.load(path, mmap=True)
+    index.base_trials = trials
+    return index
+
+
+def _base(
+    quantizer: Quantizer, corpus: Corpus, spec: IndexSpec, queries: ArrayLike | None
+) -> tuple[CodeIndex, Codes | None, list[BaseTrial]]:
+    """Return an empty, trained base; of base ``auto`` the fastest one, filled, its codes, and what was tried."""
+    if spec.base == AUTO:
+        chunks = progress(corpus.chunks(), "encoding", corpus.n_chunks)
+        codes = np.concatenate([quantizer.encode(x) for x in chunks])
+        xq = trial_queries(codes[:0] if queries is not None else _sample(corpus), queries, quantizer.d)
+        base, trials = fastest(quantizer, codes, xq, spec.recall or RECALL, spec.memory)
+        return base, codes, trials
+    base = make_base(spec.base, quantizer.layout)
+    base.set(spec.settings)
+    if not base.is_trained:
+        base.train(quantizer.encode(_sample(corpus)))
+    return base, None, []
+
+
+def _sample(corpus: Corpus) -> NDArray[np.float32]:
+    return corpus.take(np.unique(np.linspace(0, len(corpus) - 1, SAMPLE, dtype=np.int64)))

@@ -1,0 +1,62 @@
+"""What one search is told, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import faiss
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchParameters:
+    """The options of a search.
+
+    Parameters
+    ----------
+    oversample : float or None
+        Candidates per neighbour that are re-ranked.
+    recall : float or None
+        Share of the true neighbours to find; the calibration gives the candidates for it.
+    truncate_dim : int or None
+        Components that are scanned first; whole codes rank only the hits of that.
+    sel : faiss.IDSelector, array of ids, or None
+        Ids that may be found.
+    settings : mapping of str to int
+        ``nprobe`` or ``efSearch``.
+    """
+
+    oversample: float | None = None
+    recall: float | None = None
+    truncate_dim: int | None = None
+    sel: Any = None
+    settings: Mapping[str, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.oversample is not None and self.recall is not None:
+            raise ValueError("pass oversample= or recall=, not both")
+        if self.truncate_dim is not None and self.settings:
+            names = ", ".join(self.settings)
+            raise ValueError(f"truncate_dim= scans codes without the base index, so {names} mean nothing to it")
+
+    @classmethod
+    def of(cls, params: Any, sel: Any, settings: Mapping[str, int], **options: Any) -> SearchParameters:
+        """Return the options of a search that was given FAISS's ``params``, or ``sel`` and ``settings``.
+
+        Raises
+        ------
+        ValueError
+            For both, and for a kind of ``params`` that means nothing here.
+        """
+        if params is None:
+            return cls(sel=sel, settings=settings, **options)
+        if sel is not None or settings:
+            raise ValueError("pass params=, or sel=, nprobe= and efSearch=, not both")
+        if isinstance(params, faiss.SearchParametersIVF):
+            settings = {"nprobe": params.nprobe}
+        elif isinstance(params, faiss.SearchParametersHNSW):
+            settings = {"efSearch": params.efSearch}
+        elif type(params) is not faiss.SearchParameters:
+            raise ValueError(f"params must be SearchParameters, -IVF or -HNSW; got {type(params).__name__}")
+        return cls(sel=params.sel, settings=settings, **options)

@@ -1,0 +1,276 @@
+"""The state behind a QamaIndex: the properties that describe it, and the vectors that it stores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import faiss
+import numpy as np
+from numpy.typing import ArrayLike
+
+from faiss_qama.arrays import Codes, Floats, Ids
+from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
+from faiss_qama.index.id_map import IdMap
+from faiss_qama.index.lock import ReadWriteLock
+from faiss_qama.index.tuning import BaseTrial
+from faiss_qama.index.two_stage import TwoStageIndex
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.rescore.codes import CodeRescorer
+from faiss_qama.rescore.factory import check_rescore, make_rescorer
+from faiss_qama.rescore.rescorer import Rescorer
+from faiss_qama.rescore.stored_vectors import StoredVectors
+from faiss_qama.rescore.user_vectors import UserVectors
+from faiss_qama.vectors import Corpus
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from faiss_qama.training import FitConfig
+
+
+@dataclass(frozen=True)
+class Unfitted:
+    """A quantizer that ``train`` will fit."""
+
+    d: int
+    metric: int
+    config: FitConfig
+
+
+@dataclass(frozen=True)
+class Untrained:
+    """The state of an index before ``train``: a quantizer to fit, or base ``auto`` to choose (``base`` is None)."""
+
+    quantizer: Quantizer | Unfitted
+    rescore: Any
+    base: CodeIndex | None
+
+
+class IndexState:
+    """What a QamaIndex is: an untrained or a two-stage index, its lock, and the index that it is a view of.
+
+    Parameters
+    ----------
+    quantizer, rescore, base
+        As in :class:`~faiss_qama.index.qama_index.QamaIndex`.
+    """
+
+    def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = DEFAULT) -> None:
+        check_rescore(rescore)
+        if not isinstance(quantizer, Quantizer | Unfitted):
+            raise TypeError(f"a Quantizer is needed, such as fit() returns; got {type(quantizer).__name__}")
+        auto = isinstance(base, str) and base == AUTO
+        layout = quantizer.layout if isinstance(quantizer, Quantizer) else quantizer.config.layout_in(quantizer.d)
+        made = None if auto else make_base(base, layout)
+        if isinstance(quantizer, Quantizer) and made is not None:
+            core: TwoStageIndex | Untrained = empty_index(quantizer, made, rescore)
+        else:
+            core = Untrained(quantizer, rescore, made)
+        self._set(core, ReadWriteLock())
+
+    def _set(
+        self,
+        core: TwoStageIndex | Untrained,
+        lock: ReadWriteLock,
+        mapped: bool = False,
+        parent: IndexState | None = None,
+        version: int | None = None,
+    ) -> Self:
+        """Fill in the state: ``mapped`` from a file, or a view of a ``parent``, copied at a ``version`` or sharing."""
+        self._core, self._lock, self._mapped, self._parent, self._version = core, lock, mapped, parent, version
+        self.base_trials: list[BaseTrial] = []
+        return self
+
+    @property
+    def quantizer(self) -> Quantizer:
+        """The quantizer. Raises ValueError if it is not fitted yet."""
+        core = self._core
+        if isinstance(core, Untrained) and isinstance(core.quantizer, Quantizer):
+            return core.quantizer
+        return self._fitted.quantizer
+
+    @property
+    def rescore(self) -> str:
+        """The kind of the second stage; ``borrowed`` for vectors that you keep."""
+        if isinstance(self._core, TwoStageIndex):
+            return self._core.rescore
+        return self._core.rescore if isinstance(self._core.rescore, str) else UserVectors.kind
+
+    @property
+    def base_index(self) -> Any:
+        """The faiss.IndexBinary of the codes, whose ids are row numbers, as ``base_index`` of faiss.IndexRefine.
+
+        Raises ValueError for base ``Flat`` or ``IVF``, which are no FAISS indexes.
+        """
+        if self._core.base is None:
+            raise ValueError("base auto is not chosen yet: call train(x) first")
+        return self._core.base.index
+
+    @property
+    def rescorer(self) -> Rescorer | None:
+        """The second stage; ``rescorer.scores(xq, rows)`` scores candidates. None with ``rescore='none'``."""
+        return self._fitted.rescorer
+
+    @property
+    def d(self) -> int:
+        """Dimension of the vectors."""
+        return self._core.quantizer.d
+
+    @property
+    def metric_type(self) -> int:
+        """``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``."""
+        return self._core.quantizer.metric
+
+    @property
+    def ntotal(self) -> int:
+        """Number of vectors."""
+        return 0 if isinstance(self._core, Untrained) else len(self._fitted.id_map)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether vectors can be added: the quantizer is fitted, and the base index trained if it needs that."""
+        return isinstance(self._core, TwoStageIndex) and self._core.base.is_trained
+
+    @property
+    def bytes_per_vector(self) -> tuple[int, int]:
+        """Bytes per vector of codes, links and ids, and of the vectors kept to re-rank with."""
+        core = self._fitted
+        own_ids = 0 if core.id_map.ids is None else 8
+        kept = 0 if core.rescorer is None else core.rescorer.bytes_per_vector
+        return core.base.bytes_per_vector + own_ids, kept
+
+    @property
+    def nprobe(self) -> int:
+        """Lists that a search probes, if the base index has lists. ``search(nprobe=...)`` overrides it."""
+        return self._setting("nprobe")
+
+    @nprobe.setter
+    def nprobe(self, value: int) -> None:
+        self._setting("nprobe", value)
+
+    @property
+    def efSearch(self) -> int:  # noqa: N802 - FAISS's name
+        """Nodes that a search looks at, if the base index is a graph; never fewer than twice the candidates."""
+        return self._setting("efSearch")
+
+    @efSearch.setter
+    def efSearch(self, value: int) -> None:  # noqa: N802
+        self._setting("efSearch", value)
+
+    @property
+    def ids(self) -> Ids:
+        """The ids (ntotal,) int64 of the vectors, in the order of their rows."""
+        id_map = self._fitted.id_map
+        return id_map.ids_of(id_map.live_rows)
+
+    @property
+    def factory_string(self) -> str:
+        """The string that makes such an index in :func:`~faiss_qama.index_factory`, without matryoshka_dims."""
+        quantizer = self._core.quantizer
+        layout = quantizer.layout if isinstance(quantizer, Quantizer) else quantizer.config.layout_in(self.d)
+        refine = {"sq8": "SQ8", "fp16": "SQfp16", "fp32": "Flat", "codes": "codes"}.get(self.rescore)
+        return f"Qama({layout}),{self._base_name}" + (f",Refine({refine})" if refine else "")
+
+    @property
+    def vectors(self) -> Corpus | None:
+        """The floats kept to re-rank with, row by row; None if there are none, or rows are marked as removed."""
+        rescorer = self._fitted.rescorer
+        if not isinstance(rescorer, StoredVectors) or rescorer.kind == "sq8" or self._fitted.id_map.alive is not None:
+            return None
+        return Corpus(rescorer.rows, self.d, "stored vectors", rescorer.scale)
+
+    def __repr__(self) -> str:
+        metric = "inner product" if self.metric_type == faiss.METRIC_INNER_PRODUCT else "L2"
+        return f"QamaIndex({self.factory_string!r}, {self.ntotal} x {self.d}, {metric})"
+
+    def reconstruct(self, key: int) -> Floats:
+        """Return the vector (d,) float32 of an id, kept or decoded. Raises IndexError if there is none."""
+        x: Floats = self.reconstruct_batch([key])[0]
+        return x
+
+    def reconstruct_batch(self, keys: ArrayLike) -> Floats:
+        """Return the vectors (n, d) float32 of the ids ``keys`` (n,). Raises IndexError for an id that is not there."""
+        with self._lock.read():
+            return self._fitted.take(self._fitted.id_map.rows_of(keys))
+
+    def reconstruct_n(self, n0: int = 0, ni: int = -1) -> Floats:
+        """Return the vectors (ni, d) float32 of the ids n0, n0 + 1, ...; of all from n0 on if ``ni`` is -1."""
+        return self.reconstruct_batch(np.arange(n0, self.ntotal if ni == -1 else n0 + ni))
+
+    def sa_encode(self, x: ArrayLike) -> Codes:
+        """Return the codes (n, code_size) uint8 of ``x`` (n, d)."""
+        return self.quantizer.encode(x)
+
+    def sa_decode(self, code: Codes) -> Floats:
+        """Return the vectors (n, d) float32 that codes (n, code_size) uint8 stand for."""
+        return self.quantizer.decode(code)
+
+    def sa_code_size(self) -> int:
+        """Return the bytes per code."""
+        return self.quantizer.code_size
+
+    @property
+    def _fitted(self) -> TwoStageIndex:
+        """The two-stage index. Raises ValueError before ``train``, and in a copy of codes that were changed since."""
+        index: IndexState | None = self
+        while index is not None and index._parent is not None:
+            parent = index._parent._core
+            if index._version is not None and isinstance(parent, TwoStageIndex) and parent.version != index._version:
+                raise ValueError("the index that this was truncated from was changed since: truncate it again")
+            index = index._parent
+        if isinstance(self._core, Untrained):
+            raise self._untrained()
+        return self._core
+
+    def _view(self, core: TwoStageIndex, version: int | None) -> Self:
+        """Return a read-only index that shares something with this one."""
+        return type(self).__new__(type(self))._set(core, self._lock, self._mapped, self, version)
+
+    def _code_rescorer(self) -> CodeRescorer:
+        """Return a rescorer of these codes: with the residual codes, if this index or its parents keep them."""
+        core = self._fitted
+        if isinstance(core.rescorer, CodeRescorer):
+            return core.rescorer
+        if self._parent is not None and self._parent._core.base is core.base:
+            return self._parent._code_rescorer()
+        return CodeRescorer(core.quantizer.truncate(core.quantizer.layout.components), core.base)
+
+    def _check_writable(self) -> None:
+        """Raise ValueError unless vectors can come and go, which train() may have to be called for."""
+        if self._parent is not None:
+            raise ValueError("this index is read-only: it shares its codes with the index that it was made of")
+        if self._mapped:
+            raise ValueError("this index is read-only: it shares its codes with a file; load it with mmap=False")
+
+    def _check_trained(self) -> None:
+        if not self.is_trained:
+            raise self._untrained()
+
+    def _untrained(self) -> ValueError:
+        what = "this index" if isinstance(self._core.quantizer, Unfitted) else f"the base index {self._base_name}"
+        return ValueError(f"{what} is not trained: call train(x) first")
+
+    @property
+    def _base_name(self) -> str:
+        return AUTO if self._core.base is None else str(self._core.base)
+
+    def _setting(self, name: str, value: int | None = None) -> int:
+        """Return a search parameter of the base index, set first if a value is given."""
+        base = self._core.base
+        if base is None or name not in base.settings:
+            raise AttributeError(f"{self._base_name} has no {name}")
+        if value is not None:
+            if not isinstance(value, int | np.integer):
+                raise TypeError(f"{name} must be an integer; got {value!r}")
+            base.set({name: int(value)})
+        return base.settings[name]
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a QamaIndex is not pickled or copied; use save() and QamaIndex.load()")
+
+
+def empty_index(quantizer: Quantizer, base: CodeIndex, rescore: Any) -> TwoStageIndex:
+    """Return an index of no vectors, as :class:`QamaIndex` takes its parts."""
+    return TwoStageIndex(quantizer, base, IdMap(), make_rescorer(rescore, quantizer, base))

@@ -1,0 +1,74 @@
+"""How loops are compiled: by numba when first used, from its cache afterwards, with a note while it takes seconds.
+
+Numba's cache watches the file of a loop alone, so a loop and the loops that it calls stay in one file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from llvmlite import ir
+from numba import config, njit, types
+from numba.core import cgutils, event
+from numba.extending import intrinsic
+
+from faiss_qama.progress import announced
+from faiss_qama.threads import defer_interrupt
+
+if config.DISABLE_JIT:
+    raise ImportError("NUMBA_DISABLE_JIT is set")
+
+AHEAD, LINE = 3, 64  # rows that are asked for before they are needed; bytes of a line of the cache
+
+
+class _Announced(event.Listener):
+    """Says that our loops are compiled, which takes some seconds the first time that a layout is searched."""
+
+    def __init__(self) -> None:
+        self._shown: list[Any] = []
+
+    def on_start(self, event: Any) -> None:
+        ours = str(event.data["dispatcher"].py_func.__module__).startswith("faiss_qama.")  # made by exec it has none
+        self._shown.append(announced("compiling what searches, once") if ours and not self._shown else None)
+
+    def on_end(self, event: Any) -> None:  # noqa: ARG002
+        shown = self._shown.pop()
+        if shown is not None:
+            shown.close()
+
+
+event.register("numba:compile", _Announced())
+
+
+def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Return what makes of a function what numba compiles of it, from its cache where there is a folder for one."""
+
+    def make(function: Callable[..., Any]) -> Any:
+        try:
+            compiled = njit(cache=True, nogil=True, **options)(function)
+        except RuntimeError:  # no such folder can be written
+            compiled = njit(nogil=True, **options)(function)
+        compiled.compile = defer_interrupt()(compiled.compile)  # which loads from the cache, too
+        return compiled
+
+    return make
+
+
+@intrinsic
+def prefetch(typing: Any, x: Any, row: Any) -> Any:
+    """Ask for row ``row`` of ``x`` (n, d)."""
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [byte, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0i8")
+        array = context.make_array(x)(context, builder, arguments[0])
+        stride = builder.extract_value(array.strides, 0)
+        start = builder.gep(builder.bitcast(array.data, byte), [builder.mul(arguments[1], stride)])
+        with cgutils.for_range(builder, builder.udiv(stride, ir.Constant(stride.type, LINE))) as loop:
+            place = builder.gep(start, [builder.mul(loop.index, ir.Constant(stride.type, LINE))])
+            builder.call(function, [place, number(0), number(3), number(1)])
+        return context.get_dummy_value()
+
+    return types.void(x, types.intp), generate

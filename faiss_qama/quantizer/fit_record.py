@@ -1,0 +1,109 @@
+"""How a quantizer was fitted, as typed facts that travel with it into a bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, TypeAlias
+
+Quality: TypeAlias = dict[str, dict[str, float]]
+"""Figures on the validation queries, larger meaning better: by stage, then by measure such as ``recall@10``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingRecord:
+    """The result of a training.
+
+    Parameters
+    ----------
+    kept : bool
+        Whether the trained quantizer is used; otherwise it was no better, and the untrained one is.
+    adapter : str
+        The trained transform, one of :data:`faiss_qama.training.train_config.ADAPTERS`.
+    measure : str
+        The measure that decided, ``recall@10`` or ``nDCG@10``.
+    untrained, trained : dict of str to dict of str to float
+        What was measured on the validation queries before the training, and of its best epoch.
+    gain : float
+        How much better the best epoch is in ``measure``, as a share: the mean over the stages.
+    seconds : float
+        Duration of all epochs.
+    log : sequence of mapping
+        One entry per epoch.
+    """
+
+    kept: bool
+    adapter: str
+    measure: str
+    untrained: Quality
+    trained: Quality
+    gain: float
+    seconds: float
+    log: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitRecord:
+    """The settings of a fit, and what the fit found out.
+
+    Parameters
+    ----------
+    config : mapping of str to object
+        :meth:`FitConfig.to_dict() <faiss_qama.training.FitConfig.to_dict>` of the settings; empty for a quantizer that
+        no fit made.
+    fitted_on : int
+        Vectors that the quantizer was fitted to.
+    real_queries : bool
+        Whether queries were given; otherwise documents stood in for them.
+    query_gain : float
+        How far encoded queries spread around their centre; documents have 1.
+    training : TrainingRecord, optional
+        The result of the training, if there was one.
+    """
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    fitted_on: int = 0
+    real_queries: bool = False
+    query_gain: float = 1.0
+    training: TrainingRecord | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether the quantizer is a trained one."""
+        return self.training is not None and self.training.kept
+
+    @property
+    def center(self) -> bool:
+        """Whether the mean of the corpus was subtracted first."""
+        return bool(self.config["center"])
+
+    @property
+    def projection(self) -> str:
+        """``pca`` where components are ordered by their variance, ``none`` where they are the embedding's own."""
+        return str(self.config["projection"])
+
+    @property
+    def rotation(self) -> str:
+        """``itq``, ``random`` or ``none``."""
+        return str(self.config["rotation"])
+
+    @property
+    def thresholds(self) -> str:
+        """Name of the rule that set the thresholds."""
+        return str(self.config["thresholds"])
+
+    @property
+    def matryoshka_dims(self) -> Sequence[int] | str:
+        """Component counts that rotations do not cross, or ``nested``; empty if there are none."""
+        dims: Sequence[int] | str = self.config["matryoshka_dims"]
+        return dims
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the record as JSON holds it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, record: Mapping[str, Any]) -> FitRecord:
+        """Return the record of :meth:`to_dict`. Raises TypeError for parts that are missing or unknown."""
+        training = record["training"]
+        return cls(**{**record, "training": None if training is None else TrainingRecord(**training)})

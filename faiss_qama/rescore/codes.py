@@ -1,0 +1,70 @@
+"""Re-ranking from the codes themselves, decoded."""
+
+from __future__ import annotations
+
+import faiss
+import numpy as np
+
+from faiss_qama import topk
+from faiss_qama.arrays import Floats, Ids
+from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.rescore.rescorer import Rescorer
+
+
+class CodeRescorer(Rescorer):
+    """Scores from the codes: asymmetric distances between the float query and the decoded document.
+
+    It keeps nothing.
+
+    Parameters
+    ----------
+    quantizer : Quantizer
+        The quantizer of the codes.
+    base : CodeIndex
+        The codes.
+    """
+
+    kind = stage = "codes"
+
+    def __init__(self, quantizer: Quantizer, base: CodeIndex) -> None:
+        super().__init__(quantizer)
+        self._base = base
+
+    def over(self, base: CodeIndex) -> CodeRescorer:
+        return CodeRescorer(self.quantizer, base)
+
+    def take(self, rows: Ids) -> Floats:
+        return self.quantizer.decode(self._base.take(rows))
+
+    def scores(self, xq: Floats, rows: Ids) -> Floats:
+        quantizer, decoder = self.quantizer, self.quantizer.bit_decoder
+        xq = quantizer.adapt_queries(xq)
+        plain = not quantizer.normalized and quantizer.metric == faiss.METRIC_INNER_PRODUCT  # no norms are needed
+        squares = None if plain else decoder.energy_steps
+        products, energies = self._base.weighted_sums(rows, decoder.weights(xq), squares)
+        products += np.einsum("qd,d->q", xq, decoder.offset)[:, None]
+        if plain:
+            return products
+        if squares is None:
+            energies = self._energies(rows)
+        else:
+            # The affine form may come out a rounding error below 0 for a vector that decodes to 0.
+            energies = np.maximum(energies + np.float32(decoder.energy_offset), 0)
+        if quantizer.normalized:
+            products /= np.sqrt(np.where(energies > 0, energies, 1))
+            energies = (energies > 0).astype(np.float32)
+        if quantizer.metric == faiss.METRIC_L2:
+            norms = np.einsum("qd,qd->q", xq, xq)
+            products = np.maximum(norms[:, None] + energies - 2 * products, 0)
+        return products
+
+    def _energies(self, rows: Ids) -> Floats:
+        """Return the squared norms of decoded ``rows``, for decoders whose norms are no sum over the bits."""
+        out = np.empty(rows.shape, dtype=np.float32)
+        for block in topk.blocks(rows, self.quantizer.d):
+            bits = bit_packing.unpack(self._base.take(rows[block].ravel()), self.quantizer.layout).astype(np.float32)
+            vectors = self.quantizer.bit_decoder.vectors(bits)
+            out[block] = np.square(vectors).sum(axis=1).reshape(rows[block].shape)
+        return out

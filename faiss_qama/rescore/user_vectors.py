@@ -1,0 +1,88 @@
+"""Re-ranking from vectors that the user keeps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.arrays import Floats, Ids, Mask
+from faiss_qama.growing import GrowingArray
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.rescore.faiss_vectors import FaissVectors
+from faiss_qama.rescore.rescorer import VectorRescorer
+from faiss_qama.vectors import check_dtype_and_shape
+
+
+class UserVectors(VectorRescorer):
+    """Vectors that the user keeps: an array, a memory map, or a faiss.Index. Row i is its i-th vector.
+
+    An array is never written to. Vectors added here are added to a faiss.Index too, if it holds no more than this.
+    Vectors removed here stay there.
+
+    Parameters
+    ----------
+    quantizer : Quantizer
+        The quantizer of the codes.
+    source : ndarray of shape (n, d), faiss.Index or FaissVectors
+        The vectors.
+    """
+
+    kind = "borrowed"
+
+    def __init__(self, quantizer: Quantizer, source: Any) -> None:
+        super().__init__(quantizer)
+        if isinstance(source, np.ndarray):
+            source = np.asarray(source)  # also of a matrix, without copying a memory map
+            check_dtype_and_shape(source, quantizer.d, "rescore")
+        elif not isinstance(source, FaissVectors):
+            source = FaissVectors(source)
+        if not isinstance(source, np.ndarray) and source.d != quantizer.d:
+            raise ValueError(f"rescore: dimension {source.d}, but {quantizer.d} is needed")
+        self._source = source
+        self._used = 0
+        self._places: GrowingArray | None = None  # of the rows, once some were removed
+
+    def append(self, encoded: NDArray[Any]) -> None:
+        there, needed = len(self._source), self._used + len(encoded)
+        if needed > there and (isinstance(self._source, np.ndarray) or self._used != there):
+            raise ValueError(
+                f"rescore: {needed} vectors are needed, and there are {there}: put them there before adding them here"
+            )
+        if needed > there:
+            self._source.add(encoded)
+        if self._places is not None:
+            self._places.append(np.arange(self._used, needed))
+        self._used = needed
+
+    def shrink(self, n: int) -> None:
+        if isinstance(self._source, np.ndarray):  # its rows can be added again
+            self._used -= (self._used if self._places is None else len(self._places)) - n
+        elif self._places is None:
+            self._places = GrowingArray(np.arange(self._used))
+        if self._places is not None:
+            self._places.shrink(n)
+
+    def keep(self, kept: Mask) -> None:
+        if self._places is None:
+            self._places = GrowingArray(np.arange(self._used))
+        self._places.keep(kept)
+
+    def clear(self) -> None:
+        self._places = GrowingArray(np.empty(0, np.int64))
+
+    def _in_place(self, rows: Ids) -> tuple[NDArray[Any], Ids] | None:
+        x = self._source
+        readable = isinstance(x, np.ndarray) and x.dtype in (np.float32, np.float16) and x.flags.c_contiguous
+        return (x, self._place(rows)) if readable else None
+
+    def _place(self, rows: Ids) -> Ids:
+        return rows if self._places is None else self._places.array[rows]
+
+    def _gather(self, rows: Ids) -> Floats:
+        places = self._place(rows)
+        if isinstance(self._source, np.ndarray):
+            return self._source[places].astype(np.float32, copy=False)
+        x: Floats = self._source.take(places)
+        return x

@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import filelock
+import numpy as np
+import pytest
+from conftest import D, fit_quietly
+
+from faiss_qama import QamaIndex
+from faiss_qama.index.build import build_index
+from faiss_qama.index_spec import IndexSpec
+from faiss_qama.storage import bundle
+from faiss_qama.training import FitConfig, fit
+from faiss_qama.vectors import Corpus
+
+RESCORE_KINDS = ("none", "codes", "fp16", "fp32")
+
+
+@pytest.fixture(scope="module")
+def small(corpus):
+    return fit(corpus, config=FitConfig(layout="2x18"))
+
+
+def make(quantizer, store, x):
+    index = QamaIndex(quantizer, store)
+    index.add(x)
+    return index
+
+
+def files(path):
+    return {entry.name for entry in path.iterdir()} - {".lock"}
+
+
+@pytest.mark.parametrize("store", RESCORE_KINDS)
+@pytest.mark.parametrize("mmap", [False, True])
+def test_loaded_index_answers_bit_for_bit(quantizer, corpus, queries, tmp_path, store, mmap):
+    index = make(quantizer, store, corpus)
+    index.save(tmp_path / "i.qama")
+    loaded = QamaIndex.load(tmp_path / "i.qama", mmap=mmap)
+    for k in (1, 10, 2000):
+        for a, b in zip(index.search(queries, k), loaded.search(queries, k), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert (loaded.rescore, loaded.ntotal, loaded.metric_type) == (store, len(corpus), index.metric_type)
+    assert loaded.quantizer.fit_record == index.quantizer.fit_record
+    code = quantizer.encode(corpus)
+    np.testing.assert_array_equal(loaded.quantizer.decode(code), quantizer.decode(code))
+
+
+@pytest.mark.parametrize("store", RESCORE_KINDS)
+def test_built_straight_to_disk_is_the_same_bundle(small, corpus, tmp_path, store):
+    make(small, store, corpus).save(tmp_path / "a.qama")
+    index = build_index(tmp_path / "b.qama", small, Corpus(corpus), IndexSpec(rescore=store))
+    assert index.ntotal == len(corpus)
+    for name in files(tmp_path / "a.qama"):
+        assert (tmp_path / "a.qama" / name).read_bytes() == (tmp_path / "b.qama" / name).read_bytes()
+
+
+def test_an_index_loaded_whole_can_grow_and_a_mapped_one_says_why_not(small, corpus, tmp_path):
+    make(small, "fp16", corpus[:500]).save(tmp_path / "i.qama")
+    index = QamaIndex.load(tmp_path / "i.qama")
+    index.add(corpus[500:])
+    whole = make(small, "fp16", corpus)
+    for a, b in zip(index.search(corpus[:20], 5), whole.search(corpus[:20], 5), strict=True):
+        np.testing.assert_array_equal(a, b)
+    mapped = QamaIndex.load(tmp_path / "i.qama", mmap=True)
+    with pytest.raises(ValueError, match="mmap=False"):
+        mapped.add(corpus[:1])
+    assert mapped.ntotal == 500
+
+
+def test_saving_again_replaces_and_leaves_nothing_behind(small, corpus, tmp_path):
+    path = tmp_path / "i.qama"
+    make(small, "fp32", corpus[:300]).save(path)
+    reader = QamaIndex.load(path, mmap=True)
+    before = reader.search(corpus[:5], 3)
+    (path / "store-7.npy").write_bytes(b"left by a save that was killed")
+    make(small, "none", corpus[:200]).save(path)
+    if os.name != "nt":  # Windows keeps what the reader has mapped
+        assert files(path) == {"manifest.json", "quantizer-2.safetensors", "codes-2.npy"}
+    assert QamaIndex.load(path).ntotal == 200
+    for a, b in zip(before, reader.search(corpus[:5], 3), strict=True):  # still on the generation that it mapped
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("role", ["codes", "store"])
+def test_a_damaged_header_of_a_mapped_file_is_noticed(corpus, tmp_path, role):
+    """Mapped, it has no checksum to fail."""
+    index = QamaIndex(fit_quietly(corpus, layout="2x18"), "fp16", base="Flat")
+    index.add(corpus)
+    index.save(tmp_path / "i.qama")
+    path = tmp_path / "i.qama" / f"{role}-1.npy"
+    whole = path.read_bytes()
+    for old, new in ((b"descr", b"drcse"), (b"{'", b"(("), (b": False", b": True ")):
+        path.write_bytes(whole.replace(old, new, 1))
+        with pytest.raises(ValueError, match=f"{role}-1.npy"):
+            QamaIndex.load(tmp_path / "i.qama", mmap=True)
+
+
+def test_a_damaged_byte_anywhere_is_noticed(small, corpus, tmp_path):
+    make(small, "fp16", corpus[:20]).save(tmp_path / "i.qama")
+    rng = np.random.default_rng(0)
+    for name in sorted(files(tmp_path / "i.qama")):
+        data = (tmp_path / "i.qama" / name).read_bytes()
+        places = range(len(data)) if name == "manifest.json" else [0, len(data) - 1, *rng.integers(0, len(data), 40)]
+        for place in places:
+            damaged = bytearray(data)
+            damaged[place] ^= 1 << int(rng.integers(8))
+            (tmp_path / "i.qama" / name).write_bytes(damaged)
+            with pytest.raises((ValueError, FileNotFoundError), match=name):
+                QamaIndex.load(tmp_path / "i.qama")
+        (tmp_path / "i.qama" / name).write_bytes(data)
+    assert QamaIndex.load(tmp_path / "i.qama").ntotal == 20
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_missing_shortened_and_foreign_files_are_named(small, corpus, tmp_path, mmap):
+    path = tmp_path / "i.qama"
+    make(small, "fp16", corpus[:20]).save(path)
+    for name in sorted(files(path)):
+        data = (path / name).read_bytes()
+        for content in (None, b"", data[:-1], data + b"x", b"something else"):
+            (path / name).unlink()
+            if content is not None:
+                (path / name).write_bytes(content)
+            with pytest.raises((ValueError, FileNotFoundError), match=name):
+                QamaIndex.load(path, mmap=mmap)
+            (path / name).write_bytes(data)
+    with pytest.raises(FileNotFoundError, match="no index here"):
+        QamaIndex.load(tmp_path / "none.qama", mmap=mmap)
+
+
+def test_another_version_is_refused_with_both_numbers(small, corpus, tmp_path):
+    make(small, "none", corpus[:20]).save(tmp_path / "i.qama")
+    manifest = tmp_path / "i.qama" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"version": 1', '"version": 2'))
+    with pytest.raises(ValueError, match="version 2; this release reads faiss-qama bundle version 1"):
+        QamaIndex.load(tmp_path / "i.qama")
+
+
+def test_what_is_no_bundle_is_never_touched(small, corpus, tmp_path):
+    index = make(small, "none", corpus[:20])
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "thesis.tex").write_text("mine")
+    with pytest.raises(FileExistsError, match="a file is in the way"):
+        index.save(tmp_path / "file")
+    with pytest.raises(FileExistsError, match="holds no manifest.json; nothing was written"):
+        index.save(tmp_path / "folder")
+    with pytest.raises(FileNotFoundError, match="does not exist"):
+        index.save(tmp_path / "none" / "i.qama")
+    assert files(tmp_path / "folder") == {"thesis.tex"}
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "step", ["atomic_files.write_stream", "safetensors.numpy.save", "file_entry", "atomic_files.sync"]
+)
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_an_interrupted_save_leaves_the_old_index_and_no_litter(small, corpus, tmp_path, monkeypatch, step, error):
+    path = tmp_path / "i.qama"
+    make(small, "fp16", corpus[:300]).save(path)
+    before = {name: (path / name).read_bytes() for name in files(path)}
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(f"faiss_qama.storage.bundle.{step}", fail)
+    for target in (path, tmp_path / "new.qama"):
+        with pytest.raises(type(error)):
+            make(small, "fp16", corpus).save(target)
+    assert {name: (path / name).read_bytes() for name in files(path)} == before
+    assert not (tmp_path / "new.qama").exists()
+
+
+def test_a_streamed_build_names_the_row_of_the_corpus_that_float16_cannot_hold(small, corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("faiss_qama.vectors.CHUNK_BYTES", 4 * corpus.shape[1] * 100)
+    x = corpus.copy()
+    x[731, 3] = 1e9
+    with pytest.raises(ValueError, match="row 731 holds 1e\\+09"):
+        build_index(tmp_path / "i.qama", small, Corpus(x))
+    assert not (tmp_path / "i.qama").exists()
+
+
+@pytest.mark.slow
+def test_a_killed_save_leaves_the_old_index(corpus, tmp_path):
+    """SIGKILL at many moments: what can be loaded afterwards is one index or the other, never a mixture."""
+    path = tmp_path / "i.qama"
+    program = (
+        "import sys, numpy as np\n"
+        "from conftest import make_vectors, fit_quietly\n"
+        "from faiss_qama import QamaIndex\n"
+        "q = fit_quietly(make_vectors(300), layout='2x18')\n"
+        "print('ready', flush=True)\n"
+        "n = 0\n"
+        "while True:\n"
+        "    n = n % 5 + 1\n"
+        "    index = QamaIndex(q, 'fp32'); index.add(make_vectors(100 * n)); index.save(sys.argv[1])\n"
+    )
+    make(fit_quietly(corpus, layout="2x18"), "fp32", corpus[:100]).save(path)
+    for delay in (0.0, 0.003, 0.01, 0.02, 0.04):
+        process = subprocess.Popen(
+            [sys.executable, "-c", program, str(path)],
+            stdout=subprocess.PIPE,
+            env=os.environ | {"PYTHONPATH": os.path.dirname(__file__)},
+        )
+        assert process.stdout.readline() == b"ready\n"
+        time.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        assert QamaIndex.load(path).ntotal in range(100, 501, 100)
+    make(fit_quietly(corpus, layout="2x18"), "fp32", corpus[:7]).save(path)
+    assert len(files(path)) == 4
+
+
+def test_two_writers_do_not_mix(small, corpus, tmp_path):
+    path = tmp_path / "i.qama"
+    make(small, "none", corpus[:10]).save(path)
+    with filelock.FileLock(path / ".lock"), pytest.raises(OSError, match="another process is writing"):
+        make(small, "none", corpus[:20]).save(path)
+    assert QamaIndex.load(path).ntotal == 10
+
+
+def test_a_writer_that_loses_leaves_the_winner_alone(small, corpus, tmp_path):
+    path = tmp_path / "new.qama"
+    path.mkdir()
+    with filelock.FileLock(path / ".lock"):
+        with pytest.raises(OSError, match="another process is writing"):
+            make(small, "none", corpus[:20]).save(path)
+        assert (path / ".lock").exists()
+    make(small, "none", corpus[:20]).save(path)
+    assert QamaIndex.load(path).ntotal == 20
+
+
+def test_a_reader_overtaken_by_a_save_reads_the_new_generation(small, corpus, tmp_path, monkeypatch):
+    path = tmp_path / "i.qama"
+    make(small, "fp16", corpus[:10]).save(path)
+    read_quantizer = bundle._read_quantizer
+    newer = [make(small, "fp16", corpus[:20])]
+
+    def overtaken(*arguments):
+        if newer:
+            newer.pop().save(path)
+        return read_quantizer(*arguments) if (path / "quantizer-2.safetensors") == arguments[0] else small
+
+    monkeypatch.setattr(bundle, "_read_quantizer", overtaken)
+    assert QamaIndex.load(path).ntotal == 20
+
+
+def test_a_foreign_manifest_is_seen_before_anything_is_written(small, corpus, tmp_path):
+    path = tmp_path / "site"
+    path.mkdir()
+    (path / "manifest.json").write_text('{"name": "a web app"}')
+    with pytest.raises(ValueError, match="not the manifest of an index"):
+        bundle.check_writable(path)
+    with pytest.raises(ValueError, match="not the manifest of an index"):
+        make(small, "none", corpus[:20]).save(path)
+    assert files(path) | {".lock"} == {"manifest.json", ".lock"}
+    assert not (path / ".lock").exists()
+
+
+def test_no_pickle_and_a_manifest_that_people_can_read(small, corpus, tmp_path):
+    make(small, "fp16", corpus).save(tmp_path / "i.qama")
+    manifest = json.loads((tmp_path / "i.qama" / "manifest.json").read_text())
+    assert (manifest["format"], manifest["version"], manifest["ntotal"]) == ("faiss-qama bundle", 1, len(corpus))
+    assert manifest["quantizer"]["layout"] == "2x18"
+    stored = np.load(tmp_path / "i.qama" / manifest["files"]["store"]["name"], allow_pickle=False)
+    np.testing.assert_array_equal(stored, corpus.astype(np.float16))
+
+
+@pytest.mark.parametrize("key", ["generation", "ntotal", "rescore", "written_by", "quantizer", "files"])
+@pytest.mark.parametrize("value", [None, []])
+def test_a_manifest_without_what_is_needed_is_refused(small, corpus, tmp_path, key, value):
+    make(small, "fp16", corpus[:20]).save(tmp_path / "i.qama")
+    path = tmp_path / "i.qama" / "manifest.json"
+    manifest = json.loads(path.read_text()) | {key: value}
+    path.write_bytes(bundle.sign(manifest))
+    for use in (QamaIndex.load, bundle.verify, bundle.check_writable):
+        with pytest.raises(ValueError, match=f"manifest.json: not the manifest of an index .*{key}"):
+            use(tmp_path / "i.qama")
+
+
+def forge(folder, name, place, value):
+    """Write ``value`` into a file, and checksums that match."""
+    path, manifest = folder / f"{name}-1.npy", json.loads((folder / "manifest.json").read_text())
+    array = np.load(path)
+    array.flat[place] = value
+    np.save(path, array)
+    manifest["files"][name] = bundle.file_entry(path)
+    (folder / "manifest.json").write_bytes(bundle.sign(manifest))
+
+
+@pytest.mark.parametrize("value", [-1, np.nan, np.inf])
+def test_norms_that_cannot_be_are_refused(corpus, tmp_path, value):
+    make(fit_quietly(corpus, layout="2x9+1x9"), "codes", corpus).save(tmp_path / "i.qama")
+    forge(tmp_path / "i.qama", "norms", 3, value)
+    with pytest.raises(ValueError, match="norms-1.npy: a norm is not finite, or below 0"):
+        QamaIndex.load(tmp_path / "i.qama")
+
+
+@pytest.mark.parametrize(
+    ("role", "value"), [("rows", 70), ("rows", -2), ("places", -1), ("places", 10**6), ("sizes", 99)]
+)
+def test_lists_that_lead_elsewhere_are_refused(small, corpus, tmp_path, role, value):
+    """Whoever writes checksums that match could otherwise let the compiled loops read what is not theirs."""
+    index = QamaIndex(small, "none", base="IVF4")
+    index.train(corpus)
+    index.add(corpus[:70])
+    index.save(tmp_path / "i.qama")
+    forge(tmp_path / "i.qama", role, 0, value)
+    with pytest.raises(ValueError, match=f"{role}-1.npy: "):
+        QamaIndex.load(tmp_path / "i.qama")
+
+
+def test_bundles_from_before_the_release_are_refused_with_the_remedy(small, corpus, tmp_path):
+    make(small, "none", corpus[:20]).save(tmp_path / "i.qama")
+    path = tmp_path / "i.qama" / "manifest.json"
+    path.write_bytes(bundle.sign(json.loads(path.read_text()) | {"format": "faiss-qama", "version": 6}))
+    for use in (QamaIndex.load, bundle.verify, bundle.check_writable):
+        with pytest.raises(ValueError, match="manifest.json: written before the first release.*fit again"):
+            use(tmp_path / "i.qama")
+
+
+@pytest.mark.parametrize("name", ["v1-flat", "v1-ivf", "v1-graph"])
+def test_a_bundle_of_each_version_loads_for_ever(request, tmp_path, name):
+    """Written when the format was new (tests/data/make_v1.py); its answers are stored with it."""
+    folder = request.config.rootpath / "tests" / "data"
+    shutil.copytree(folder / f"{name}.qama", tmp_path / "i.qama")
+    index = QamaIndex.load(tmp_path / "i.qama")
+    answers = np.load(folder / f"{name}-answers.npz")
+    scores, ids = index.search(answers["queries"], 5, oversample=4)
+    np.testing.assert_array_equal(ids, answers["I"])
+    np.testing.assert_allclose(scores, answers["D"], rtol=1e-5)
+    assert index.d == D
+    np.testing.assert_array_equal(index.quantizer.calibration.floats, answers["floats"])

@@ -1,0 +1,77 @@
+"""The folders depend on each other one way, and no module or function grows past its measure."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# Each folder may import those before it. Files that lie in faiss_qama itself stand by their own names.
+ORDER = (
+    *("arrays", "progress", "threads", "growing", "vectors", "index_spec", "reference", "kernels", "topk"),
+    *("quantizer", "hamming", "rescore", "storage", "evaluation", "training", "index", "comparison", "pipeline"),
+    *("report", "texts", "integrations", "cli", "__main__"),
+)
+MODULES = sorted([*(ROOT / "faiss_qama").rglob("*.py"), *(ROOT / "training").rglob("*.py")])
+FACE = ROOT / "faiss_qama" / "index" / "qama_index.py"
+# A drop-in has the parameters of what it stands in for.
+DROP_INS = {"semantic_search_faiss"}
+
+
+def place(module: str) -> str:
+    """Return the folder of a module, ``faiss_qama.NAME`` or below."""
+    return module.split(".")[1] if "." in module else "faiss_qama"
+
+
+def name_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("faiss_qama", *parts) if parts[0] == "training" else parts)
+
+
+def imported(path: Path) -> set[str]:
+    """Return the modules that a file imports anywhere, in functions and for types too."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {module for module in found if module.startswith("faiss_qama.")}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_folders_import_only_folders_before_them(path):
+    own = place(name_of(path))
+    if own in ("__init__", "_version"):
+        return
+    allowed = {*ORDER[: ORDER.index(own) + 1], "__version__", "_version"}
+    assert {place(module) for module in imported(path)} <= allowed
+
+
+def test_every_folder_is_in_the_order():
+    assert {place(name_of(path)) for path in MODULES} - {"__init__", "_version"} == set(ORDER)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_modules_are_short_and_functions_take_few_parameters(path):
+    text = path.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= (449 if path == FACE else 400)
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name not in DROP_INS:
+            arguments = node.args
+            taken = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+            taken = [a.arg for a in taken if a.arg not in ("self", "cls")]
+            is_command = any("click" in ast.unparse(d) or "command" in ast.unparse(d) for d in node.decorator_list)
+            assert is_command or len(taken) <= 8, f"{node.name} takes {len(taken)}: {', '.join(taken)}"
+
+
+def test_importing_the_package_loads_neither_torch_nor_the_compiler():
+    loaded = (
+        "import sys, faiss_qama, faiss_qama.cli; print([m for m in ('torch', 'numba', 'llvmlite') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -1,0 +1,144 @@
+"""Tasks among threads: each once, in order, whatever goes wrong; Ctrl-C where it does no harm."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+
+import faiss
+import numpy as np
+import pytest
+from conftest import fit_quietly, make_vectors
+
+from faiss_qama import QamaIndex
+from faiss_qama.threads import defer_interrupt, even_slices, parallel_map
+
+
+@pytest.fixture(params=[1, 2, 3])
+def threads(request):
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(request.param)
+    yield request.param
+    faiss.omp_set_num_threads(before)
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 7, 100])
+def test_what_is_returned_is_in_the_order_of_the_tasks(threads, n):
+    assert parallel_map(lambda task: task * task, range(n)) == [task * task for task in range(n)]
+    assert faiss.omp_get_max_threads() == threads
+    assert [i for share in even_slices(n) for i in range(n)[share]] == list(range(n))
+    assert len(even_slices(n)) <= threads
+
+
+def test_a_task_may_have_tasks_of_its_own(threads):
+    assert parallel_map(lambda task: sum(parallel_map(lambda i: task * i, range(5))), range(9)) == [
+        10 * task for task in range(9)
+    ]
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_an_error_anywhere_is_raised_once_nobody_works_any_more(threads, here):
+    caller, running = threading.get_ident(), []
+
+    def work(task):
+        running.append(task)
+        time.sleep(0.001)
+        running.remove(task)
+        if threads == 1 or (threading.get_ident() == caller) == here:
+            raise KeyError(task)
+
+    with pytest.raises(KeyError):
+        parallel_map(work, range(50))
+    assert running == []
+    assert faiss.omp_get_max_threads() == threads
+
+
+def test_a_short_search_does_not_wait_for_a_long_one():
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(2)
+    go_on, done = threading.Event(), []
+
+    def long():
+        faiss.omp_set_num_threads(2)  # each thread has a number of its own
+        done.append(parallel_map(lambda _: go_on.wait(60), range(2)))
+
+    searching = threading.Thread(target=long)
+    searching.start()
+    try:
+        while not any(thread.name.startswith("faiss-qama") for thread in threading.enumerate()):
+            time.sleep(0.001)
+        assert parallel_map(lambda task: task, range(5)) == list(range(5))
+        assert done == []
+    finally:
+        go_on.set()
+        searching.join()
+        faiss.omp_set_num_threads(before)
+    assert done == [[True, True]]
+
+
+@pytest.fixture
+def ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_ctrl_c_is_held_until_the_outermost_end(ctrl_c):
+    reached = []
+
+    @defer_interrupt()
+    def inner():
+        ctrl_c()
+        reached.append("inner")
+
+    @defer_interrupt()
+    def outer():
+        inner()
+        reached.append("outer")
+
+    with pytest.raises(KeyboardInterrupt):
+        outer()
+    assert reached == ["inner", "outer"]
+    with pytest.raises(KeyboardInterrupt):
+        ctrl_c()
+
+
+@pytest.mark.parametrize("base", ["Flat", "IVF4", "BFlat"])
+def test_ctrl_c_in_a_removal_comes_after_it(ctrl_c, monkeypatch, base):
+    x = make_vectors(300)
+    index = QamaIndex(fit_quietly(x, layout="2x18+1x18"), "codes", base=base)
+    index.train(x)
+    index.add_with_ids(x, np.arange(300) + 1000)
+    keep = type(index._core.base).keep
+
+    def interrupted(self, kept):
+        ctrl_c()
+        keep(self, kept)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(index._core.base), "keep", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.remove_ids(np.arange(1000, 1100))
+    assert index.ntotal == 200
+    assert (index.search(x[100:], 1, oversample=1e9)[1][:, 0] == np.arange(1100, 1300)).mean() > 0.9
+
+
+def test_ctrl_c_comes_after_what_was_being_compiled(ctrl_c):
+    event = pytest.importorskip("numba.core.event")
+    from faiss_qama.kernels.scanning import jitted
+
+    class Interrupts(event.Listener):
+        def on_start(self, _):
+            ctrl_c()
+
+        def on_end(self, _):
+            pass
+
+    code: dict = {}
+    exec("def twice(x): return 2 * x", code)  # what has no file has no cache: it is compiled each time
+    twice = jitted()(code["twice"])
+    with event.install_listener("numba:compile", Interrupts()), pytest.raises(KeyboardInterrupt):
+        twice(3)
+    assert len(twice.signatures) == 1
+    assert twice(3) == 6
