@@ -19,9 +19,10 @@ quick: $(VENV)/dev.stamp  ## run the quick tests, in about a minute
 test: $(VENV)/dev.stamp  ## run all tests
 	$(PYTEST) $(COVERAGE)
 
-lint: $(VENV)/dev.stamp  ## check style and types
+lint: $(VENV)/dev.stamp  ## check style, docstrings and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/flake8 faiss_qama training
 	rm -rf build/lib build/typed
 	$(PIP) --no-deps --upgrade --target build/typed .
 	cd build/typed && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml -p faiss_qama

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 from faiss_qama import __version__
 
 project = "faiss-qama"
@@ -25,40 +23,5 @@ nitpick_ignore_regex = [("py:class", r"(numpy|collections|faiss_qama)\..*|Path|S
 autodoc_typehints = "none"  # the docstrings have shapes, dtypes and units
 autodoc_member_order = "bysource"
 napoleon_google_docstring = False
+napoleon_use_param = False  # types are words, such as ndarray of shape (n, d), and no references
 napoleon_use_rtype = False
-
-
-FIELD = re.compile(r"(\*{0,2}\w+(?:, \*{0,2}\w+)*) : (.+)")
-FIELDS = ("Parameters", "Attributes", "Returns")
-
-
-def parted(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
-    """Make of this package's docstrings what napoleon reads.
-
-    What follows ``name :`` goes on a line of its own, as it is no type. A paragraph that follows a section, as
-    "Raises ValueError ..." does, goes before it, as numpydoc ends a section with the next one only. The first line of
-    a property says no type either.
-    """
-    if what == "property" and lines:
-        lines[0] = lines[0].replace(": ", " \N{EN DASH} ", 1) if "`" not in lines[0].split(": ")[0] else lines[0]
-    section, first, stray, out = "", 0, False, []
-    for before, line, after in zip(["", *lines], lines, [*lines[1:], ""], strict=False):
-        if after and set(after) == {"-"}:
-            section, first, stray = line, len(out), False
-        match = FIELD.fullmatch(line) if section in FIELDS else None
-        headed = line == section or (line and set(line) == {"-"})
-        if section in FIELDS and not before and line and not line.startswith(" ") and not match and not headed:
-            stray = True
-        if stray:
-            out.insert(first, line)
-            first += 1
-        elif match:
-            out += [f"{match[1]} :" if section == "Returns" else match[1], f"    {match[2]}"]
-        else:
-            out.append(line)
-    lines[:] = out
-
-
-def setup(app: object) -> None:
-    """Connect :func:`parted` before napoleon, which reads what it leaves."""
-    app.connect("autodoc-process-docstring", parted, priority=400)  # type: ignore[attr-defined]

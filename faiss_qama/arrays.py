@@ -15,11 +15,11 @@ Mask: TypeAlias = NDArray[np.bool_]
 Distances: TypeAlias = NDArray[np.int32]  # Hamming distances
 
 WORST = np.iinfo(np.int32).max  # the Hamming distance of a missing hit
-LANES = 16  # codes whose words lie side by side: one word of each fills a register of 512 bits
+LANES = 16  # codes whose words lie side by side: one word of each code fills a register of 512 bits
 
 
 def row_norms(x: Floats) -> NDArray[np.float64]:
-    """Return the norms (n,) float64 of the rows of ``x`` (n, d): squares leave float32's range before values do."""
+    """Return the norms (n,) float64 of the rows of ``x`` (n, d); float32 would overflow on squares."""
     squares: NDArray[np.float64] = np.einsum("nd,nd->n", x, x, dtype=np.float64)
     return np.sqrt(squares)
 

@@ -13,7 +13,8 @@ class GrowingArray:
 
     Parameters
     ----------
-    array : (n, ...) the first rows; a memory map stays one until something is appended or dropped
+    array : ndarray of shape (n, ...)
+        The first rows. A memory map stays one until rows are appended or dropped.
     """
 
     def __init__(self, array: NDArray[Any]) -> None:
@@ -24,11 +25,11 @@ class GrowingArray:
 
     @property
     def array(self) -> NDArray[Any]:
-        """The rows, as a view."""
+        """The rows (n, ...), as a view."""
         return self._buffer[: self._n]
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Add ``rows`` at the end."""
+        """Append ``rows`` (m, ...)."""
         end = self._n + len(rows)
         if end > len(self._buffer):
             grown = np.empty((max(end, len(self._buffer) * 3 // 2), *self._buffer.shape[1:]), self._buffer.dtype)

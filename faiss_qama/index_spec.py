@@ -1,4 +1,4 @@
-"""What an index is to be: the settings that fitting, building and choosing share."""
+"""The stages of an index: settings that fitting, building and choosing share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, kw_only=True)
 class IndexSpec:
-    """The stages of an index, and what they must reach.
+    """The stages of an index, and the recall and the size that they must keep to.
 
     Parameters
     ----------

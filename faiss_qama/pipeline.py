@@ -149,7 +149,7 @@ def _measured(index: QamaIndex, corpus: Corpus, split: Split) -> list[MethodResu
     elif index.rescore == "codes":
         stages = {"codes only": index}
     else:
-        stages = {"codes only": index.with_rescore("codes"), f"codes + {index.rescore} rescoring": index}
+        stages = {"codes only": index.with_rescore("codes"), f"codes + {index.rescore} re-ranking": index}
     # The last first, as inverted lists keep a second copy of the codes once codes have re-ranked.
     results = {name: evaluate(stage, dataset, truth) for name, stage in reversed(stages.items())}
     return [

@@ -152,6 +152,8 @@ class ReferenceQuantizer:
         ``layout``, ``metric`` (``inner product`` or ``L2``), ``normalized`` (whether the vectors have norm 1),
         ``rms_norm`` (the root mean square norm of the vectors), and ``residual``, its own settings.
 
+    Examples
+    --------
     >>> identity = {"matrix": np.eye(2), "bias": np.zeros(2)}
     >>> arrays = {f"{name}.{key}": a for name in ("transform", "query_transform") for key, a in identity.items()}
     >>> arrays |= {"thresholds": np.tile([-1.0, 0.0, 1.0], (2, 1)), "decoder.matrix": np.eye(2)}

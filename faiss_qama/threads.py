@@ -1,4 +1,4 @@
-"""A pool of threads for FAISS-sized work, and holding Ctrl-C back."""
+"""A pool of as many threads as FAISS may use, and a context that holds Ctrl-C back."""
 
 from __future__ import annotations
 
@@ -36,7 +36,25 @@ def defer_interrupt() -> Iterator[None]:
 
 
 def parallel_map(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
-    """Return what ``do`` returns of each task, as many at a time as FAISS may use threads, this one among them."""
+    """Call ``do`` with each task, in as many threads as FAISS may use; in a thread of the pool, one after another.
+
+    Parameters
+    ----------
+    do : callable
+        Takes a task and returns its result.
+    tasks : sequence
+        The tasks.
+
+    Returns
+    -------
+    list
+        The results, in the order of the tasks.
+
+    Raises
+    ------
+    BaseException
+        The first error of a task. Tasks that have not begun are dropped.
+    """
     threads = faiss.omp_get_max_threads()
     if len(tasks) <= 1 or threads == 1:
         return [do(task) for task in tasks]
@@ -53,7 +71,7 @@ def parallel_map(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
         work()
     finally:
         faiss.omp_set_num_threads(threads)
-        deque(left, maxlen=0)  # of an error or Ctrl-C here, nothing new is begun
+        deque(left, maxlen=0)  # after an error or Ctrl-C here, no task begins
         wait([helper for helper in helpers if not helper.cancel()])  # some may still wait for another search's
     for helper in helpers:
         if not helper.cancelled():
@@ -62,14 +80,14 @@ def parallel_map(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
 
 
 def even_slices(n: int) -> list[slice]:
-    """Return ``n`` things in as many slices as FAISS may use threads."""
+    """Return slices that divide 0 to ``n`` evenly, as many as FAISS may use threads."""
     step = -(-n // faiss.omp_get_max_threads()) or 1
     return [slice(start, start + step) for start in range(0, n, step)]
 
 
 @cache
 def _threads(number: int) -> ThreadPoolExecutor:
-    # Such a thread is one of those that FAISS may use, so what it asks of FAISS stays within it.
+    # Each thread counts as one of FAISS's, so FAISS uses one thread in it.
     return ThreadPoolExecutor(number, "faiss-qama", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
 

@@ -1,4 +1,4 @@
-"""Vectors at the door: what is accepted, what is refused and why, and corpora larger than memory."""
+"""Input checks of vectors, and corpora larger than memory."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from faiss_qama.progress import progress
 PathLike: TypeAlias = str | os.PathLike[str]
 Source: TypeAlias = ArrayLike | PathLike | Sequence[PathLike]
 
-CHUNK_BYTES = 32 << 20  # what is read at a time: small beside any corpus, large beside a disk's latency
+CHUNK_BYTES = 32 << 20  # bytes per read: few beside a large corpus, many beside a disk's latency
 
 
 def check_dtype_and_shape(x: NDArray[np.generic], d: int | None, what: str) -> None:
-    """Raise TypeError or ValueError unless ``x`` is a floating (n > 0, d > 0) array, with this ``d`` if given."""
+    """Raise TypeError or ValueError unless ``x`` is a floating (n > 0, d > 0) array, of dimension ``d`` if given."""
     if not np.issubdtype(x.dtype, np.floating):
         raise TypeError(f"{what}: float32 is needed (float64 and float16 are cast); got {x.dtype}")
     if x.ndim != 2:
@@ -35,15 +35,30 @@ def check_dtype_and_shape(x: NDArray[np.generic], d: int | None, what: str) -> N
 def as_vectors(
     x: ArrayLike, d: int | None = None, what: str = "vectors", rows: Sequence[int] | NDArray[np.int64] | None = None
 ) -> Floats:
-    """Return ``x`` as C-contiguous float32 (n, d), cast from any float type, or raise.
+    """Check vectors and cast them to float32.
+
+    Parameters
+    ----------
+    x : array of shape (n, d)
+        Vectors of any float type.
+    d : int, optional
+        The dimension that they must have.
+    what : str
+        Their name in error messages.
+    rows : sequence of int, optional
+        The numbers of the rows in error messages; by default 0, 1, ...
+
+    Returns
+    -------
+    ndarray of shape (n, d), float32
+        The vectors, C-contiguous; ``x`` itself if it is that already.
 
     Raises
     ------
     TypeError
-        for integers, strings and objects
+        For integers, strings and objects.
     ValueError
-        for a wrong rank or dimension, no vectors, and NaN or infinity, naming the first such row
-        (``rows`` are the numbers of the rows, if they are not 0, 1, ...)
+        For a wrong rank or dimension, no vectors, and NaN or infinity, naming the first such row.
     """
     array = np.asarray(x)
     check_dtype_and_shape(array, d, what)
@@ -61,19 +76,33 @@ def as_vectors(
 class Corpus:
     """Vectors from an array, a memory map, a .npy file, or a list of .npy shards, read in chunks of rows.
 
-    A file is mapped anew for each chunk, so that what has been read does not pile up in resident memory.
+    A file is mapped anew for each chunk, so that chunks read before do not pile up in resident memory.
 
     Parameters
     ----------
-    source : the vectors
-    d : the dimension they must have, or None
-    what : how error messages call an array (files are called by their names)
-    scale : what the values are multiplied by when they are read
+    source : array of shape (n, d), str, Path or list of these
+        The vectors.
+    d : int, optional
+        The dimension that they must have.
+    what : str
+        The name of an array in error messages; files go by their own names.
+    scale : float
+        A factor that the values are multiplied by when they are read.
 
     Attributes
     ----------
-    shape : (n, d) of all the vectors
-    nbytes, dtype : the bytes that they take as they are stored, and the type of (the last of) them
+    shape : tuple of int
+        Number and dimension of the vectors, (n, d).
+    nbytes : int
+        Bytes of the vectors as they are stored.
+    dtype : dtype
+        Type of the stored values, in the last part of the source.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arrays and files of another type or shape than :func:`as_vectors` takes, and for files that are no .npy
+        files.
     """
 
     def __init__(self, source: Source, d: int | None = None, what: str = "corpus", scale: float = 1.0) -> None:
@@ -102,7 +131,7 @@ class Corpus:
         return sum(-(-len(_open(part)) // self._step) for part, _ in self._parts)
 
     def chunks(self) -> Iterator[Floats]:
-        """Yield the vectors in order, checked, as float32 arrays of at most ``CHUNK_BYTES``."""
+        """Yield the vectors in order, checked, as (m, d) float32 arrays of at most ``CHUNK_BYTES``."""
         for _, chunk in self._windows(None):
             yield chunk
 
@@ -111,7 +140,7 @@ class Corpus:
         return np.concatenate(list(self.chunks()))
 
     def take(self, rows: NDArray[np.int64]) -> Floats:
-        """Return the vectors at ``rows``, in the order of ``rows``."""
+        """Return the vectors (m, d) float32 at ``rows`` (m,), in that order. Raises IndexError for other rows."""
         order = np.argsort(rows, kind="stable")
         out = np.empty((len(rows), self.shape[1]), dtype=np.float32)
         done = 0
@@ -151,7 +180,7 @@ class Corpus:
 
 
 def load_vectors(path: PathLike, d: int | None = None) -> Floats:
-    """Read one .npy file whole, as float32; errors name the file."""
+    """Return the vectors (n, d) float32 in a .npy file, checked as by :func:`as_vectors`; errors name the file."""
     return as_vectors(_open(Path(path)), d, str(path))
 
 

@@ -80,7 +80,7 @@ def test_saving_again_replaces_and_leaves_nothing_behind(small, corpus, tmp_path
     make(small, "fp32", corpus[:300]).save(path)
     reader = QamaIndex.load(path, mmap=True)
     before = reader.search(corpus[:5], 3)
-    (path / "store-7.npy").write_bytes(b"left by a save that was killed")
+    (path / "vectors-7.npy").write_bytes(b"left by a save that was killed")
     make(small, "none", corpus[:200]).save(path)
     if os.name != "nt":  # Windows keeps what the reader has mapped
         assert files(path) == {"manifest.json", "quantizer-2.safetensors", "codes-2.npy"}
@@ -89,7 +89,7 @@ def test_saving_again_replaces_and_leaves_nothing_behind(small, corpus, tmp_path
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("role", ["codes", "store"])
+@pytest.mark.parametrize("role", ["codes", "vectors"])
 def test_a_damaged_header_of_a_mapped_file_is_noticed(corpus, tmp_path, role):
     """Mapped, it has no checksum to fail."""
     index = QamaIndex(fit_quietly(corpus, layout="2x18"), "fp16", base="Flat")
@@ -271,7 +271,7 @@ def test_no_pickle_and_a_manifest_that_people_can_read(small, corpus, tmp_path):
     manifest = json.loads((tmp_path / "i.qama" / "manifest.json").read_text())
     assert (manifest["format"], manifest["version"], manifest["ntotal"]) == ("faiss-qama bundle", 1, len(corpus))
     assert manifest["quantizer"]["layout"] == "2x18"
-    stored = np.load(tmp_path / "i.qama" / manifest["files"]["store"]["name"], allow_pickle=False)
+    stored = np.load(tmp_path / "i.qama" / manifest["files"]["vectors"]["name"], allow_pickle=False)
     np.testing.assert_array_equal(stored, corpus.astype(np.float16))
 
 

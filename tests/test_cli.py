@@ -66,7 +66,7 @@ def test_fit_prints_the_table_and_nothing_else(folder):
     assert lines[3].split()[2:4] == ["144", "1.000"]
     assert lines[4].startswith("codes only")
     assert lines[4].split()[2] == "8"
-    assert lines[5].startswith("codes + fp16 rescoring")
+    assert lines[5].startswith("codes + fp16 re-ranking")
     assert lines[5].split()[4:7] == ["8", "+", "72"]
     assert float(lines[5].split()[7]) > float(lines[4].split()[3]) > 0.5
     assert lines[6] == (
@@ -155,11 +155,11 @@ def test_inspect_says_what_there_is_and_notices_damage(folder):
     assert "1,200 x 36, metric inner product, rescore fp16" in done.stdout
     assert done.stdout.count("checksum ok") == 3
     run("fit", "corpus.npy", "-o", "damaged.qama", cwd=folder)
-    store = folder / "damaged.qama" / "store-1.npy"
+    store = folder / "damaged.qama" / "vectors-1.npy"
     data = bytearray(store.read_bytes())
     data[-1] ^= 1
     store.write_bytes(data)
-    assert "store-1.npy: damaged" in run("inspect", "damaged.qama", cwd=folder, check=2).stderr
+    assert "vectors-1.npy: damaged" in run("inspect", "damaged.qama", cwd=folder, check=2).stderr
 
 
 @pytest.mark.parametrize(
@@ -215,7 +215,7 @@ def test_too_few_to_measure_still_makes_an_index(tmp_path):
 @pytest.mark.parametrize(
     "command",
     [
-        "search again.qama queries.npy -o again.qama/store-1.npy.npz",
+        "search again.qama queries.npy -o again.qama/vectors-1.npy.npz",
         "export again.qama again.qama/manifest.json",
         "eval again.qama queries.npy --json again.qama/manifest.json",
         "eval again.qama queries.npy --json queries.npy",
@@ -225,7 +225,7 @@ def test_too_few_to_measure_still_makes_an_index(tmp_path):
 )
 def test_what_is_read_is_not_replaced(folder, command):
     run("fit", "corpus.npy", "-o", "again.qama", cwd=folder)
-    (folder / "again.qama" / "store-1.npy.npz").touch()
+    (folder / "again.qama" / "vectors-1.npy.npz").touch()
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert "the same command reads or writes this already" in run(*command.split(), cwd=folder, check=2).stderr
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
@@ -332,22 +332,22 @@ def test_a_missing_extra_is_named_with_its_install(tmp_path):
     (tmp_path / "sentence_transformers.py").write_text("raise ImportError\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = run("embed", "a.txt", cwd=tmp_path, check=2, env=environment)
-    assert done.stderr == "error: embedding needs sentence-transformers: pip install 'faiss-qama[embed]'\n"
+    assert done.stderr == "error: embedding needs sentence-transformers: pip install '.[embed]' in the clone\n"
 
 
 def test_a_source_is_never_taken_for_a_leftover(folder, tmp_path):
     x = np.load(folder / "corpus.npy")
     (tmp_path / "shards").mkdir()
     for i in range(2):
-        np.save(tmp_path / "shards" / f"store-{i}.npy", x[i::2])
-    shards = ["shards/store-0.npy", "shards/store-1.npy"]
+        np.save(tmp_path / "shards" / f"vectors-{i}.npy", x[i::2])
+    shards = ["shards/vectors-0.npy", "shards/vectors-1.npy"]
     done = run("fit", *shards, "-o", "shards", cwd=tmp_path, check=2)
     assert "holds no manifest.json; nothing was written" in done.stderr
     run("fit", *shards, "-o", "g.qama", cwd=tmp_path)
-    done = run("fit", "g.qama/store-1.npy", "-o", "g.qama", "--rescore", "codes", cwd=tmp_path, check=2)
+    done = run("fit", "g.qama/vectors-1.npy", "-o", "g.qama", "--rescore", "codes", cwd=tmp_path, check=2)
     assert "the corpus lies inside g.qama" in done.stderr
     assert QamaIndex.load(tmp_path / "g.qama").ntotal == 1200
-    assert sorted(f.name for f in (tmp_path / "shards").iterdir()) == ["store-0.npy", "store-1.npy"]
+    assert sorted(f.name for f in (tmp_path / "shards").iterdir()) == ["vectors-0.npy", "vectors-1.npy"]
 
 
 def test_names_of_outputs_are_the_true_ones(folder):

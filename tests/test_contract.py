@@ -345,7 +345,7 @@ def reconstruct(s):
 def merge_from(s):
     other = Subject((s.quantizer, make_vectors(60, seed=9, unit=False), s.xq), s.store, "BFlat")
     if s.store in ("array", "faiss.Index"):
-        with pytest.raises(ValueError, match="rescore is borrowed there and borrowed here"):
+        with pytest.raises(ValueError, match="rescore is user there and user here"):
             s.index.merge_from(other.index)
         assert (s.index.ntotal, other.index.ntotal) == (N, 60)
         return

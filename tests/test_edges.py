@@ -289,3 +289,11 @@ def test_range_search_far_beyond_the_first_candidates():
         assert hits <= wanted
         assert len(hits) > 0.99 * len(wanted) > 2000
     assert (scores > radius).all()
+
+
+@pytest.mark.parametrize(("old", "new"), [("Scan", "Flat"), ("ScanIVF16", "IVF16")])
+def test_names_from_before_the_release_are_refused_with_the_new_ones(old, new):
+    quantizer = fit_quietly(make_vectors(100), layout="2x8")
+    for make in (lambda: QamaIndex(quantizer, base=old), lambda: index_factory(D, f"Qama2x8,{old},RFlat")):
+        with pytest.raises(ValueError, match=f"base '{old}' is called '{new}' now"):
+            make()

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from faiss_qama import QamaIndex
 from faiss_qama.comparison import methods
+from faiss_qama.evaluation import recall as recall_module
 from faiss_qama.evaluation.datasets import Dataset, read_rows
 from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hamming
 from faiss_qama.evaluation.ranking_metrics import ndcg, ranking_metrics
@@ -312,3 +313,19 @@ class Slow:
 def test_a_speedup_below_one_is_slower_than_exact_search():
     dataset = make_dataset(n=3000)
     assert 0 < speedup(Slow(dataset.corpus.read()), dataset, 10, faiss.METRIC_INNER_PRODUCT) < 0.5
+
+
+def test_exact_search_compares_few_queries_as_fast_as_many_and_leaves_the_setting(monkeypatch):
+    """FAISS compares few queries one by one (findings/faiss-few-queries.sh)."""
+    before, during = faiss.cvar.distance_compute_blas_threshold, []
+    search = recall_module.knn_ground_truth
+
+    def watched(*arguments, **options):
+        during.append(faiss.cvar.distance_compute_blas_threshold)
+        return search(*arguments, **options)
+
+    monkeypatch.setattr(recall_module, "knn_ground_truth", watched)
+    x = make_vectors(200)
+    recall_module.exact(Dataset(Corpus(x), x[:5]), 3, faiss.METRIC_INNER_PRODUCT)
+    assert during == [1]
+    assert faiss.cvar.distance_compute_blas_threshold == before

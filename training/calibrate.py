@@ -96,7 +96,7 @@ def _measure(quantizer: Quantizer, split: Split) -> Calibration:
 def _curves(
     exact: Floats, asymmetric: Floats, hamming: NDArray[np.unsignedinteger], sizes: Floats
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return recall@k by (k, oversample), summed over queries, for rescoring by floats and by codes.
+    """Return recall@k by (k, oversample), summed over queries, for re-ranking by floats and by codes.
 
     The first three are (nq, n), of queries and documents. Documents as near as the k-th nearest, but for the rounding
     of scores of these ``sizes`` (nq,) and more, count as found: duplicates are as good as each other.

@@ -77,10 +77,7 @@ def residual_layouts_of_size(size: int, d: int, base: str, norm_bytes: int) -> I
 def default_layout(size: int, d: int, base: str = DEFAULT) -> CodeLayout:
     """Return the layout for ``size`` bytes where nothing can be measured: two bits, as far as there is room.
 
-    Raises
-    ------
-    ValueError
-        If ``base`` holds no code in so few bytes.
+    Raises ValueError if ``base`` holds no code in so few bytes.
     """
     layout = next(layouts_of_size(size, d, base), None)
     if layout is None:

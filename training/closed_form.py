@@ -99,7 +99,16 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
         normalized=are_normalized(norms),
         rms_norm=scale,
         query_transform=transform,
-        fit_record=FitRecord(config=config.to_dict(), fitted_on=len(x), real_queries=split.train_queries is not None),
+        fit_record=FitRecord(
+            config=config.to_dict(),
+            center=config.center,
+            projection=config.projection,
+            rotation=config.rotation,
+            thresholds=config.thresholds,
+            matryoshka_dims=config.matryoshka_dims,
+            fitted_on=len(x),
+            real_queries=split.train_queries is not None,
+        ),
     )
 
     def with_query_side(own: Floats, gain: float) -> Quantizer:
@@ -153,6 +162,11 @@ def fit_decoder(
         The layout of the codes.
     kind : str
         ``transpose`` or ``least-squares``.
+
+    Returns
+    -------
+    Decoder
+        The decoder.
     """
     levels = np.repeat(bit_packing.levels(code, layout), _columns_per_unit(layout), axis=1)
     means = z.mean(axis=0)

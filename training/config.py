@@ -72,6 +72,14 @@ class FitConfig:
         Seed of every random choice.
     train : TrainConfig, or mapping, optional
         Settings of a training (extra ``train``); None for a fit without training.
+
+    Examples
+    --------
+    >>> from faiss_qama.training import FitConfig
+    >>> config = FitConfig(layout="2x96,1x192", decoder="least-squares")
+    >>> layout = config.layout_in(384)
+    >>> str(layout), layout.code_size
+    ('2x96,1x192', 60)
     """
 
     layout: str | None = None
@@ -165,10 +173,7 @@ class FitConfig:
     def for_pairs(self) -> FitConfig:
         """Return these settings with those of a training, because pairs are always trained on.
 
-        Raises
-        ------
-        ValueError
-            For a layout with a residual code.
+        Raises ValueError for a layout with a residual code.
         """
         if self.has_residual:
             raise ValueError(

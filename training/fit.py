@@ -119,8 +119,18 @@ def fit_split(
 
     Parameters
     ----------
-    split, config, metric, n, spec, compare
-        As for :func:`~faiss_qama.training.layout_choice.choose_layout`.
+    split : Split
+        The sample to fit on, and the queries that are held out.
+    config : FitConfig
+        Settings of the fit.
+    metric : int
+        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+    n : int
+        Vectors of the corpus.
+    spec : IndexSpec
+        The index to build.
+    compare : bool
+        Measure other layouts too.
 
     Returns
     -------
@@ -185,7 +195,7 @@ def _check_trainable(split: Split) -> None:
     try:
         import torch  # noqa: F401
     except ImportError as error:
-        raise ImportError(f"training needs torch: pip install 'faiss-qama[train]' ({error})") from None
+        raise ImportError(f"training needs torch: pip install '.[train]' in the clone ({error})") from None
 
 
 def _trained(start: Quantizer, split: Split, config: FitConfig, settings: TrainConfig) -> Quantizer:

@@ -107,9 +107,14 @@ class LayoutChoice:
         recall : float
             The recall@10 to reach.
         reached : float
-            The recall@10 of the fit of :attr:`chosen`.
+            The recall@10 of the fit of the chosen layout.
         most : int, optional
             The most bytes per vector.
+
+        Returns
+        -------
+        LayoutChoice
+            The same trials, and a chosen one of more bytes.
 
         Raises
         ------

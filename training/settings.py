@@ -22,12 +22,17 @@ def from_mapping(kind: type[Settings], settings: object, where: str = "") -> Set
 
     Parameters
     ----------
-    kind : type
+    kind : callable
         A dataclass.
     settings : object
         A mapping of the fields of ``kind``, as YAML gives it.
     where : str
         What messages call the mapping.
+
+    Returns
+    -------
+    object
+        The dataclass.
 
     Raises
     ------
@@ -49,7 +54,7 @@ def check_types(settings: Any, where: str = "") -> None:
 
     Parameters
     ----------
-    settings : dataclass instance
+    settings : object
         Its annotations are text, of the names in ``_TYPES`` alone for a field to be checked: ``float | None``.
     where : str
         What messages put before the name of a field.

@@ -27,6 +27,7 @@ from faiss_qama.hamming.factory import make_base
 from faiss_qama.hamming.flat import FlatCodeIndex
 from faiss_qama.index.build import build_index
 from faiss_qama.index.id_map import IdMap
+from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.index.tuning import tune
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.index_spec import IndexSpec
@@ -167,7 +168,7 @@ def growth(folder: Path) -> list[dict[str, Any]]:
             assert tried is not None
             held = TwoStageIndex(quantizer, made, IdMap(n), None)
             for prefix in (None, PREFIX) if base == "Flat" else (None,):
-                search = partial(held.search, xq, K, truncate_dim=prefix, settings={})
+                search = partial(held.search, xq, K, SearchParameters(truncate_dim=prefix))
                 with threadpool_limits(1):
                     seconds = median_seconds(search, rounds=3)
                 row = {
@@ -192,7 +193,10 @@ def loading(folder: Path) -> dict[str, Any]:
         np.save(f"{scratch}/q.npy", dataset.queries[:1])
         for base in ("Flat", "IVF4096"):
             build_index(f"{scratch}/i.qama", quantizer, big, IndexSpec(base=base))
-            runs = [subprocess.run([sys.executable, "-c", FIRST, scratch], stdout=subprocess.PIPE) for _ in range(7)]
+            runs = [
+                subprocess.run([sys.executable, "-c", FIRST, scratch], stdout=subprocess.PIPE, check=True)
+                for _ in range(7)
+            ]
             seconds = np.median([[float(number) for number in run.stdout.split()] for run in runs], axis=0)
             measured[base] = dict(zip(("seconds", "numba_seconds"), seconds.tolist(), strict=True))
     click.echo(str(measured))

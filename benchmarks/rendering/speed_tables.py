@@ -99,7 +99,7 @@ def scans_table(data: dict[str, Any]) -> str:
 
 
 def stages_table(data: dict[str, Any]) -> str:
-    """Return what encoding, rescoring, one query and loading take."""
+    """Return what encoding, re-ranking, one query and loading take."""
     speed = data["speed"]
     rows = []
     for row in speed["stages"]["threads"]:

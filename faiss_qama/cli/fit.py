@@ -108,6 +108,8 @@ def fit(
         pairs=labelled,
         compare=page is not None,
     )
+    if queries_path is not None:
+        result = replace(result, next_queries=str(queries_path))
     click.echo(fit_summary(result))
     if page is not None:
         write_page(result, page, shlex.join(["faiss-qama", *sys.argv[1:]]))

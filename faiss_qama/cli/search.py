@@ -125,13 +125,14 @@ def inspect(index_path: Path) -> None:
     if calibration is not None:
         source = "real queries" if quantizer.fit_record.real_queries else "held-out documents with noise added"
         rows.append(("calibrated", f"on {source} against {calibration.n:,} vectors; oversample for recall@10:"))
+        stage = "floats" if index.rescorer is None else index.rescorer.stage
         needs = []
         for recall in (0.9, 0.95, 0.99):
             try:
-                needs.append(f"{recall}: {calibration.oversample(K, index.ntotal, 'floats', recall):.1f}")
+                needs.append(f"{recall}: {calibration.oversample(K, index.ntotal, stage, recall):.1f}")
             except ValueError:
                 needs.append(f"{recall}: out of reach")
-        rows.append(("", ", ".join(needs) + " (re-ranking by floats)"))
+        rows.append(("", ", ".join(needs) + f" (re-ranking from {stage})"))
     record = quantizer.fit_record
     settings = {**record.config, "fitted_on": record.fitted_on, "query_gain": record.query_gain}
     rows.append(

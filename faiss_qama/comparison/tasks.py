@@ -350,5 +350,5 @@ def _needed(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"this data set needs scipy and scikit-learn: pip install 'faiss-qama[eval]' ({error})"
+            f"this data set needs scipy and scikit-learn: pip install '.[eval]' in the clone ({error})"
         ) from None

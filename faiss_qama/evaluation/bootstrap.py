@@ -42,8 +42,10 @@ def percent(part: float, whole: float) -> float:
 
     Parameters
     ----------
-    part, whole : float
-        The share is ``part / whole``.
+    part : float
+        Numerator of the share.
+    whole : float
+        Denominator of the share.
 
     Returns
     -------

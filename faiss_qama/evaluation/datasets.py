@@ -76,7 +76,7 @@ class Dataset:
 
     @property
     def max_excluded(self) -> int:
-        """The most hits that are excluded for one query: a search for k asks for this many more."""
+        """The most hits that are excluded for one query; a search for k asks for this many more."""
         return 0 if self.exclude is None else int(np.bincount(self.exclude[:, 0]).max())
 
     def drop_excluded(self, D: NDArray[Any], I: Ids, k: int) -> tuple[NDArray[Any], Ids]:
@@ -84,10 +84,12 @@ class Dataset:
 
         Parameters
         ----------
-        D, I : ndarray of shape (nq, >= k)
-            Scores and ids, best first.
+        D : ndarray of shape (nq, >= k)
+            Scores, best first.
+        I : ndarray of shape (nq, >= k), int64
+            Ids, best first.
         k : int
-            How many hits to keep.
+            Hits to keep.
 
         Returns
         -------

@@ -1,1 +1,1 @@
-"""The first stage: codes by row, the nearest by Hamming distance."""
+"""The first stage: codes by row, and search for the nearest codes by Hamming distance."""

@@ -1,4 +1,4 @@
-"""Codes at two bits a component of four levels: bit planes, which a scan reads in place of thermometer codes.
+"""Bit planes: two bits per component of four levels, which a scan reads in place of thermometer codes.
 
 A thermometer code of four levels takes three bits. Two hold the same: ``h``, set from level 2 on, and ``g``, set at
 levels 1 and 2 (a Gray code). Of a query's and a document's bits, x = h ^ h' and y = g ^ g',
@@ -22,22 +22,30 @@ WORD = 32  # bits
 
 
 def widths(layout: CodeLayout) -> tuple[int, int]:
-    """Return how many pairs of words (h, g), and how many other words, a code of ``layout`` has."""
+    """Return the number of pairs of words (h, g), and of other words, in a code of ``layout``."""
     fours, others = _counts(layout)
     return -(-fours // WORD), -(-others // WORD)
 
 
 def n_words(layout: CodeLayout) -> int:
-    """Return how many words a code of ``layout`` has."""
+    """Return the number of words in a code of ``layout``."""
     pairs, others = widths(layout)
     return 2 * pairs + others
 
 
 def segments(layout: CodeLayout) -> NDArray[np.int64]:
-    """Return where the bits of each segment are and go, (s, 4).
+    """Return the places of each segment's bits, in the code and in the words.
 
-    The first bit; the number of units, or of bits where those have fewer levels than four; whether they have four;
-    and the first bit in the planes, or, 32 * 2 * pairs and on, in the other words.
+    Parameters
+    ----------
+    layout : CodeLayout
+        Layout of the codes.
+
+    Returns
+    -------
+    ndarray of shape (s, 4), int64
+        Per segment: its first bit in the code; its units, or its bits if its units have fewer levels than four; 1 if
+        they have four, else 0; and its first bit in a plane, or, from 64 * pairs on, in the other words.
     """
     unit, bit = 0, 2 * WORD * widths(layout)[0]
     rows = []
@@ -52,7 +60,7 @@ def segments(layout: CodeLayout) -> NDArray[np.int64]:
 
 
 def pack(code: Codes, layout: CodeLayout) -> Words:
-    """Return the words (n, 2 * pairs + others) of ``code`` (n, layout.code_size)."""
+    """Return the words (n, 2 * pairs + others) uint32 of ``code`` (n, layout.code_size) uint8."""
     bits = bit_packing.unpack(code, layout)
     pairs, others = widths(layout)
     h, g, rest = (np.zeros((len(bits), WORD * words), dtype=np.uint8) for words in (pairs, pairs, 2 * pairs + others))
@@ -69,7 +77,7 @@ def pack(code: Codes, layout: CodeLayout) -> Words:
 
 
 def unpack(words: Words, layout: CodeLayout) -> Codes:
-    """Return the codes (n, layout.code_size) whose :func:`pack` is ``words``."""
+    """Return the codes (n, layout.code_size) uint8 whose :func:`pack` is ``words`` (n, 2 * pairs + others) uint32."""
     pairs, _ = widths(layout)
     h, g, rest = map(_bits, (words[:, 0 : 2 * pairs : 2], words[:, 1 : 2 * pairs : 2], words))
     bits = np.empty((len(words), layout.n_bits), dtype=np.uint8)
@@ -85,7 +93,7 @@ def unpack(words: Words, layout: CodeLayout) -> Codes:
 
 
 def truncate(groups: NDArray[np.uint32], layout: CodeLayout, prefix: CodeLayout) -> NDArray[np.uint32]:
-    """Return groups (m, words, lanes) of the codes' first components, those of ``prefix``: their first words."""
+    """Return groups (m, fewer words, lanes) uint32 of the components of ``prefix``, from ``groups`` of whole codes."""
     pairs, others = widths(prefix)
     start = 2 * widths(layout)[0]
     out = np.concatenate([groups[:, : 2 * pairs], groups[:, start : start + others]], axis=1)
@@ -98,9 +106,19 @@ def truncate(groups: NDArray[np.uint32], layout: CodeLayout, prefix: CodeLayout)
 
 
 def level_weights(weights: Floats, layout: CodeLayout) -> Floats:
-    """Return what bits add, (nq, n_bits), as the words have them: (nq, 128 * pairs + 32 * others).
+    """Return the weights of bits in the order of the words.
 
-    Of a component of four levels: what each of h + 2 g adds; of other segments each bit; 0 for padding.
+    Parameters
+    ----------
+    weights : ndarray of shape (nq, n_bits), float32
+        The amount that each bit of a code adds to a sum.
+    layout : CodeLayout
+        Layout of the codes.
+
+    Returns
+    -------
+    ndarray of shape (nq, 128 * pairs + 32 * others), float32
+        The amounts of the four values of h + 2 g, component by component; then those of the other bits. Padding has 0.
     """
     pairs, others = widths(layout)
     fours = np.zeros((len(weights), WORD * pairs, 4), dtype=np.float32)
@@ -116,7 +134,7 @@ def level_weights(weights: Floats, layout: CodeLayout) -> Floats:
 
 
 def _counts(layout: CodeLayout) -> tuple[int, int]:
-    """Return how many components have four levels, and how many bits the others have."""
+    """Return the number of components with four levels, and the number of bits of the others."""
     fours = sum(segment.units for segment in layout.segments if segment.levels == 4)
     others = sum(segment.n_bits for segment in layout.segments if segment.levels < 4)
     return fours, others

@@ -1,4 +1,4 @@
-"""The first stage: codes in rows 0, 1, ..., and the nearest of them by Hamming distance."""
+"""The interface of the first stage: codes in rows 0, 1, ..., and search for the nearest by Hamming distance."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ class PartReader(Protocol):
     """Reads the parts of a saved index by name. Errors name the file."""
 
     def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True) -> NDArray[Any]:
-        """Return an array of this shape and dtype, memory-mapped if that was asked for and ``mapped`` allows it."""
+        """Return an array of this shape and dtype, memory-mapped if the user asked for it and ``mapped`` allows it."""
 
     def binary(self, name: str, *, mapped: bool = False) -> faiss.IndexBinary:
-        """Return a FAISS binary index, memory-mapped if that was asked for and ``mapped`` allows it."""
+        """Return a FAISS binary index, memory-mapped if the user asked for it and ``mapped`` allows it."""
 
     def has(self, name: str) -> bool:
-        """Return whether there is such a part."""
+        """Return whether the index has a part of this name."""
 
     def invalid(self, name: str, reason: str) -> ValueError:
-        """Return the error for a part whose values cannot be."""
+        """Return the error for a part with impossible values."""
 
 
 class CodeIndex(ABC):
@@ -54,7 +54,7 @@ class CodeIndex(ABC):
     @property
     @abstractmethod
     def index(self) -> Any:
-        """The faiss.IndexBinary of the codes. Raises ValueError where there is none."""
+        """The faiss.IndexBinary of the codes. Raises ValueError for an index that is no FAISS index."""
 
     @property
     def is_trained(self) -> bool:
@@ -63,15 +63,15 @@ class CodeIndex(ABC):
 
     @property
     def codes(self) -> Codes:
-        """The codes by row, (n, code_size), valid until the next change."""
+        """The codes (n, code_size) uint8 by row, valid until the next change."""
         return self.take(np.arange(len(self)))
 
     @abstractmethod
     def take(self, rows: Ids) -> Codes:
-        """Return the codes (n, code_size) of ``rows`` (n,)."""
+        """Return the codes (m, code_size) uint8 of ``rows`` (m,)."""
 
     def distances(self, queries: Codes, rows: Ids) -> Distances:
-        """Return the distances (nq, k) of the codes of ``rows`` (nq, k) from ``queries`` (nq, code_size)."""
+        """Return the Hamming distances (nq, k) int32 of ``queries`` (nq, code_size) to codes of ``rows`` (nq, k)."""
         D = np.empty(rows.shape, np.int32)
         for block in topk.blocks(rows, self.layout.code_size):
             code = self.take(rows[block].ravel()).reshape(*rows[block].shape, self.layout.code_size)
@@ -79,13 +79,23 @@ class CodeIndex(ABC):
         return D
 
     def weighted_sums(self, rows: Ids, weights: Floats, shared: Floats | None) -> tuple[Floats, Floats]:
-        """Return the sums of the weights of the bits that are set: each query's own, and the shared; (nq, k) float32.
+        """Return sums of weights over the bits that are set in a code.
 
         Parameters
         ----------
-        rows : (nq, k) int64
-        weights : (nq, n_bits) float32, each query's own
-        shared : (n_bits,) float32, all queries', or None for sums of 0
+        rows : ndarray of shape (nq, k), int64
+            Candidates of each query.
+        weights : ndarray of shape (nq, n_bits), float32
+            Weights of each query.
+        shared : ndarray of shape (n_bits,), float32, or None
+            Weights that all queries share; None for sums of 0.
+
+        Returns
+        -------
+        own : ndarray of shape (nq, k), float32
+            Sums of each query's own weights.
+        common : ndarray of shape (nq, k), float32
+            Sums of the shared weights.
         """
         own, common = np.empty(rows.shape, np.float32), np.zeros(rows.shape, np.float32)
         for block in topk.blocks(rows, self.layout.n_bits):
@@ -98,15 +108,15 @@ class CodeIndex(ABC):
     @property
     @abstractmethod
     def bytes_per_vector(self) -> int:
-        """Bytes of a code as it is held, and of links and lists."""
+        """Bytes per vector of the code as it is held, and of links and lists."""
 
     @property
     def settings(self) -> dict[str, int]:
-        """The search parameters that it has, as they are set."""
+        """The search parameters of the index, and their values."""
         return {}
 
     def set(self, settings: Mapping[str, int]) -> None:
-        """Set search parameters, as :attr:`settings` gives them."""
+        """Set search parameters, as :attr:`settings` gives them. Raises ValueError for others."""
         for name in settings:
             raise ValueError(f"{name} means nothing to {self}; it has no settings")
 
@@ -115,12 +125,12 @@ class CodeIndex(ABC):
         """Whether :meth:`keep` costs a pass over the codes and not a new index."""
         return True
 
-    def train(self, codes: Codes) -> None:  # noqa: B027 - most need none
-        """Train what needs it."""
+    def train(self, codes: Codes) -> None:  # noqa: B027 - most indexes have no lists
+        """Train the lists of the index on ``codes`` (n, code_size). Raises ValueError for too few."""
 
     @abstractmethod
     def append(self, codes: Codes) -> None:
-        """Append rows."""
+        """Append ``codes`` (m, code_size) uint8 as rows."""
 
     @abstractmethod
     def keep(self, kept: Mask) -> None:
@@ -137,7 +147,7 @@ class CodeIndex(ABC):
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
-        """Return what a bundle holds of it: arrays, and faiss.IndexBinary objects, by name."""
+        """Return the parts that a bundle holds of it, by name: arrays, or a faiss.IndexBinary."""
 
     @classmethod
     @abstractmethod
@@ -147,13 +157,18 @@ class CodeIndex(ABC):
         Parameters
         ----------
         name : str
-            Its factory string, ``str`` of it.
+            The factory string, ``str`` of the index.
         layout : CodeLayout
             Layout of the codes.
         n : int
             Number of codes.
         reader : PartReader
             The parts.
+
+        Returns
+        -------
+        CodeIndex
+            The index, filled.
 
         Raises
         ------
@@ -163,23 +178,39 @@ class CodeIndex(ABC):
 
     @abstractmethod
     def truncate(self, layout: CodeLayout) -> CodeIndex:
-        """Return a base of the same kind whose codes are those of the prefix ``layout``."""
+        """Return an index of the same kind over the codes' first components, those of ``layout``."""
 
     def flat_prefix(self, layout: CodeLayout) -> CodeIndex:
-        """Return an exhaustive base whose codes are those of the prefix ``layout``."""
+        """Return an exhaustive index over the codes' first components, those of ``layout``."""
         return self.truncate(layout)
 
     @abstractmethod
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
-        """Return distances and rows, (nq, k) each, nearest first; row -1 and the worst distance where there is none.
+        """Return the ``k`` nearest codes of each query, nearest first.
 
         Parameters
         ----------
-        queries : (nq, code_size) uint8
-        k : how many
-        rows : (n,) bool, the rows that may be found, or None for all
-        settings : nprobe or efSearch, for this search; ValueError where they mean nothing
+        queries : ndarray of shape (nq, code_size), uint8
+            Codes of the queries.
+        k : int
+            Neighbours.
+        rows : ndarray of shape (n,), bool, or None
+            True for rows that may be found; None for all.
+        settings : mapping of str to int
+            ``nprobe`` or ``efSearch`` for this search.
+
+        Returns
+        -------
+        D : ndarray of shape (nq, k), int32
+            Hamming distances, smallest first; the largest int32 for missing hits.
+        I : ndarray of shape (nq, k), int64
+            Rows; -1 for missing hits.
+
+        Raises
+        ------
+        ValueError
+            For a setting that the index does not have.
         """
 
-    def check_recall(self, settings: Mapping[str, int]) -> None:  # noqa: B027 - what scans everything keeps any promise
-        """Raise ValueError where a search with ``settings`` looks at so little that no recall can be promised."""
+    def check_recall(self, settings: Mapping[str, int]) -> None:  # noqa: B027 - exhaustive scans keep any recall
+        """Raise ValueError if a search with ``settings`` scans too few codes to promise a recall."""

@@ -1,4 +1,4 @@
-"""A code index from its factory string: the one place that knows the strings of our own."""
+"""A code index from its factory string: the one place that knows the strings of this package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def make_base(base: Any, layout: CodeLayout) -> CodeIndex:
     Returns
     -------
     CodeIndex
-        Untrained, if it has lists.
+        The index. With lists it needs training.
 
     Raises
     ------
@@ -50,13 +50,13 @@ def read_base(name: str, layout: CodeLayout, n: int, reader: PartReader) -> Code
 
 
 def code_bytes(base: Any, layout: CodeLayout) -> int:
-    """Return the bytes per code that ``base``, or base ``auto``, takes, without links and lists."""
+    """Return the bytes per code that ``base``, or base ``auto``, holds, without links and lists."""
     ours = isinstance(base, str) and re.fullmatch(rf"{DEFAULT}|{AUTO}|IVF\d+", base)
     return FlatCodeIndex(layout).bytes_per_vector if ours else layout.code_size
 
 
 def check_memory(layout: CodeLayout, memory: float | None) -> None:
-    """Raise ValueError unless codes of ``layout`` fit into ``memory``, bytes a vector; None is no bound."""
+    """Raise ValueError unless codes of ``layout`` fit into ``memory`` bytes per vector; None is no bound."""
     least = code_bytes(DEFAULT, layout)
     if memory is not None and not least <= memory:
         raise ValueError(

@@ -1,7 +1,7 @@
 """The FAISS binary index under a QamaIndex: codes in rows 0, 1, ..., scanned by Hamming distance.
 
-FAISS's binary indexes differ in what they can do: HNSW and hash tables cannot remove, IVF and hash tables take no
-selector, HNSW has no range search. Here they all do the same, because the codes can be had by row.
+FAISS's binary indexes differ: HNSW and hash tables cannot remove, IVF and hash tables take no selector, HNSW has no
+range search. Access to the codes by row makes them all alike here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from faiss_qama.hamming.code_index import CodeIndex, PartReader
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
-EF_WIDTH = 2  # nodes of a graph looked at, at least, a candidate asked for: with as many only, a tenth is missed
+EF_WIDTH = 2  # least nodes of a graph to visit per candidate: with one per candidate, a tenth is missed
 KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb, Flat, IVFn"
 _CLASSES = (
     faiss.IndexBinaryFlat,
@@ -34,10 +34,18 @@ class FaissCodeIndex(CodeIndex):
 
     Parameters
     ----------
-    base : a ``faiss.index_binary_factory`` string, or a ready and empty faiss.IndexBinary. An IDMap is taken off, as
-        ids are kept elsewhere.
-    layout : of the codes
-    filled : whether ``base`` may hold codes
+    base : str or faiss.IndexBinary
+        A string of ``faiss.index_binary_factory``, or an empty index. An IDMap is taken off, as
+        :class:`~faiss_qama.index.id_map.IdMap` keeps the ids.
+    layout : CodeLayout
+        Layout of the codes.
+    filled : bool
+        Whether ``base`` may hold codes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For other indexes and strings, for codes of another size, and for lists, links or bits that FAISS cannot search.
     """
 
     def __init__(self, base: Any, layout: CodeLayout, filled: bool = False) -> None:
@@ -57,8 +65,8 @@ class FaissCodeIndex(CodeIndex):
             raise ValueError(f"base must be empty; it holds {base.ntotal} codes")
         self._index = base
         self._check_size()
-        self._flat: Any = None  # an IndexBinaryFlat whose rows are ours, where there is one
-        self._lists: Codes | None = None  # the codes of inverted lists by row, once they were asked for
+        self._flat: Any = None  # an IndexBinaryFlat with the same rows, except for inverted lists
+        self._lists: Codes | None = None  # the codes of inverted lists by row, once somebody asked for them
         if isinstance(base, faiss.IndexBinaryFlat):
             self._flat = base
         elif isinstance(base, faiss.IndexBinaryHNSW | faiss.IndexBinaryMultiHash):
@@ -67,7 +75,7 @@ class FaissCodeIndex(CodeIndex):
             self._flat = faiss.IndexBinaryFlat(8 * code_size)
 
     def _check_size(self) -> None:
-        """Raise ValueError for lists, links or bits that crash FAISS or find nothing."""
+        """Raise ValueError for numbers of lists, links or bits that crash FAISS or find nothing."""
         index, bits = self.index, 8 * self.index.code_size
         if isinstance(index, faiss.IndexBinaryIVF):
             good = index.nlist >= 1
@@ -86,7 +94,7 @@ class FaissCodeIndex(CodeIndex):
 
     @property
     def nlist(self) -> int:
-        """Lists, of inverted lists."""
+        """Number of inverted lists."""
         return int(self.index.nlist)
 
     @property
@@ -132,7 +140,7 @@ class FaissCodeIndex(CodeIndex):
 
     @property
     def _beside(self) -> int:
-        """Bytes a vector beside the code: links, list entries, a second copy of the code."""
+        """Bytes per vector beside the code: links, list entries, a second copy of the code."""
         index = self.index
         if isinstance(index, faiss.IndexBinaryIVF):
             return 8 + (index.code_size if self._lists is not None else 0)
@@ -158,7 +166,7 @@ class FaissCodeIndex(CodeIndex):
         return isinstance(self.index, faiss.IndexBinaryFlat | faiss.IndexBinaryIVF)
 
     def parts(self) -> dict[str, Any]:
-        """Return the FAISS index; of a hash table, which is made anew from them, the codes in a flat one."""
+        """Return the FAISS index; for a hash table its codes in a flat index, as a load rebuilds the table."""
         hashed = isinstance(self.index, faiss.IndexBinaryHash | faiss.IndexBinaryMultiHash)
         return {"codes": self._flat if hashed else self.index}
 
@@ -234,7 +242,7 @@ class FaissCodeIndex(CodeIndex):
             return self._scan(queries, k, allowed)
         if rows is None or allowed is None:
             return self._search(queries, k, parameters)
-        # Most rows may be found, so most of somewhat more than k may.
+        # Most rows may be found, so most of slightly more than k hits may be found too.
         D, I = self._search(queries, min(n, int(1.2 * k * n / left) + 16), parameters)
         out = (I < 0) | ~rows[I]
         D, I = np.where(out, WORST, D), np.where(out, -1, I)
@@ -246,12 +254,12 @@ class FaissCodeIndex(CodeIndex):
         return D, I
 
     def _search(self, queries: Codes, k: int, parameters: Any) -> tuple[Distances, Ids]:
-        """Let FAISS search; missing hits are marked as IndexBinaryFlat marks them, whatever the index."""
+        """Return distances and rows (nq, k) of FAISS's search; missing hits get ``WORST`` and -1 for every index."""
         D, I = self.index.search(queries, k, params=parameters)
         return np.where(I < 0, WORST, D), I
 
     def _scan(self, queries: Codes, k: int, rows: Ids | None) -> tuple[Distances, Ids]:
-        """Search all of the codes, or those of ``rows``, exhaustively."""
+        """Return distances and rows (nq, k) of an exhaustive search of ``rows`` (m,), or of all rows."""
         codes = self.codes if rows is None else self.codes[rows]
         found = min(k, len(codes))
         if found == 0:
@@ -289,12 +297,12 @@ def _made(text: str, code_size: int) -> Any:
 
 
 def _links(hnsw: Any) -> int:
-    """Return M, the links of a vector at the upper levels of ``hnsw``."""
+    """Return M, the links per vector at the upper levels of ``hnsw``."""
     return int(hnsw.hnsw.nb_neighbors(1))
 
 
 def _inverted_list(ivf: Any, number: int) -> tuple[Ids, Codes]:
-    """Return views of the rows and the codes of one inverted list."""
+    """Return views of the rows (n,) and the codes (n, code_size) of one inverted list."""
     lists, size = ivf.invlists, ivf.code_size
     n = lists.list_size(number)
     if n == 0:

@@ -1,4 +1,4 @@
-"""Our own exhaustive scan: two bits for a component of four levels instead of three, read in long SIMD registers."""
+"""Exhaustive scan of bit planes: two bits per component of four levels, not three, read in long SIMD registers."""
 
 from __future__ import annotations
 
@@ -18,21 +18,25 @@ from faiss_qama.kernels import kernel
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.threads import even_slices, parallel_map
 
-QUERIES = 32  # that look at a block together
-WORK = 1 << 22  # codes times queries that are worth a thread of their own
-CHUNK = 1 << 16  # codes that those are compared with at a time where there is no numba
-UNPACKED = 1 << 12  # codes that are expanded at a time
+QUERIES = 32  # queries that scan a block together
+WORK = 1 << 22  # codes times queries that are worth a thread
+CHUNK = 1 << 16  # codes that a query is compared with at a time, without numba
+UNPACKED = 1 << 12  # codes that are unpacked at a time
 
 
 class FlatCodeIndex(CodeIndex):
-    """Codes as words of bit planes, scanned in parallel; without numba, expanded piece by piece for FAISS's kernels.
+    """Codes as words of bit planes, scanned in parallel; without numba, unpacked chunk by chunk for FAISS's kernels.
 
-    Of equal distances the first rows are found.
+    Among equal distances a search finds the first rows.
 
     Parameters
     ----------
-    layout : of the codes
-    groups, n : codes that there are, as :attr:`groups` has them, and how many; they may be a read-only memory map
+    layout : CodeLayout
+        Layout of the codes.
+    groups : ndarray of shape (ceil(n / LANES), words, LANES), uint32, optional
+        Codes, as :attr:`groups` returns them; they may be a read-only memory map.
+    n : int
+        Number of codes in ``groups``.
     """
 
     def __init__(self, layout: CodeLayout, groups: NDArray[np.uint32] | None = None, n: int = 0) -> None:
@@ -41,12 +45,12 @@ class FlatCodeIndex(CodeIndex):
         self._segments = bit_planes.segments(layout)
         self._groups = GrowingArray(np.empty((0, self._words, LANES), np.uint32) if groups is None else groups)
         self._n = n
-        # The weights that all queries shared last, and their tables: they seldom change.
+        # The last shared weights and their tables, as they seldom change.
         self._shared: tuple[Floats | None, Floats] = None, np.empty((0, 256), np.float32)
 
     @property
     def groups(self) -> NDArray[np.uint32]:
-        """The words of ``LANES`` codes side by side, (ceil(n / LANES), words, LANES)."""
+        """The words (ceil(n / LANES), words, LANES) uint32, those of ``LANES`` codes side by side."""
         return self._groups.array
 
     @property
@@ -78,7 +82,7 @@ class FlatCodeIndex(CodeIndex):
         groups = np.zeros((-(-len(words) // LANES), self._words, LANES), np.uint32)
         rows = np.arange(len(words))
         groups[rows // LANES, :, rows % LANES] = words
-        self._groups, self._n = GrowingArray(groups), len(words)  # at once, so that a lack of memory changes nothing
+        self._groups, self._n = GrowingArray(groups), len(words)  # last, so that a lack of memory changes nothing
 
     def clear(self) -> None:
         self._groups.clear()
@@ -104,7 +108,7 @@ class FlatCodeIndex(CodeIndex):
             done = [self._without_numba(queries[start : start + QUERIES], found, allowed) for start in starts]
             return topk.padded(*topk.joined(done, axis=0), k, np.int32(WORST))
         scan_rows = compiled.scans(*bit_planes.widths(self.layout)).rows
-        # Threads take parts of the groups; TwoStageIndex has given each its queries where there are many.
+        # Threads take parts of the groups; if queries are many, TwoStageIndex has divided them among threads before.
         parts = min(faiss.omp_get_max_threads(), 1 + n * min(len(queries), QUERIES) // WORK)
         ends = [part * len(groups) // parts * LANES for part in range(parts)] + [n]
 
@@ -167,13 +171,13 @@ class FlatCodeIndex(CodeIndex):
         return words
 
     def _gather(self, rows: Ids) -> Words:
-        """Return the words (n, words) of ``rows`` (n,)."""
+        """Return the words (m, words) uint32 of ``rows`` (m,)."""
         places = self._place(rows)
         words: Words = self.groups[places // LANES, :, places % LANES]
         return words
 
     def _place(self, rows: Ids) -> Ids:
-        """Return where ``rows`` lie: ``LANES`` times their group, plus their lane."""
+        """Return the places of ``rows`` (same shape): ``LANES`` times the group, plus the lane."""
         return rows
 
     def _append(self, words: Words) -> None:
@@ -182,7 +186,7 @@ class FlatCodeIndex(CodeIndex):
         try:
             self._groups.append(np.zeros((missing, self._words, LANES), np.uint32))
             self.groups[rows // LANES, :, rows % LANES] = words
-        except BaseException:  # what was written beyond the last row is read by nobody
+        except BaseException:  # nothing reads the lanes beyond the last row
             self._groups.shrink(before)
             raise
         self._n += len(words)
@@ -193,7 +197,26 @@ class FlatCodeIndex(CodeIndex):
 
 
 def nearest_of(base: CodeIndex, queries: Codes, rows: Ids, k: int) -> tuple[Distances, Ids]:
-    """Return the ``k`` nearest codes of ``rows`` of ``base``, of equal distances the first, by FAISS's kernels."""
+    """Return the ``k`` nearest codes among some rows, by FAISS's kernels; the first rows among equal distances.
+
+    Parameters
+    ----------
+    base : CodeIndex
+        The codes.
+    queries : ndarray of shape (nq, code_size), uint8
+        Codes of the queries.
+    rows : ndarray of shape (m,), int64
+        Rows to search.
+    k : int
+        Neighbours.
+
+    Returns
+    -------
+    D : ndarray of shape (nq, k), int32
+        Hamming distances, smallest first; ``WORST`` for missing hits.
+    I : ndarray of shape (nq, k), int64
+        Rows; -1 for missing hits.
+    """
     D, I = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), CHUNK):
         some = rows[start : start + CHUNK]

@@ -1,4 +1,8 @@
-"""Inverted lists of our own: of the words that :mod:`faiss_qama.hamming.flat` reads, those of the nearest lists."""
+"""Inverted lists of bit planes: a search scans only the lists nearest to its query.
+
+Inverted lists come from Sivic and Zisserman, "Video Google: A Text Retrieval Approach to Object Matching in Videos",
+2003.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +25,28 @@ from faiss_qama.quantizer.bit_packing import levels, of_levels, truncate, twice
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.threads import even_slices, parallel_map
 
-QUERIES, HITS = 1024, 1 << 19  # that look at a list together, and what they may find
-BULK = 1 / 4  # share of what is there from which on what is added puts all lists in order
+QUERIES, HITS = 1024, 1 << 19  # queries that scan a list together, at most, and their hits
+BULK = 1 / 4  # an append of this share of the codes or more rebuilds all lists in order
 ITERATIONS = 10  # of k-means
-STEPS = 64  # of a centroid, from one level to the next
-NEAR = 8  # lists that a code's own is sought among
+STEPS = 64  # steps of a centroid from one level to the next
+NEAR = 8  # lists that may be a code's own: those that it would probe first
 Centroids = NDArray[np.uint8]
 
 
 class IVFCodeIndex(FlatCodeIndex):
-    """Lists of codes that lie near each other, of which a search probes the nearest.
+    """Lists of codes that lie near each other; a search probes the nearest lists.
 
-    A list is a chain of groups of ``LANES`` codes, of which the last may have room left. Centroids are means of levels,
-    found by k-means, and lie between levels. A code belongs to the list with the nearest centroid. Which lists are
-    probed is told by a scan: each centroid is rounded to levels twice, down from a quarter and from three quarters of
-    the way to the next, and the sum of both Hamming distances is twice the L1 distance to within half a level.
+    A list is a chain of groups of ``LANES`` codes; the last group may have empty lanes. Centroids are means of levels,
+    found by k-means, and lie between levels. A code belongs to the list with the nearest centroid. A scan finds the
+    lists to probe: each centroid is rounded to levels twice, with 1/4 and with 3/4 of a level added before it is
+    rounded down. The sum of both Hamming distances is twice the L1 distance, to within half a level per component.
 
     Parameters
     ----------
-    layout : of the codes
-    nlist : lists
+    layout : CodeLayout
+        Layout of the codes.
+    nlist : int
+        Number of lists, 1 or more.
     """
 
     def __init__(self, layout: CodeLayout, nlist: int) -> None:
@@ -52,7 +58,7 @@ class IVFCodeIndex(FlatCodeIndex):
         self._clear()
 
     def _set_centroids(self, centroids: Centroids) -> None:
-        """Take centroids (nlist, units), in ``STEPS`` from level to level."""
+        """Set the centroids (nlist, units) uint8, in ``STEPS`` per level."""
         self._centroids = centroids
         self._coarse = FlatCodeIndex(CodeLayout(2 * self.layout.segments))
         rounded = [(centroids + np.uint8(quarter * STEPS // 4)) // STEPS for quarter in (1, 3)]
@@ -60,7 +66,7 @@ class IVFCodeIndex(FlatCodeIndex):
 
     def _clear(self) -> None:
         self._groups, self._n = GrowingArray(np.empty((0, self._words, LANES), np.uint32)), 0
-        self._rows = GrowingArray(np.empty((0, LANES), np.int32))  # of the codes of a group, -1 where there is none
+        self._rows = GrowingArray(np.empty((0, LANES), np.int32))  # of the codes of a group, -1 in empty lanes
         self._places = GrowingArray(np.empty(0, np.int32))  # of rows: LANES * group + lane
         self._following = GrowingArray(np.empty(0, np.int32))  # the next group of the list, or -1
         self._lists = GrowingArray(np.empty(0, np.int32))  # of groups
@@ -139,7 +145,7 @@ class IVFCodeIndex(FlatCodeIndex):
         return other
 
     def parts(self) -> dict[str, Any]:
-        """Return arrays, groups in the order of their lists."""
+        """Return the arrays that a bundle holds, by name, with the groups in the order of their lists."""
         order = np.argsort(self._lists.array, kind="stable")
         rows = self._rows.array[order]
         places = np.empty(self._n, np.int32)
@@ -181,14 +187,14 @@ class IVFCodeIndex(FlatCodeIndex):
         if k >= left or 2 * left < self._n:
             nprobe = self.nlist
         D, I = self._probe(queries, min(k, self._n), rows, nprobe)
-        if rows is not None and nprobe < self.nlist:  # a filter finds k, if there are so many
+        if rows is not None and nprobe < self.nlist:  # with a filter too, k rows are found if k match
             short = np.flatnonzero(I[:, -1] < 0)
             if len(short):
                 D[short], I[short] = self._probe(queries[short], k, rows, self.nlist)
         return topk.padded(D, I, k, np.int32(WORST))
 
     def _probe(self, queries: Codes, k: int, rows: Mask | None, nprobe: int) -> tuple[Distances, Ids]:
-        """Search the ``nprobe`` nearest lists."""
+        """Return distances and rows (nq, k) of the nearest codes in the ``nprobe`` nearest lists."""
         D, I = np.full((len(queries), k), WORST, np.int32), np.full((len(queries), k), -1)
         compiled, words = kernel("scanning"), self._pack(queries)
         allowed = np.empty(0, bool) if rows is None else rows
@@ -210,7 +216,7 @@ class IVFCodeIndex(FlatCodeIndex):
         return D, I
 
     def _without_lists(self, queries: Codes, probes: Ids, allowed: Mask, D: Distances, I: Ids) -> None:
-        """Search ``probes`` as the compiled loop does, but that of equal distances others may be found."""
+        """Search ``probes`` (nq, nprobe) as the compiled loop does. Among equal distances it may find other rows."""
         order = np.argsort(self._lists.array, kind="stable")
         ends = np.searchsorted(self._lists.array[order], np.arange(self.nlist + 1))
         for q, lists in enumerate(probes):
@@ -222,7 +228,7 @@ class IVFCodeIndex(FlatCodeIndex):
             D[q : q + 1], I[q : q + 1] = nearest_of(self, queries[q : q + 1], rows, D.shape[1])
 
     def _nearest_lists(self, code: Codes) -> NDArray[np.int32]:
-        """Return the list (n,) that each code belongs to: of the ``NEAR`` first that it would probe, by L2 distance."""
+        """Return the list (n,) of each code: the nearest by L2 distance of the ``NEAR`` that it would probe first."""
         lists, near = np.empty(len(code), np.int32), min(NEAR, self.nlist)
         centroids = self._centroids.astype(np.float32)
         for start in range(0, len(code), CHUNK):
@@ -236,23 +242,23 @@ class IVFCodeIndex(FlatCodeIndex):
         return lists
 
     def _fill(self, words: Words, lists: NDArray[np.int32]) -> None:
-        """Hold these rows and no others, once they are in their lists."""
+        """Replace all rows by ``words`` (n, words) in ``lists`` (n,), in one step at the end."""
         filled = copy(self)
         filled._clear()
         filled._insert(words, lists)
         vars(self).update(vars(filled))
 
     def _insert(self, words: Words, lists: NDArray[np.int32]) -> None:
-        """Append rows to their lists: to the room in the last group of each, then to new groups.
+        """Append rows ``words`` (m, words) to ``lists`` (m,): to empty lanes of last groups, then to new groups.
 
-        An error or Ctrl-C leaves them as they were.
+        An error or Ctrl-C leaves the lists as they were.
         """
         order = np.argsort(lists, kind="stable")
         lists, more = lists[order], np.bincount(lists, minlength=self.nlist)
         had, have = -(-self._sizes // LANES), -(-(self._sizes + more) // LANES)  # groups
         first_new = len(self.groups) + np.cumsum(have - had) - (have - had)
         place = self._sizes[lists] + np.arange(len(lists)) - (np.cumsum(more) - more)[lists]  # within the list
-        into = place // LANES - had[lists]  # 0 and on: a new group
+        into = place // LANES - had[lists]  # 0 or more: a new group
         group, lane = np.where(into < 0, self._tails[lists], first_new[lists] + into), place % LANES
 
         longer, new = np.flatnonzero(have > had), int((have - had).sum())
@@ -300,7 +306,7 @@ class IVFCodeIndex(FlatCodeIndex):
 
 
 def _within(reader: PartReader, name: str, shape: tuple[int, ...], least: int, most: int) -> NDArray[np.int32]:
-    """Return an array of numbers from ``least`` to ``most`` - 1. Of a mapped one each search checks what it reads."""
+    """Return an array of numbers from ``least`` to ``most`` - 1. Searches check a memory map, as they read it."""
     array = reader.array(name, shape, "<i4")
     if not isinstance(array, np.memmap) and array.size and not least <= array.min() <= array.max() < most:
         raise reader.invalid(name, f"{array.min()} to {array.max()}; {least} to {most - 1} are possible")

@@ -1,1 +1,1 @@
-"""QamaIndex and its parts."""
+"""QamaIndex, its factory, and its parts."""

@@ -1,4 +1,4 @@
-"""A corpus straight to an index on disk: no vector stays in memory."""
+"""A corpus straight to an index on disk, without holding its vectors in memory."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def build_index(
     corpus : Corpus
         Vectors, read once, in chunks.
     spec : IndexSpec, optional
-        The stages, and what base ``auto`` must reach.
+        The stages, and the recall that base ``auto`` must reach. The default is ``Flat`` and ``fp16``.
     queries : array of shape (nq, d), optional
         Unlabelled queries to choose base ``auto`` with.
 
@@ -61,6 +61,20 @@ def build_index(
     ValueError
         For a corpus of another dimension, vectors that cannot be stored, and a base that does not exist. An index at
         ``path`` stays as it was.
+
+    Examples
+    --------
+    >>> import numpy as np, tempfile
+    >>> from faiss_qama.index.build import build_index
+    >>> from faiss_qama.training import fit
+    >>> from faiss_qama.vectors import Corpus
+    >>> x = np.random.default_rng(0).standard_normal((500, 32))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     index = build_index(f"{folder}/index", fit(x), Corpus(x))
+    ...     I = index.search(x[:3], 1)[1]
+    ...     del index  # Windows removes no mapped files
+    >>> I.ravel()
+    array([0, 1, 2])
     """
     spec = spec or IndexSpec()
     bundle.check_writable(path, corpus.paths)
@@ -93,7 +107,7 @@ def build_index(
 def _base(
     quantizer: Quantizer, corpus: Corpus, spec: IndexSpec, queries: ArrayLike | None
 ) -> tuple[CodeIndex, Codes | None, list[BaseTrial]]:
-    """Return an empty, trained base; of base ``auto`` the fastest one, filled, its codes, and what was tried."""
+    """Return a trained, empty base; for base ``auto`` the fastest one, filled, its codes, and the trials."""
     if spec.base == AUTO:
         chunks = progress(corpus.chunks(), "encoding", corpus.n_chunks)
         codes = np.concatenate([quantizer.encode(x) for x in chunks])

@@ -2,14 +2,14 @@
 
 Kinds:
 
-- ``hamming``: ``IndexPreTransform(LinearTransform, IndexLSH)``, which is the Hamming stage, within an ``IndexRefine``
-  where vectors are kept. IndexLSH cuts each bit's own column at 0, so the transform has a row and a threshold a bit.
+- ``hamming``: ``IndexPreTransform(LinearTransform, IndexLSH)``, the Hamming stage, within an ``IndexRefine`` if the
+  index keeps vectors. IndexLSH cuts columns at 0, so the transform has a row and a threshold per bit.
 - ``fastscan``: an ``IndexPQFastScan`` whose centroids are the levels: asymmetric distances at FastScan speed (André et
-  al., "Quicker ADC", 2019), refined where vectors are kept.
+  al., "Quicker ADC", 2019), refined if the index keeps vectors.
 - ``binary``: the bare binary index; encode queries with ``Quantizer.encode_queries``.
 
-The first two take float queries and transform them as queries; what is added to them later is encoded as queries are
-too, which is what this package does only where both sides are cut alike (no real queries, no query side trained).
+The first two take float queries and encode them as queries. They encode vectors that are added later as queries too.
+That is right only if the quantizer cuts both sides alike: fitted without real queries or a trained query side.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.rescore.user_vectors import UserVectors
 
 KINDS = ("hamming", "fastscan", "binary")
-K_FACTOR = 20  # candidates of IndexRefine a neighbour, at most; it cannot be told a recall, so set your own
-# Under the inner product IndexRefine ranks missing candidates first, so it must not ask for more than there are.
+K_FACTOR = 20  # most candidates of IndexRefine per neighbour; it takes no recall, so set your own
+# Under the inner product IndexRefine ranks missing candidates first, so it must not ask for more than the index holds.
 SAFE_K = 100
 
 
@@ -51,12 +51,24 @@ def to_faiss(core: TwoStageIndex, kind: str) -> Any:
     Returns
     -------
     faiss.Index or faiss.IndexBinary
-        Codes without removed rows, refined from the vectors if they are kept.
+        Codes without removed rows, refined from the vectors if the index keeps them. Ids stay the same.
 
     Raises
     ------
     ValueError
         For another kind, and for a layout or a transform that this kind cannot express.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faiss_qama import QamaIndex
+    >>> from faiss_qama.training import fit
+    >>> x = np.random.default_rng(0).standard_normal((500, 32), dtype=np.float32)
+    >>> index = QamaIndex(fit(x))
+    >>> index.add(x)
+    >>> stock = index.to_faiss()  # faiss.write_index(stock, path) saves it
+    >>> type(stock).__name__, stock.search(x[:3], 1)[1].ravel()
+    ('IndexRefine', array([0, 1, 2]))
     """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
@@ -78,7 +90,7 @@ def _binary(base: CodeIndex, code: Codes, ids: Ids | None) -> Any:
     kind = "BFlat" if isinstance(base, FlatCodeIndex) else str(base)
     if kind == str(base) and len(code) == len(base) and not kind.startswith("BHash"):
         index = faiss.clone_binary_index(base.index)
-    else:  # without what was removed from a graph; and hash tables cannot be cloned
+    else:  # a graph may hold removed codes, and hash tables cannot be cloned
         made = FaissCodeIndex(kind, base.layout)
         made.set(base.settings if kind == str(base) else {})
         made.append(code)
@@ -87,7 +99,7 @@ def _binary(base: CodeIndex, code: Codes, ids: Ids | None) -> Any:
 
 
 def _with_ids(index: Any, ids: Ids, mapped: Any) -> Any:
-    """Return ``mapped``, an empty map of ids, around ``index``; its constructor takes no index that is filled."""
+    """Return ``mapped``, an empty map of ids, around ``index``. Its constructor would refuse a filled index."""
     mapped.index = index
     faiss.copy_array_to_vector(ids, mapped.id_map)
     mapped.construct_rev_map()
@@ -97,7 +109,7 @@ def _with_ids(index: Any, ids: Ids, mapped: Any) -> Any:
 
 def _hamming(quantizer: Quantizer, code: Codes) -> Any:
     layout, d = quantizer.layout, quantizer.d
-    # Bit by bit: the column it cuts, and where. A pair of the rule "or" is no cut of a linear map.
+    # Bit by bit: its column and its threshold. A pair of the rule "or" is no cut of a linear map.
     columns, cuts = [], []
     for segment, where, _ in layout.slices():
         if segment.bits == "0.5or":
@@ -122,7 +134,7 @@ def _hamming(quantizer: Quantizer, code: Codes) -> Any:
 
 
 def _fastscan(quantizer: Quantizer, code: Codes) -> Any:
-    """Return a product quantizer over groups of columns, its 16 centroids the products of their levels."""
+    """Return a product quantizer over groups of columns; its 16 centroids are the products of their levels."""
     layout, decoder = quantizer.layout, quantizer.decoder
     group = 4 if layout.max_levels == 2 else 2
     columns, values, levels = _padded_columns(layout, decoder.values, bit_packing.levels(code, layout), group)
@@ -143,7 +155,7 @@ def _fastscan(quantizer: Quantizer, code: Codes) -> Any:
     faiss.copy_array_to_vector((numbers[:, 0::2] | numbers[:, 1::2] << 4).ravel(), pq.codes)
     pq.ntotal = len(code)
     fast = faiss.IndexPQFastScan(pq)
-    # Distances are those from the offset, which the inner product with a query ranks alike.
+    # Distances are those from the offset; it adds the same to all inner products with a query.
     bias = np.zeros(len(columns), np.float32)
     if quantizer.metric == faiss.METRIC_L2:
         bias = -matrix @ decoder.offset
@@ -156,7 +168,7 @@ def _fastscan(quantizer: Quantizer, code: Codes) -> Any:
 def _padded_columns(
     layout: CodeLayout, values: Floats, levels: NDArray[np.uint8], group: int
 ) -> tuple[Ids, Floats, NDArray[np.uint8]]:
-    """Return columns, values and levels, each segment filled up to whole groups by columns -1 of value 0."""
+    """Return columns (c,), values (c, levels) and levels (n, c); columns -1 of value 0 fill each segment to groups."""
     parts: list[tuple[Ids, NDArray[np.uint8]]] = []
     unit = 0
     for segment, where, _ in layout.slices():
@@ -185,14 +197,14 @@ def _refined(index: Any, core: TwoStageIndex, live: Ids) -> Any:
     else:
         store = faiss.IndexFlat(quantizer.d, quantizer.metric)
     store.add(x)
-    index.metric_type = quantizer.metric  # IndexRefine wants both stages alike; Hamming distances stay what they are
+    index.metric_type = quantizer.metric  # IndexRefine needs the same metric twice; Hamming distances stay as they are
     refined = faiss.IndexRefine(index, store)
     refined.k_factor = max(1, min(K_FACTOR, len(live) // SAFE_K))
     return _owning(_owning(refined, store, "own_refine_index"), index)
 
 
 def _query_transforms(quantizer: Quantizer, matrix: Floats, bias: Floats) -> list[Any]:
-    """Return what is done to a query: brought to the corpus' length under the inner product, then the linear map."""
+    """Return the transforms of a query: under the inner product to the corpus' norm, then the linear map."""
     if quantizer.metric == faiss.METRIC_L2:
         return [_linear(matrix, bias)]
     return [faiss.NormalizationTransform(quantizer.d, 2.0), _linear(matrix * np.float32(quantizer.rms_norm), bias)]
@@ -218,7 +230,7 @@ def _behind(transforms: list[Any], index: Any) -> Any:
 
 
 def _owning(outer: Any, inner: Any, name: str = "own_fields") -> Any:
-    """Return ``outer``, which from now on frees ``inner``."""
+    """Return ``outer`` as the owner of ``inner``, which it frees."""
     setattr(outer, name, True)
     inner.this.disown()
     return outer

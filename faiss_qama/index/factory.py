@@ -1,9 +1,11 @@
 """Factory strings: ``Qama2x192,BHNSW32,Refine(SQfp16)``.
 
-That is ``Qama`` and a layout, in brackets if it has commas, or the name of a layout in brackets (``Qama(hybrid)``);
-then the base index, ``Flat``, ``IVFn`` or a string of ``faiss.index_binary_factory`` (``Flat`` if left out); then
-what rescores, nothing if left out: ``Refine(codes)``, ``Refine(SQ8)``, ``Refine(SQfp16)``, ``Refine(Flat)`` or
-``RFlat``.
+A string has up to three parts:
+
+1. ``Qama`` and a layout, in brackets if it has commas, or the name of a layout in brackets: ``Qama(hybrid)``.
+2. The base index: ``Flat``, ``IVFn``, ``auto`` or a string of ``faiss.index_binary_factory``. The default is ``Flat``.
+3. The second stage: ``Refine(codes)``, ``Refine(SQ8)``, ``Refine(SQfp16)``, ``Refine(Flat)`` or ``RFlat``. The default
+   is none, so that searches return Hamming distances.
 """
 
 from __future__ import annotations
@@ -17,15 +19,44 @@ from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index.state import Unfitted
 
 _FORM = re.compile(
-    r"Qama(?:\((?P<brackets>[^()]+)\)|(?P<layout>[^,()]+))(?:,(?P<base>Flat|IVF\d+|auto|B.*?|IDMap2?,B.*?))?(?:,(?P<refine>Refine\(\w+\)|RFlat))?"
+    r"Qama(?:\((?P<brackets>[^()]+)\)|(?P<layout>[^,()]+))(?:,(?P<base>IDMap2?,[^,()]+|(?!Refine|RFlat)[^,()]+))?(?:,(?P<refine>Refine\(\w+\)|RFlat))?"
 )
 _STAGES = {"codes": "codes", "SQ8": "sq8", "SQfp16": "fp16", "Flat": "fp32", "RFlat": "fp32"}
 
 
 def index_factory(d: int, description: str, metric: int = faiss.METRIC_L2) -> QamaIndex:
-    """Return an index whose ``train`` fits the quantizer; as in ``faiss.index_factory`` the default metric is L2.
+    """Return an index whose :meth:`~faiss_qama.QamaIndex.train` fits the quantizer.
 
-    Raises ValueError for a string of another form, with what is possible.
+    Parameters
+    ----------
+    d : int
+        Dimension of the vectors.
+    description : str
+        A factory string, such as ``Qama2x192,Flat,Refine(SQfp16)``: ``Qama`` and a layout or ``Qama(NAME)``, the base
+        index, and the second stage.
+    metric : int
+        ``faiss.METRIC_L2``, the default as in ``faiss.index_factory``, or ``faiss.METRIC_INNER_PRODUCT``.
+
+    Returns
+    -------
+    QamaIndex
+        An empty index. Call ``train``, then ``add``.
+
+    Raises
+    ------
+    ValueError
+        For a string of another form, with the possible ones.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faiss_qama import index_factory
+    >>> x = np.random.default_rng(0).standard_normal((500, 32), dtype=np.float32)
+    >>> index = index_factory(32, "Qama2x16,Flat,Refine(SQfp16)")
+    >>> index.train(x)
+    >>> index.add(x)
+    >>> index.search(x[:3], 1)[1].ravel()
+    array([0, 1, 2])
     """
     from faiss_qama.training import FitConfig  # here, because run time does not depend on training
 

@@ -1,4 +1,4 @@
-"""Which id each row of an index answers to, and which rows are removed."""
+"""The id of each row of an index, and a mark on removed rows."""
 
 from __future__ import annotations
 
@@ -16,39 +16,47 @@ from faiss_qama.hamming.code_index import PartReader
 class IdMap:
     """Ids of the rows 0, 1, ... of a base index, some of which may be removed but still there.
 
-    Without ids of the user's own, ids are 0, 1, ... over the rows that are left: removing shifts them, as in IndexFlat.
+    Without the user's own ids, ids are 0, 1, ... over the rows that are left: removing shifts them, as in IndexFlat.
 
     Parameters
     ----------
-    n : rows
-    ids : (n,) int64, the user's own, or None
-    alive : (n,) bool, false where a row is removed, or None if all are there
+    n : int
+        Number of rows.
+    ids : ndarray of shape (n,), int64, optional
+        The user's own ids.
+    alive : ndarray of shape (n,), bool, optional
+        False for removed rows; None if no row is removed.
+
+    Attributes
+    ----------
+    version : int
+        Number of changes so far.
     """
 
     def __init__(self, n: int = 0, ids: Ids | None = None, alive: Mask | None = None) -> None:
         self.n = n
         self._ids = None if ids is None else GrowingArray(ids)
         self.alive = alive
-        self.version = 0  # counts the changes
-        self._all: Ids | None = None  # the id of each row, where it is not in _ids
-        self._sorted: tuple[Ids, Ids] | None = None  # places among the rows that are left by id, and the ids
+        self.version = 0
+        self._all: Ids | None = None  # the id of each row, without the user's own ids
+        self._sorted: tuple[Ids, Ids] | None = None  # places among the live rows in the order of their ids, and the ids
 
     def __len__(self) -> int:
-        """Rows that are not removed."""
+        """Return the number of rows that are not removed."""
         return self.n if self.alive is None else int(np.count_nonzero(self.alive))
 
     @property
     def ids(self) -> Ids | None:
-        """The user's own ids, a row each."""
+        """The user's own ids (n,) int64, one per row, or None."""
         return None if self._ids is None else self._ids.array
 
     @property
     def live_rows(self) -> Ids:
-        """Rows that are not removed."""
+        """The rows (m,) int64 that are not removed, ascending."""
         return np.arange(self.n) if self.alive is None else np.flatnonzero(self.alive)
 
     def ids_of(self, rows: Ids) -> Ids:
-        """Return the ids of ``rows``; -1 stays -1."""
+        """Return the ids int64 of ``rows`` (any shape); -1 stays -1."""
         if self._ids is not None:
             return np.where(rows >= 0, self._ids.array[rows], -1)
         if self.alive is None:
@@ -58,7 +66,7 @@ class IdMap:
         return np.where(rows >= 0, self._all[rows], -1)
 
     def rows_of(self, ids: ArrayLike) -> Ids:
-        """Return the row of each of ``ids``: of several rows with one id, the last. Raises IndexError for others."""
+        """Return the row int64 of each of ``ids``, the last if several have it. Raises IndexError for other ids."""
         wanted, live = _integers(ids), self.live_rows
         if self._ids is None:
             places, found = wanted, (wanted >= 0) & (wanted < len(live))
@@ -76,13 +84,13 @@ class IdMap:
         return rows
 
     def matching(self, selector: Any) -> Mask:
-        """Return which rows are there and have an id that ``selector``, a faiss.IDSelector or ids, takes: (n,) bool."""
+        """Return a mask (n,) bool of the live rows with ids that ``selector`` takes, a faiss.IDSelector or array."""
         if not isinstance(selector, faiss.IDSelector):
             selector = faiss.IDSelectorBatch(_integers(selector).ravel())
         live = self.live_rows
         ids = faiss.Int64Vector()
         faiss.copy_array_to_vector(np.ascontiguousarray(self.ids_of(live)), ids)
-        # faiss tests one id at a time in Python; taking members out of an index of row numbers does so in C++.
+        # In Python faiss tests one id at a time. Removing selected ids from an index of row numbers tests them in C++.
         numbers = faiss.IndexBinaryFlat(64)
         numbers.add(live.view(np.uint8).reshape(len(live), 8))
         numbers.remove_ids(faiss.IDSelectorTranslated(ids, selector))
@@ -91,7 +99,7 @@ class IdMap:
         return mask
 
     def append(self, n: int, ids: Ids | None = None) -> None:
-        """Add ``n`` rows; with ``ids``, rows that had none of their own keep those that they have."""
+        """Append ``n`` rows, with ``ids`` (n,) int64 or without; rows before keep their ids."""
         if ids is not None:
             if self._ids is None:
                 self._ids = GrowingArray(self.ids_of(np.arange(self.n)))
@@ -116,7 +124,7 @@ class IdMap:
         self._changed()
 
     def keep(self, kept: Mask) -> None:
-        """Drop the rows where ``kept`` (n,) is false, as the base index did."""
+        """Drop the rows where ``kept`` (n,) is false, as the base index does."""
         if self._ids is not None:
             self._ids.keep(kept)
         if self.alive is not None:
@@ -137,7 +145,7 @@ class IdMap:
 
     @classmethod
     def from_parts(cls, n: int, reader: PartReader) -> IdMap:
-        """Return the map of :meth:`parts` for ``n`` rows. Raises ValueError for a part that is misshapen."""
+        """Return the map of :meth:`parts` for ``n`` rows. Raises ValueError for a misshapen part."""
         ids = reader.array("ids", (n,), np.int64, mapped=False) if reader.has("ids") else None
         return cls(n, ids, reader.array("alive", (n,), bool, mapped=False) if reader.has("alive") else None)
 
@@ -147,7 +155,7 @@ class IdMap:
 
 
 def as_ids(ids: ArrayLike, n: int) -> Ids:
-    """Return ``ids`` as (n,) int64. Raises TypeError or ValueError for others, and for negative ones: -1 means none."""
+    """Return ``ids`` as (n,) int64. Raises TypeError or ValueError for others, and for negative ids."""
     array = _integers(ids)
     if array.shape != (n,):
         raise ValueError(f"ids: one a vector is needed, shape ({n},); got shape {array.shape}")

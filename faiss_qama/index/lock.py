@@ -12,9 +12,9 @@ _LOCKS: WeakSet[ReadWriteLock] = WeakSet()
 
 
 class ReadWriteLock:
-    """Searches share it; a change has it alone. A change that waits goes before searches that come later.
+    """A lock that searches share and a change holds alone. A change that waits goes before later searches.
 
-    A thread that holds it must not ask for it again.
+    A thread that holds the lock must not ask for it again.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class ReadWriteLock:
 
     @contextmanager
     def read(self) -> Iterator[None]:
-        """Hold it with other readers."""
+        """Hold the lock together with other readers."""
         with self._free:
             self._free.wait_for(lambda: not self._writing and not self._waiting)
             self._readers += 1
@@ -40,7 +40,7 @@ class ReadWriteLock:
 
     @contextmanager
     def write(self) -> Iterator[None]:
-        """Hold it alone."""
+        """Hold the lock alone."""
         with self._free:
             self._waiting += 1
             try:

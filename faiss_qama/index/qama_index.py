@@ -1,4 +1,4 @@
-"""QamaIndex: the face of a FAISS index on quantized vectors."""
+"""QamaIndex: a FAISS-like index on quantized vectors."""
 
 from __future__ import annotations
 
@@ -30,33 +30,41 @@ if TYPE_CHECKING:
 class QamaIndex(IndexState):
     """A FAISS-like index of quantized vectors.
 
-    Many threads may search at once. A change waits for them and they for it, so a search sees all of it or nothing.
+    Many threads may search at once. A change and a search wait for each other, so a search sees a whole change.
 
     Parameters
     ----------
     quantizer : Quantizer
         From :func:`faiss_qama.training.fit`.
     rescore : str, ndarray of shape (n, d), or faiss.Index
-        The second stage, which scores the candidates of the Hamming scan again. ``none``: nothing does, and D is the
-        Hamming distance, int32, smallest first. ``codes``: the decoded codes do, and the residual codes if the
-        quantizer has a residual. ``sq8``, ``fp16``, ``fp32``: the vectors do, which are kept. Or vectors that you
-        keep, whose i-th is the i-th that is added: an array, a memory map, a faiss.Index.
+        The second stage, which re-ranks the candidates of the Hamming scan. ``none``: no second stage, and D is the
+        Hamming distance. ``codes``: re-rank from decoded codes, and from residual codes if the quantizer has a
+        residual. ``sq8``, ``fp16``, ``fp32``: re-rank from the vectors, which the index keeps. Or vectors that you
+        keep, in the order in which you add them: an array, a memory map, a faiss.Index.
     base : str or faiss.IndexBinary
         The first stage, which scans the codes: ``Flat``, ``IVF1024``, a string of ``faiss.index_binary_factory``, or
-        an empty faiss.IndexBinary. ``auto``: ``train`` takes the fastest of ``Flat`` and some ``IVF``.
+        an empty faiss.IndexBinary. With ``auto``, ``train`` chooses the fastest of ``Flat``, some ``IVF`` and a graph.
 
     Attributes
     ----------
     base_trials : list of BaseTrial
-        What base ``auto`` was chosen from, itself first.
-    """
+        The measurements that base ``auto`` was chosen by, the chosen one first.
 
-    # Filling and changing it.
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faiss_qama import QamaIndex, training
+    >>> x = np.random.default_rng(0).standard_normal((500, 32))
+    >>> index = QamaIndex(training.fit(x))
+    >>> index.add(x)
+    >>> index
+    QamaIndex('Qama(2x16),Flat,Refine(SQfp16)', 500 x 32, inner product)
+    """
 
     def train(
         self, x: ArrayLike, *, queries: ArrayLike | None = None, recall: float = RECALL, memory: float | None = None
     ) -> None:
-        """Fit the quantizer, if :func:`~faiss_qama.index_factory` left that to do, and train the base index.
+        """Fit the quantizer of an index from :func:`~faiss_qama.index_factory`, and train the base index.
 
         Parameters
         ----------
@@ -65,14 +73,14 @@ class QamaIndex(IndexState):
         queries : array of shape (nq, d), optional
             Unlabelled queries, to fit the quantizer or to choose the base with.
         recall : float
-            Recall that base ``auto`` must keep; the fastest base that keeps it is taken.
+            Recall that base ``auto`` must keep.
         memory : float, optional
             Bytes per vector that base ``auto`` may hold in codes, lists and links.
 
         Raises
         ------
         ValueError
-            For fewer vectors than they need.
+            For too few vectors, and for ``queries`` if the quantizer is fitted.
         """
         x = as_vectors(x, self.d)
         with self._lock.write():
@@ -99,9 +107,10 @@ class QamaIndex(IndexState):
             self._core, self.base_trials = empty_index(quantizer, base, core.rescore), trials
 
     def tune(self, queries: ArrayLike, k: int = 10, *, recall: float = RECALL) -> BaseTrial:
-        """Set ``nprobe`` or ``efSearch`` to the smallest value that keeps a recall, and return what was measured there.
+        """Set ``nprobe`` or ``efSearch`` to the smallest value that keeps a recall, and return its measurements.
 
-        ``queries`` (nq, d) are unlabelled queries like those to come. Raises ValueError if no value keeps it.
+        ``queries`` (nq, d) are unlabelled queries like those to come, each for ``k`` neighbours. Raises ValueError if
+        no value keeps the recall, and for an empty index.
         """
         xq, k = as_vectors(queries, self.d, "queries"), topk.check_k(k)
         with self._lock.write():
@@ -113,52 +122,38 @@ class QamaIndex(IndexState):
         return trial
 
     def add(self, x: ArrayLike) -> None:
-        """Append vectors ``x`` (n, d); their ids follow on from ``ntotal``.
+        """Append vectors ``x`` (n, d) of any float type; their ids are ``ntotal`` and on.
 
-        Raises
-        ------
-        TypeError, ValueError
-            For what :func:`faiss_qama.vectors.as_vectors` refuses, and for an index that is not trained, is read-only,
-            or has ids of its own. Nothing is added.
+        Raises TypeError or ValueError, and adds nothing, for vectors that :func:`~faiss_qama.vectors.as_vectors`
+        refuses, and for an index that is not trained, is read-only, or has ids of its own.
         """
         self._append(as_vectors(x, self.d), None)
 
     def add_with_ids(self, x: ArrayLike, ids: ArrayLike) -> None:
-        """Append vectors under ids of your own.
+        """Append vectors with your own ids.
 
-        As in faiss.IndexIDMap2 an id may stand for several vectors: ``remove_ids`` removes them all, ``reconstruct``
-        gives the last.
+        Vectors may share an id, as in faiss.IndexIDMap2: ``remove_ids`` removes all, ``reconstruct`` returns the last.
 
         Parameters
         ----------
         x : array of shape (n, d)
-            Vectors.
+            Vectors, of any float type.
         ids : array of shape (n,), integers
             Ids, 0 or more.
 
         Raises
         ------
         TypeError, ValueError
-            As :meth:`add`, and for other ids. Nothing is added.
+            As in :meth:`add`, and for other ids. Nothing is added.
         """
         x = as_vectors(x, self.d)
         self._append(x, as_ids(ids, len(x)))
 
     def remove_ids(self, ids: Any) -> int:
-        """Remove vectors.
+        """Remove the vectors of ``ids``, an array of integers or a faiss.IDSelector; return their number.
 
-        Without ids of your own the ids that follow move up, as in IndexFlat. Graphs and hash tables keep removed codes
-        until :meth:`compact`, and no longer find them.
-
-        Parameters
-        ----------
-        ids : array of integers or faiss.IDSelector
-            Ids to remove; ids that are not there are ignored.
-
-        Returns
-        -------
-        int
-            The number of vectors that were removed.
+        Unknown ids are ignored. Without your own ids the ids that follow move up, as in IndexFlat. Graphs and hash
+        tables keep removed codes until :meth:`compact`, and do not find them any more.
         """
         with self._lock.write():
             self._check_writable()
@@ -168,26 +163,17 @@ class QamaIndex(IndexState):
             return int(np.count_nonzero(gone))
 
     def compact(self) -> None:
-        """Build the base index anew without the codes that were removed from it."""
+        """Build the base index anew, without removed codes."""
         with self._lock.write():
             self._check_writable()
             if self._fitted.id_map.alive is not None:
                 self._fitted.keep(self._fitted.id_map.alive)
 
     def merge_from(self, other: QamaIndex, add_id: int = 0) -> None:
-        """Move the vectors of another index, which is empty afterwards, to the end of this one.
+        """Move the vectors of ``other``, which is empty afterwards, to the end of this index.
 
-        Parameters
-        ----------
-        other : QamaIndex
-            An index with the same quantizer and second stage. If it has no ids of its own, its ids follow on.
-        add_id : int
-            Added to the ids of ``other``.
-
-        Raises
-        ------
-        TypeError, ValueError
-            For an ``other`` that does not match. Nothing is moved.
+        ``other`` has the same quantizer and second stage. If it has no ids of its own, its ids are ``ntotal`` and on.
+        ``add_id`` is added to them. Raises TypeError or ValueError, and moves nothing, if ``other`` does not match.
         """
         if not isinstance(other, QamaIndex):
             raise TypeError(f"a QamaIndex is needed; got {type(other).__name__}")
@@ -205,8 +191,6 @@ class QamaIndex(IndexState):
         with self._lock.write():
             self._check_writable()
             self._fitted.clear()
-
-    # Searching it.
 
     def search(
         self,
@@ -227,16 +211,16 @@ class QamaIndex(IndexState):
         x : array of shape (nq, d)
             Queries.
         k : int
-            Neighbours. Missing hits get id -1 and the worst score there is, as in FAISS.
+            Neighbours. Missing hits get id -1 and the worst score, as in FAISS.
         oversample : float, optional
             Re-rank ``k * oversample`` candidates of the Hamming scan.
         recall : float, optional
-            Re-rank as many candidates as the fit measured to be needed for this recall, with exhaustive scans. The
-            default is 0.95 with floats, and 99 % of what codes can reach with ``rescore='codes'``.
+            Re-rank as many candidates as this recall needs with exhaustive scans, by the calibration of the fit. The
+            default is 0.95 with floats, and 99 % of the best recall of the codes with ``rescore='codes'``.
         truncate_dim : int, optional
             Scan only the first ``truncate_dim`` components of the codes, then rank their hits by whole codes.
         sel : faiss.IDSelector or array of integers, optional
-            Ids that may be found; you get ``k`` of them if there are so many.
+            Ids that may be found. A search finds ``k`` of them, or all if they are fewer.
         params : faiss.SearchParameters, optional
             In place of ``sel``, ``nprobe`` or ``efSearch``.
         **settings : int
@@ -255,6 +239,16 @@ class QamaIndex(IndexState):
         TypeError, ValueError
             For queries of another dimension, ``k`` below 1, a recall out of reach, and parameters that mean nothing to
             the base index.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from faiss_qama import QamaIndex, training
+        >>> x = np.random.default_rng(0).standard_normal((500, 32))
+        >>> index = QamaIndex(training.fit(x))
+        >>> index.add(x)
+        >>> index.search(x[:3], k=1)[1].ravel()
+        array([0, 1, 2])
         """
         xq, k = as_vectors(x, self.d, "queries"), topk.check_k(k)
         options = {"oversample": oversample, "recall": recall, "truncate_dim": truncate_dim}
@@ -264,13 +258,13 @@ class QamaIndex(IndexState):
             return D, I
 
     def assign(self, x: ArrayLike, k: int = 1, **options: Any) -> Ids:
-        """Return the ids (nq, k) int64 of :meth:`search`."""
+        """Return the ids (nq, k) int64, best first, of :meth:`search` with ``x`` (nq, d) and the same options."""
         return self.search(x, k, **options)[1]
 
     def search_and_reconstruct(
         self, x: ArrayLike, k: int, *, sel: Any = None, params: Any = None, **options: Any
     ) -> tuple[NDArray[Any], Ids, Floats]:
-        """Return D and I of :meth:`search`, and the vectors (nq, k, d) float32, NaN for missing hits."""
+        """Return D and I of :meth:`search` of ``x`` (nq, d), and vectors (nq, k, d) float32, NaN for missing hits."""
         xq, k = as_vectors(x, self.d, "queries"), topk.check_k(k)
         chosen = {name: options.pop(name, None) for name in ("oversample", "recall", "truncate_dim")}
         parameters = SearchParameters.of(params, sel, options, **chosen)
@@ -285,24 +279,27 @@ class QamaIndex(IndexState):
     ) -> tuple[NDArray[np.int64], NDArray[Any], Ids]:
         """Return every vector nearer than ``radius``, best first.
 
-        Candidates of the Hamming scan are doubled until the farther half of them holds no hit. A hit that lies farther
-        by Hamming distance than twice as many candidates is missed.
+        Candidates of the Hamming scan are doubled until the farther half holds no hit. Hits beyond them are missed.
 
         Parameters
         ----------
         x : array of shape (nq, d)
             Queries.
         radius : float
-            Inner products above it are hits; L2 or Hamming distances below it.
-        sel, params, **settings
-            As in :meth:`search`.
+            Inner products above it are hits; squared L2 or Hamming distances below it.
+        sel : faiss.IDSelector or array of integers, optional
+            Ids that may be found.
+        params : faiss.SearchParameters, optional
+            As in :meth:`search`, like ``settings``.
+        **settings : int
+            ``nprobe`` or ``efSearch``, if the base index has them.
 
         Returns
         -------
         lims : ndarray of shape (nq + 1,), int64
             The hits of query i are D[lims[i] : lims[i + 1]] and I[lims[i] : lims[i + 1]].
         D : ndarray of shape (lims[-1],)
-            Scores.
+            Scores, as in :meth:`search`.
         I : ndarray of shape (lims[-1],), int64
             Ids.
         """
@@ -315,19 +312,17 @@ class QamaIndex(IndexState):
             scores = np.concatenate([D for D, _ in hits]).astype(core.worst.dtype)
             return lims, scores, core.id_map.ids_of(np.concatenate([rows for _, rows in hits]))
 
-    # Making others of it.
-
     @classmethod
     def wrap(
         cls, index: Any, *, config: FitConfig | None = None, queries: ArrayLike | None = None, base: Any = DEFAULT
     ) -> QamaIndex:
-        """Return an index of the vectors in a FAISS index: fitted on a sample, re-ranked from it, with its ids.
+        """Return an index over a FAISS index, with its ids: fitted on a sample of its vectors, re-ranked from them.
 
         Parameters
         ----------
         index : faiss.Index
-            A filled Flat, IVF, HNSW, SQ or PQ, also inside IDMap, PreTransform or Refine. It is not copied, and must
-            not be changed while this is used; vectors added here are added there too. Inverted lists get a direct map.
+            A filled Flat, IVF, HNSW, SQ or PQ, also inside IDMap, PreTransform or Refine. It is not copied, so do not
+            change it yourself; vectors added here are added to it too. Inverted lists get a direct map.
         config : FitConfig, optional
             Settings of the fit.
         queries : array of shape (nq, d), optional
@@ -338,12 +333,20 @@ class QamaIndex(IndexState):
         Returns
         -------
         QamaIndex
-            With ``rescore`` ``borrowed``.
+            With ``rescore`` ``user``.
 
         Raises
         ------
         ValueError
-            For an index that gives no vectors back, holds fewer than 2, or has ids that cannot be kept.
+            For an index that cannot reconstruct, holds fewer than 2 vectors, or has ids that cannot be kept.
+
+        Examples
+        --------
+        >>> import faiss, numpy as np
+        >>> flat = faiss.IndexFlatIP(32)
+        >>> flat.add(np.random.default_rng(0).standard_normal((500, 32)))
+        >>> QamaIndex.wrap(flat)
+        QamaIndex('Qama(2x16),Flat', 500 x 32, inner product)
         """
         from faiss_qama.training import FitConfig, fit
         from faiss_qama.training.split import HELD_OUT
@@ -358,10 +361,10 @@ class QamaIndex(IndexState):
         return wrapped
 
     def truncate(self, components: int) -> QamaIndex:
-        """Return a read-only index of the codes' first ``components``, sharing the vectors to re-rank from.
+        """Return a read-only index of the codes' first ``components``, which shares the vectors to re-rank from.
 
-        Nothing is encoded or trained again. A prefix is a good code of its own if the quantizer was fitted with
-        ``matryoshka_dims``; those have a calibration too.
+        It encodes and trains nothing. A prefix in the ``matryoshka_dims`` of the fit is a good code of its own, with a
+        calibration. Raises ValueError for fewer than 1 or more than all components.
         """
         with self._lock.read():
             core, quantizer = self._fitted, self.quantizer.truncate(operator.index(components))
@@ -370,7 +373,7 @@ class QamaIndex(IndexState):
             return self._view(TwoStageIndex(quantizer, base, core.id_map, rescorer), core.version)
 
     def with_rescore(self, rescore: str) -> QamaIndex:
-        """Return a read-only index on the same codes whose second stage is ``none`` or ``codes``."""
+        """Return a read-only index on the same codes, with second stage ``none`` or ``codes``, else a ValueError."""
         if rescore not in ("none", "codes"):
             raise ValueError(f"rescore must be none or codes, which need no vectors; got {rescore!r}")
         core = self._fitted
@@ -379,17 +382,15 @@ class QamaIndex(IndexState):
         return self._view(TwoStageIndex(quantizer, core.base, core.id_map, rescorer), None)
 
     def to_faiss(self, kind: str = "hamming") -> Any:
-        """Return a stock FAISS index that needs no faiss_qama; see :func:`faiss_qama.index.export.to_faiss`."""
+        """Return a stock FAISS index, which needs no faiss_qama: :func:`faiss_qama.index.export.to_faiss`."""
         with self._lock.read():
             return export.to_faiss(self._fitted, kind)
-
-    # On disk.
 
     def save(self, path: PathLike) -> None:
         """Write the index to the folder ``path``, replacing an index there in one atomic step.
 
-        Vectors that you keep are written too, so that the saved index needs nothing else. Raises OSError if it cannot
-        be written; an index at ``path`` stays as it was.
+        Vectors that you keep are written too. Raises OSError if the index cannot be written, and leaves an index at
+        ``path`` as it was. :meth:`load` has an example.
         """
         with self._lock.read():
             saving.write(path, self._fitted)
@@ -403,13 +404,27 @@ class QamaIndex(IndexState):
         path : str or path
             The folder.
         mmap : bool
-            Map codes and vectors instead of reading them. Several processes then share their memory, the index is
-            read-only, and only sizes are checked; otherwise every checksum is.
+            Map the files, read-only and shared among processes, and check only their sizes, not their checksums.
+
+        Returns
+        -------
+        QamaIndex
+            The index.
 
         Raises
         ------
         FileNotFoundError, ValueError
             Naming the file and the fault.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile
+        >>> from faiss_qama import training
+        >>> index = QamaIndex(training.fit(np.random.default_rng(0).standard_normal((500, 32))))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     index.save(f"{folder}/index")
+        ...     QamaIndex.load(f"{folder}/index").ntotal
+        0
         """
         return cls.__new__(cls)._set(saving.read(path, mmap=mmap), ReadWriteLock(), mmap)
 
@@ -428,7 +443,7 @@ class QamaIndex(IndexState):
             core.append(code, encoded, ids)
 
     def _search(self, xq: Floats, k: int, parameters: SearchParameters) -> tuple[NDArray[Any], Ids, Ids]:
-        """Return scores, ids and rows, (nq, k) each; the rows are not padded."""
+        """Return scores (nq, k), ids (nq, k) and rows (nq, k or fewer)."""
         core = self._fitted
         D, rows = core.search(xq, k, parameters)
         return *topk.padded(D, core.id_map.ids_of(rows), k, core.worst), rows

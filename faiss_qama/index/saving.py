@@ -1,4 +1,4 @@
-"""A two-stage index to a bundle on disk and back."""
+"""Save a two-stage index to a bundle on disk, and load it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,25 @@ from faiss_qama.storage import bundle
 from faiss_qama.storage.atomic_files import Stream
 from faiss_qama.vectors import PathLike
 
-CHUNK = 16_384  # vectors of the user's that are read at a time
+CHUNK = 16_384  # the user's vectors that are read at a time
 
 
 def write(path: PathLike, core: TwoStageIndex, vectors: Stream | None = None) -> None:
-    """Write ``core`` to the folder ``path``, replacing an index there in one atomic step.
+    """Write an index to a folder, replacing an index there in one atomic step.
 
-    Vectors that the user keeps are written too, as float32. ``vectors`` are written in place of those of the rescorer,
-    and may fill the codes while they are consumed.
+    Parameters
+    ----------
+    path : str or path
+        The folder.
+    core : TwoStageIndex
+        The index. Vectors that the user keeps are written too, as float32.
+    vectors : Stream, optional
+        Vectors to write in place of those of the rescorer. They may fill the codes while they are consumed.
+
+    Raises
+    ------
+    OSError
+        If the index cannot be written. An index at ``path`` stays as it was.
     """
     rescore, n = core.rescore, core.id_map.n
     kept: dict[str, Any] = {} if core.rescorer is None else dict(core.rescorer.parts())
@@ -32,12 +43,12 @@ def write(path: PathLike, core: TwoStageIndex, vectors: Stream | None = None) ->
         chunks = (core.take(np.arange(i, min(i + CHUNK, n))) for i in range(0, n, CHUNK))
         rescore, vectors = "fp32", Stream((n, core.quantizer.d), DTYPES["fp32"], chunks)
     if vectors is not None:
-        kept = {"store": vectors}
+        kept = {"vectors": vectors}
     bundle.write(path, bundle.Bundle(core.quantizer, rescore, core.base, {**kept, **core.id_map.parts()}))
 
 
 def read(path: PathLike, *, mmap: bool) -> TwoStageIndex:
-    """Return the index in the folder ``path``, its arrays memory-mapped or read. Raises what ``bundle.read`` raises."""
+    """Return the index in the folder ``path``, memory-mapped or read. Raises the errors of ``bundle.read``."""
 
     def make(quantizer: Quantizer, rescore: str, base: CodeIndex, reader: PartReader) -> TwoStageIndex:
         rescorer = read_rescorer(rescore, quantizer, base, reader)

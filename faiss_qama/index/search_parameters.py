@@ -1,4 +1,4 @@
-"""What one search is told, checked once."""
+"""The options of one search, checked once."""
 
 from __future__ import annotations
 
@@ -20,11 +20,16 @@ class SearchParameters:
     recall : float or None
         Share of the true neighbours to find; the calibration gives the candidates for it.
     truncate_dim : int or None
-        Components that are scanned first; whole codes rank only the hits of that.
+        Components that are scanned first; whole codes rank only the hits of that scan.
     sel : faiss.IDSelector, array of ids, or None
         Ids that may be found.
     settings : mapping of str to int
         ``nprobe`` or ``efSearch``.
+
+    Raises
+    ------
+    ValueError
+        For options that exclude each other.
     """
 
     oversample: float | None = None
@@ -42,7 +47,23 @@ class SearchParameters:
 
     @classmethod
     def of(cls, params: Any, sel: Any, settings: Mapping[str, int], **options: Any) -> SearchParameters:
-        """Return the options of a search that was given FAISS's ``params``, or ``sel`` and ``settings``.
+        """Return the options of a search, from FAISS's ``params`` or from ``sel`` and ``settings``.
+
+        Parameters
+        ----------
+        params : faiss.SearchParameters or None
+            FAISS's own options.
+        sel : faiss.IDSelector, array of ids, or None
+            Ids that may be found.
+        settings : mapping of str to int
+            ``nprobe`` or ``efSearch``.
+        **options : float, int or None
+            ``oversample``, ``recall`` and ``truncate_dim``.
+
+        Returns
+        -------
+        SearchParameters
+            The options.
 
         Raises
         ------

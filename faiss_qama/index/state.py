@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Unfitted:
-    """A quantizer that ``train`` will fit."""
+    """A quantizer that ``train`` will fit: the dimension and the metric of its vectors, and the settings of the fit."""
 
     d: int
     metric: int
@@ -41,7 +41,7 @@ class Unfitted:
 
 @dataclass(frozen=True)
 class Untrained:
-    """The state of an index before ``train``: a quantizer to fit, or base ``auto`` to choose (``base`` is None)."""
+    """The state of an index before ``train``: a quantizer to fit, or base ``auto`` to choose, if ``base`` is None."""
 
     quantizer: Quantizer | Unfitted
     rescore: Any
@@ -49,12 +49,9 @@ class Untrained:
 
 
 class IndexState:
-    """What a QamaIndex is: an untrained or a two-stage index, its lock, and the index that it is a view of.
+    """The state of a QamaIndex: an untrained or a two-stage index, its lock, and the index that it is a view of.
 
-    Parameters
-    ----------
-    quantizer, rescore, base
-        As in :class:`~faiss_qama.index.qama_index.QamaIndex`.
+    :class:`~faiss_qama.index.qama_index.QamaIndex` describes the parameters.
     """
 
     def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = DEFAULT) -> None:
@@ -78,14 +75,14 @@ class IndexState:
         parent: IndexState | None = None,
         version: int | None = None,
     ) -> Self:
-        """Fill in the state: ``mapped`` from a file, or a view of a ``parent``, copied at a ``version`` or sharing."""
+        """Set the state. ``mapped`` says memory-mapped; a view has a ``parent``, and a ``version`` if it copies."""
         self._core, self._lock, self._mapped, self._parent, self._version = core, lock, mapped, parent, version
         self.base_trials: list[BaseTrial] = []
         return self
 
     @property
     def quantizer(self) -> Quantizer:
-        """The quantizer. Raises ValueError if it is not fitted yet."""
+        """The fitted quantizer. Raises ValueError before ``train``, if that is to fit it."""
         core = self._core
         if isinstance(core, Untrained) and isinstance(core.quantizer, Quantizer):
             return core.quantizer
@@ -93,7 +90,7 @@ class IndexState:
 
     @property
     def rescore(self) -> str:
-        """The kind of the second stage; ``borrowed`` for vectors that you keep."""
+        """The kind of the second stage, a str; ``user`` for vectors that you keep."""
         if isinstance(self._core, TwoStageIndex):
             return self._core.rescore
         return self._core.rescore if isinstance(self._core.rescore, str) else UserVectors.kind
@@ -110,7 +107,7 @@ class IndexState:
 
     @property
     def rescorer(self) -> Rescorer | None:
-        """The second stage; ``rescorer.scores(xq, rows)`` scores candidates. None with ``rescore='none'``."""
+        """The second stage, whose ``scores(xq, rows)`` scores candidates; None with ``rescore='none'``."""
         return self._fitted.rescorer
 
     @property
@@ -130,12 +127,12 @@ class IndexState:
 
     @property
     def is_trained(self) -> bool:
-        """Whether vectors can be added: the quantizer is fitted, and the base index trained if it needs that."""
+        """Whether vectors can be added, with a fitted quantizer and a base index that needs no more training."""
         return isinstance(self._core, TwoStageIndex) and self._core.base.is_trained
 
     @property
     def bytes_per_vector(self) -> tuple[int, int]:
-        """Bytes per vector of codes, links and ids, and of the vectors kept to re-rank with."""
+        """Bytes per vector of codes, links and ids, and of the vectors kept to re-rank with (two ints)."""
         core = self._fitted
         own_ids = 0 if core.id_map.ids is None else 8
         kept = 0 if core.rescorer is None else core.rescorer.bytes_per_vector
@@ -143,7 +140,10 @@ class IndexState:
 
     @property
     def nprobe(self) -> int:
-        """Lists that a search probes, if the base index has lists. ``search(nprobe=...)`` overrides it."""
+        """Lists that a search probes, if the base index has lists, else an AttributeError.
+
+        ``search(nprobe=...)`` overrides it.
+        """
         return self._setting("nprobe")
 
     @nprobe.setter
@@ -152,7 +152,10 @@ class IndexState:
 
     @property
     def efSearch(self) -> int:  # noqa: N802 - FAISS's name
-        """Nodes that a search looks at, if the base index is a graph; never fewer than twice the candidates."""
+        """Nodes that a search visits, if the base index is a graph, else an AttributeError.
+
+        A search visits twice as many nodes as candidates, or more. ``search(efSearch=...)`` overrides it.
+        """
         return self._setting("efSearch")
 
     @efSearch.setter
@@ -167,7 +170,7 @@ class IndexState:
 
     @property
     def factory_string(self) -> str:
-        """The string that makes such an index in :func:`~faiss_qama.index_factory`, without matryoshka_dims."""
+        """The string of such an index for :func:`~faiss_qama.index_factory`; it leaves out ``matryoshka_dims``."""
         quantizer = self._core.quantizer
         layout = quantizer.layout if isinstance(quantizer, Quantizer) else quantizer.config.layout_in(self.d)
         refine = {"sq8": "SQ8", "fp16": "SQfp16", "fp32": "Flat", "codes": "codes"}.get(self.rescore)
@@ -175,7 +178,7 @@ class IndexState:
 
     @property
     def vectors(self) -> Corpus | None:
-        """The floats kept to re-rank with, row by row; None if there are none, or rows are marked as removed."""
+        """The floats kept to re-rank with, (ntotal, d); None if the index keeps none, or has rows marked as removed."""
         rescorer = self._fitted.rescorer
         if not isinstance(rescorer, StoredVectors) or rescorer.kind == "sq8" or self._fitted.id_map.alive is not None:
             return None
@@ -186,12 +189,12 @@ class IndexState:
         return f"QamaIndex({self.factory_string!r}, {self.ntotal} x {self.d}, {metric})"
 
     def reconstruct(self, key: int) -> Floats:
-        """Return the vector (d,) float32 of an id, kept or decoded. Raises IndexError if there is none."""
+        """Return the vector (d,) float32 of an id, kept or decoded. Raises IndexError for an unknown id."""
         x: Floats = self.reconstruct_batch([key])[0]
         return x
 
     def reconstruct_batch(self, keys: ArrayLike) -> Floats:
-        """Return the vectors (n, d) float32 of the ids ``keys`` (n,). Raises IndexError for an id that is not there."""
+        """Return the vectors (n, d) float32 of the ids ``keys`` (n,). Raises IndexError for unknown ids."""
         with self._lock.read():
             return self._fitted.take(self._fitted.id_map.rows_of(keys))
 
@@ -204,7 +207,7 @@ class IndexState:
         return self.quantizer.encode(x)
 
     def sa_decode(self, code: Codes) -> Floats:
-        """Return the vectors (n, d) float32 that codes (n, code_size) uint8 stand for."""
+        """Return the decoded vectors (n, d) float32 of ``code`` (n, code_size) uint8."""
         return self.quantizer.decode(code)
 
     def sa_code_size(self) -> int:
@@ -213,7 +216,7 @@ class IndexState:
 
     @property
     def _fitted(self) -> TwoStageIndex:
-        """The two-stage index. Raises ValueError before ``train``, and in a copy of codes that were changed since."""
+        """The two-stage index. Raises ValueError before ``train``, and if the index that this copies has changed."""
         index: IndexState | None = self
         while index is not None and index._parent is not None:
             parent = index._parent._core
@@ -225,11 +228,11 @@ class IndexState:
         return self._core
 
     def _view(self, core: TwoStageIndex, version: int | None) -> Self:
-        """Return a read-only index that shares something with this one."""
+        """Return ``core`` as a read-only index that shares its lock and its memory map with this one."""
         return type(self).__new__(type(self))._set(core, self._lock, self._mapped, self, version)
 
     def _code_rescorer(self) -> CodeRescorer:
-        """Return a rescorer of these codes: with the residual codes, if this index or its parents keep them."""
+        """Return a rescorer of these codes, with the residual codes if this index or its parents keep them."""
         core = self._fitted
         if isinstance(core.rescorer, CodeRescorer):
             return core.rescorer
@@ -238,7 +241,7 @@ class IndexState:
         return CodeRescorer(core.quantizer.truncate(core.quantizer.layout.components), core.base)
 
     def _check_writable(self) -> None:
-        """Raise ValueError unless vectors can come and go, which train() may have to be called for."""
+        """Raise ValueError for a read-only index."""
         if self._parent is not None:
             raise ValueError("this index is read-only: it shares its codes with the index that it was made of")
         if self._mapped:
@@ -257,7 +260,7 @@ class IndexState:
         return AUTO if self._core.base is None else str(self._core.base)
 
     def _setting(self, name: str, value: int | None = None) -> int:
-        """Return a search parameter of the base index, set first if a value is given."""
+        """Return a search parameter of the base index, after setting it to ``value`` if given."""
         base = self._core.base
         if base is None or name not in base.settings:
             raise AttributeError(f"{self._base_name} has no {name}")
@@ -272,5 +275,5 @@ class IndexState:
 
 
 def empty_index(quantizer: Quantizer, base: CodeIndex, rescore: Any) -> TwoStageIndex:
-    """Return an index of no vectors, as :class:`QamaIndex` takes its parts."""
+    """Return an index of no vectors; ``rescore`` is a kind or vectors, as in :class:`QamaIndex`."""
     return TwoStageIndex(quantizer, base, IdMap(), make_rescorer(rescore, quantizer, base))

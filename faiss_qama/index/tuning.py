@@ -1,4 +1,4 @@
-"""Which base is the fastest for a recall, and how far it has to look: by measuring."""
+"""The fastest base that keeps a recall, and its smallest ``nprobe`` or ``efSearch``, by measuring."""
 
 from __future__ import annotations
 
@@ -24,26 +24,32 @@ from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.vectors import Corpus, as_vectors
 
-MAX_QUERIES = 1000  # that a base is chosen with
+MAX_QUERIES = 1000  # queries that a base is chosen with
 LISTS = (2, 4)  # times the root of the number of vectors
-MIN_VECTORS = 10_000  # vectors; fewer are scanned before lists are chosen
-GRAPH, MAX_GRAPH = "BHNSW16", 100_000  # vectors that a graph is tried for; of more it takes minutes to build
-CODES_PER_LIST = 50  # to train on, at most
+MIN_VECTORS = 10_000  # of fewer a scan ends before the lists to probe are found
+GRAPH, MAX_GRAPH = "BHNSW16", 100_000  # vectors; a graph of more takes minutes to build
+CODES_PER_LIST = 50  # codes per list to train on, at most
 STEP = 2**0.5  # from one setting to the next
-FAISS_EF, WIDEST = 16, 4096  # efSearch: FAISS's own, and what a scan is faster than
-ROUNDS = 3
+FAISS_EF, WIDEST = 16, 4096  # efSearch: FAISS's default; beyond the second a scan is faster
+ROUNDS = 3  # timed searches, of which the median counts
 
 
 @dataclass(frozen=True)
 class BaseTrial:
-    """What was measured of a base.
+    """The measurements of a base, at the smallest setting that keeps enough hits.
 
     Parameters
     ----------
-    base, settings : what was tried, at the smallest setting that keeps enough
-    kept : share of what an exhaustive scan finds
-    per_second : queries that it scans, without what scores candidates again
-    bytes_per_vector : of codes, lists and links
+    base : str
+        Factory string of the base.
+    settings : dict of str to int
+        ``nprobe`` or ``efSearch``, if the base has it.
+    kept : float
+        Share of the hits of an exhaustive scan, 0 to 1.
+    per_second : float
+        Queries per second, of the scan without re-ranking.
+    bytes_per_vector : int
+        Bytes per vector of codes, lists and links.
     """
 
     base: str
@@ -61,14 +67,25 @@ class BaseTrial:
 
 
 def tune(contents: TwoStageIndex, xq: Floats, k: int, recall: float) -> BaseTrial | None:
-    """Set ``nprobe`` or ``efSearch`` to the smallest value with which ``recall`` is kept; None if none does.
+    """Set ``nprobe`` or ``efSearch`` to the smallest value that keeps a recall.
 
-    Half of what may be missed is left to the scan of codes, as a search with ``recall=`` does, and half to the base.
+    Half of the misses are left to the scan of codes, as in a search with ``recall=``, and half to the base.
 
     Parameters
     ----------
-    contents : what is searched
-    xq : (nq, d) queries like those to come
+    contents : TwoStageIndex
+        The index to search and to set.
+    xq : ndarray of shape (nq, d), float32
+        Queries like those to come.
+    k : int
+        Neighbours.
+    recall : float
+        Recall to keep, above 0 and below 1.
+
+    Returns
+    -------
+    BaseTrial or None
+        The measurements at that value; None if no value keeps the recall.
     """
     full = contents.over(contents.base.flat_prefix(contents.quantizer.layout))
     oversample = _oversample(contents, k, recall)
@@ -79,10 +96,32 @@ def tune(contents: TwoStageIndex, xq: Floats, k: int, recall: float) -> BaseTria
 def fastest(
     quantizer: Quantizer, code: Codes, xq: Floats, recall: float, memory: float | None = None
 ) -> tuple[CodeIndex, list[BaseTrial]]:
-    """Return the fastest base of ``code`` (n, code_size) that keeps ``recall``, filled; and what was tried, it first.
+    """Return the fastest base that keeps a recall. Trials re-rank from codes, whatever the second stage will be.
 
-    Candidates are scored again from their codes, whatever the second stage will be. Raises ValueError where no base is
-    within ``memory``, bytes a vector of codes, lists and links.
+    Parameters
+    ----------
+    quantizer : Quantizer
+        The quantizer of the codes.
+    code : ndarray of shape (n, code_size), uint8
+        The codes.
+    xq : ndarray of shape (nq, d), float32
+        Queries.
+    recall : float
+        Recall to keep, above 0 and below 1.
+    memory : float, optional
+        Bytes per vector that the base may hold in codes, lists and links.
+
+    Returns
+    -------
+    base : CodeIndex
+        The fastest base, filled.
+    trials : list of BaseTrial
+        The measurements of all bases within ``memory``, fastest first.
+
+    Raises
+    ------
+    ValueError
+        If no base is within ``memory``.
     """
     check_memory(quantizer.layout, memory)
     bases: list[tuple[CodeIndex, BaseTrial]] = []
@@ -106,7 +145,7 @@ def trial_queries(x: Floats, queries: ArrayLike | None, d: int) -> Floats:
     Parameters
     ----------
     x : ndarray of shape (n, d), float32
-        Documents, some of which stand in for queries, with noise added, if there are no ``queries``.
+        Documents. Without ``queries`` some of them, with noise added, serve as queries.
     queries : array of shape (nq, d) or None
         Unlabelled queries.
     d : int
@@ -133,7 +172,7 @@ def trial_queries(x: Floats, queries: ArrayLike | None, d: int) -> Floats:
 
 
 def _names(n: int) -> list[str]:
-    """Return the bases that are tried for ``n`` codes, the full scan first."""
+    """Return the bases to try for ``n`` codes, the full scan first."""
     if n < MIN_VECTORS:
         return [DEFAULT]
     lists = [f"IVF{2 ** round(math.log2(times * math.sqrt(n)))}" for times in LISTS]
@@ -150,11 +189,11 @@ def _filled(name: str, layout: CodeLayout, code: Codes) -> CodeIndex:
 
 
 def _settings(base: CodeIndex, candidates: int) -> Iterator[dict[str, int]]:
-    """Yield settings from small to large; one that is empty where a base has none."""
+    """Yield settings from small to large; a single empty one for a base without settings."""
     if "nprobe" in base.settings:
         least, most = 2.0, float(base.nlist)  # type: ignore[attr-defined]
     elif "efSearch" in base.settings:
-        yield {"efSearch": FAISS_EF}  # a search looks at EF_WIDTH times its candidates anyway
+        yield {"efSearch": FAISS_EF}  # a search visits EF_WIDTH times its candidates anyway
         least, most = EF_WIDTH * candidates * STEP, float(WIDEST)
     else:
         yield {}
@@ -166,7 +205,7 @@ def _settings(base: CodeIndex, candidates: int) -> Iterator[dict[str, int]]:
 
 
 def _oversample(contents: TwoStageIndex, k: int, recall: float) -> float | None:
-    """Return how many times k candidates a search for ``recall`` scores again; None where nothing is."""
+    """Return the candidates per neighbour that a search for ``recall`` re-ranks; None without a second stage."""
     if contents.rescorer is None:
         return None
     calibration = contents.quantizer.calibration
@@ -176,14 +215,14 @@ def _oversample(contents: TwoStageIndex, k: int, recall: float) -> float | None:
 def _smallest(
     contents: TwoStageIndex, xq: Floats, k: int, recall: float, oversample: float | None, wanted: Ids
 ) -> BaseTrial | None:
-    """Set the smallest setting that keeps enough of the hits ``wanted`` (nq, k), and time it; if none does, none."""
+    """Set the smallest setting that keeps enough of the hits ``wanted`` (nq, k), and time it; None if none does."""
     before, candidates = contents.base.settings, math.ceil(k * (oversample or 1))
     for settings in _settings(contents.base, candidates):
         contents.base.set(settings)
         found = contents.search(xq, k, SearchParameters(oversample=oversample))[1]
         kept = float((wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean())
         lists = getattr(contents.base, "nlist", math.inf)
-        everything = settings.get("nprobe", 0) == lists  # is scanned, but that of ties others may be found
+        everything = settings.get("nprobe", 0) == lists  # then only ties are missed
         if kept >= 1 - MISSES * (1 - recall) or everything:
             return _timed(contents, xq, candidates, kept)
     contents.base.set(before)

@@ -1,4 +1,4 @@
-"""What an index holds, and the two-stage search over it; :mod:`~faiss_qama.index.qama_index` is its public face."""
+"""The contents of an index, and the two-stage search; :mod:`~faiss_qama.index.qama_index` is its public face."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from faiss_qama.rescore.rescorer import Rescorer
 from faiss_qama.rescore.user_vectors import UserVectors
 from faiss_qama.threads import defer_interrupt, even_slices, parallel_map
 
-DEFAULT_OVERSAMPLE = 10.0  # where nothing was calibrated
-QUERIES = 32  # from which on a thread answers some of them from beginning to end; of fewer the scan is shared
-PREFIX_WIDTH = 8  # prefix candidates a candidate, where nothing was calibrated
+DEFAULT_OVERSAMPLE = 10.0  # candidates per neighbour, without a calibration
+QUERIES = 32  # so many queries or more are divided among threads; threads share the scan of fewer
+PREFIX_WIDTH = 8  # prefix candidates per candidate, without a calibration
 RANGE_START = 1024  # candidates that a range search starts with
 
 
@@ -52,11 +52,11 @@ class TwoStageIndex:
 
     @property
     def version(self) -> int:
-        """Counts the changes."""
+        """Number of changes so far."""
         return self.id_map.version
 
     def over(self, base: CodeIndex) -> TwoStageIndex:
-        """Return an index of the same codes in another base, to search as long as this one does not change."""
+        """Return an index of the same codes in another base, valid until this one changes."""
         return TwoStageIndex(self.quantizer, base, self.id_map, self.rescorer and self.rescorer.over(base))
 
     @property
@@ -66,21 +66,21 @@ class TwoStageIndex:
 
     @property
     def worst(self) -> np.generic:
-        """The score of a missing hit, as FAISS has it."""
+        """The score of a missing hit, as in FAISS: int32 for Hamming distances, else float32."""
         if self.rescorer is None:
             return np.int32(WORST)
         limits = np.finfo(np.float32)
         return limits.min if self.larger else limits.max
 
     def append(self, code: Codes, encoded: NDArray[Any], ids: Ids | None) -> None:
-        """Add rows; an error or Ctrl-C leaves everything as it was.
+        """Append rows; an error or Ctrl-C leaves everything as it was.
 
         Parameters
         ----------
         code : ndarray of shape (n, code_size), uint8
             Codes.
-        encoded : ndarray
-            The vectors as :meth:`~faiss_qama.rescore.rescorer.Rescorer.encode` returned them.
+        encoded : ndarray of shape (n, width)
+            The vectors, from :meth:`~faiss_qama.rescore.rescorer.Rescorer.encode`.
         ids : ndarray of shape (n,), int64, or None
             The user's own ids.
         """
@@ -97,7 +97,7 @@ class TwoStageIndex:
             raise
 
     def remove(self, gone: Mask) -> None:
-        """Remove the rows where ``gone`` is true. They are only marked if the base would have to be built anew."""
+        """Remove the rows where ``gone`` (n,) is true; only mark them if the base would have to be built anew."""
         if self.base.can_remove:
             self.keep(~gone)
         else:
@@ -105,8 +105,8 @@ class TwoStageIndex:
 
     @defer_interrupt()
     def keep(self, kept: Mask) -> None:
-        """Drop the rows where ``kept`` is false; the others move up."""
-        if self.rescorer is not None:  # first, as it is what may run out of memory
+        """Drop the rows where ``kept`` (n,) is false; the others move up."""
+        if self.rescorer is not None:  # first, as it may run out of memory
             self.rescorer.keep(kept)
         self.base.keep(kept)
         self.id_map.keep(kept)
@@ -119,16 +119,23 @@ class TwoStageIndex:
                 part.clear()
 
     def merge_from(self, other: TwoStageIndex, add_id: int) -> None:
-        """Move the rows of ``other`` to the end; ``add_id`` is added to their ids.
+        """Move the rows of another index to the end.
+
+        Parameters
+        ----------
+        other : TwoStageIndex
+            The other index, empty afterwards.
+        add_id : int
+            A number that is added to its ids.
 
         Raises
         ------
         ValueError
-            For another quantizer or rescorer, and for ids that cannot be. Nothing is moved.
+            For another quantizer or rescorer, and for ids out of range. Nothing is moved.
         """
         if self.rescore != other.rescore or isinstance(self.rescorer, UserVectors):
             raise ValueError(
-                f"rescore is {other.rescore} there and {self.rescore} here; merging needs the same one, which keeps"
+                f"rescore is {other.rescore} there and {self.rescore} here; merging needs the same, and one that stores"
             )
         if not self.quantizer.is_compatible_with(other.quantizer):
             raise ValueError("the two indexes have different quantizers; fit one and share it")
@@ -143,18 +150,41 @@ class TwoStageIndex:
             ids = ids + add_id
         encoded = np.empty(0) if other.rescorer is None else other.rescorer.encoded(live)
         code = other.base.take(live)
-        with defer_interrupt():  # else they might be in both
+        with defer_interrupt():  # else rows might be in both
             self.append(code, encoded, ids)
             other.clear()
 
     def take(self, rows: Ids) -> Floats:
-        """Return the vectors of ``rows``, kept or decoded."""
+        """Return the vectors (m, d) float32 of ``rows`` (m,), kept or decoded."""
         if self.rescorer is not None:
             return self.rescorer.take(rows)
         return self.quantizer.decode(self.base.take(rows))
 
     def search(self, xq: Floats, k: int, parameters: SearchParameters) -> tuple[NDArray[Any], Ids]:
-        """Return scores and rows, (nq, k or fewer) each, best first; the row is -1 for a missing hit."""
+        """Return the ``k`` nearest rows of each query, best first.
+
+        Parameters
+        ----------
+        xq : ndarray of shape (nq, d), float32
+            Queries.
+        k : int
+            Neighbours.
+        parameters : SearchParameters
+            Options.
+
+        Returns
+        -------
+        D : ndarray of shape (nq, k or fewer)
+            float32 inner products, largest first, or squared L2 distances, smallest first; int32 Hamming distances,
+            smallest first, without a second stage.
+        I : ndarray of shape (nq, k or fewer), int64
+            Rows; -1 for missing hits.
+
+        Raises
+        ------
+        ValueError
+            For a recall out of reach, and for options that mean nothing to the base or to the second stage.
+        """
         settings, truncate_dim = parameters.settings, parameters.truncate_dim
         if parameters.recall is not None and truncate_dim is None:
             self.base.check_recall(settings)
@@ -177,10 +207,10 @@ class TwoStageIndex:
         return topk.joined(parallel_map(answered, parts), axis=0)
 
     def range_search(self, xq: Floats, radius: float, parameters: SearchParameters) -> list[tuple[NDArray[Any], Ids]]:
-        """Return scores and rows per query of everything nearer than ``radius``, best first.
+        """Return scores and rows (hits,) of each query, of all vectors nearer than ``radius``, best first.
 
-        Candidates are doubled until the farther half of them holds no hit; by Hamming distance alone, until one is out
-        of reach.
+        Candidates are doubled until the farther half of them holds no hit; without a second stage until the farthest is
+        no hit. ``xq`` (nq, d) are float32 queries. The scores are those of :meth:`search`.
         """
         mask, left = self._mask(parameters.sel)
         code, todo = self.quantizer.encode_queries_unchecked(xq), np.arange(len(xq))
@@ -199,19 +229,19 @@ class TwoStageIndex:
         return hits
 
     def _mask(self, sel: Any) -> tuple[Mask | None, int]:
-        """Return which rows may be found, None for all, and how many they are."""
+        """Return a mask (n,) of the rows that may be found, None for all, and the number of these rows."""
         mask = self.id_map.alive if sel is None else self.id_map.matching(sel)
         return mask, self.id_map.n if mask is None else int(np.count_nonzero(mask))
 
     def _scores(self, xq: Floats, rows: Ids) -> Floats:
-        """Return the second stage's scores of ``rows``, the worst where there is no row."""
+        """Return the scores (nq, k') of the second stage for ``rows`` (nq, k'); the worst for row -1."""
         assert self.rescorer is not None
         scores = self.rescorer.scores(xq, np.maximum(rows, 0))
         scores[rows < 0] = self.worst
         return scores
 
     def _candidates(self, k: int, left: int, parameters: SearchParameters) -> int:
-        """Return how many candidates are re-ranked."""
+        """Return the number of candidates to re-rank."""
         oversample, recall = parameters.oversample, parameters.recall
         if self.rescorer is None:
             if oversample is not None or recall is not None:
@@ -229,11 +259,11 @@ class TwoStageIndex:
         return int(min(np.ceil(k * oversample), left))
 
     def _prefix_width(self, k: int, left: int, candidates: int, parameters: SearchParameters) -> int:
-        """Return how many hits of the first components are ranked by whole codes."""
+        """Return the number of hits of the first components that whole codes rank."""
         calibrated = self.quantizer.calibration.prefixes if self.quantizer.calibration else {}
         components, recall = parameters.truncate_dim, parameters.recall
         if components is not None and components in calibrated:
-            # Half of the misses are left to the prefix, as half of them are to the whole code.
+            # Half of the misses are left to the prefix, and half to the whole code.
             width = int(np.ceil(k * calibrated[components].oversample(k, left, "floats", recall)))
         elif recall is not None:
             raise ValueError(
@@ -245,7 +275,7 @@ class TwoStageIndex:
         return min(max(width, candidates), left)
 
     def _funnel(self, components: int) -> CodeIndex:
-        """Return the codes' first ``components``, from the cache of this version."""
+        """Return an index of the codes' first ``components``, cached until the next change."""
         layout = self.quantizer.layout.truncate(operator.index(components))
         version, prefixes = self._prefixes
         if version != self.version:
@@ -257,7 +287,7 @@ class TwoStageIndex:
     def _through(
         self, funnel: CodeIndex, code: Codes, width: int, candidates: int, mask: Mask | None
     ) -> tuple[NDArray[np.int32], Ids]:
-        """Return the ``candidates`` nearest of the ``width`` whose first components are nearest."""
+        """Return the nearest ``candidates``, among the ``width`` codes whose first components are nearest: (nq, k')."""
         _, rows = funnel.search(bit_packing.truncate(code, funnel.layout), width, mask, {})
         distances = self.base.distances(code, np.maximum(rows, 0))
         distances[rows < 0] = WORST

@@ -1,4 +1,4 @@
-"""Clients of vector indexes that refuse a Python object, or ask for more than a search: a file a client.
+"""Adapters for clients that need more than a FAISS-like index: one module per client.
 
 ``faiss_qama.integrations.langchain.QamaVectorStore`` (extra ``langchain``),
 ``faiss_qama.integrations.llama_index.QamaVectorStore`` (extra ``llama-index``),

@@ -21,16 +21,28 @@ from faiss_qama.storage import atomic_files, bundle
 
 
 class QamaVectorStore(FAISS):
-    """``langchain_community.vectorstores.FAISS`` over a QamaIndex: made, filled, searched and changed like that.
+    """``langchain_community.vectorstores.FAISS`` over a QamaIndex, with the same methods.
 
-    A filter is applied within the search, so k documents are found if k match. ``save_local`` writes JSON, no pickle.
-    Scores are inner products, larger better, or squared L2 distances, smaller better, by the metric of the index.
+    Filters act within the search, so a search finds k documents if k match. ``save_local`` writes JSON, no pickle.
+    Scores are inner products, larger is better, or squared L2 distances, smaller is better, by the metric of the index.
 
     Parameters
     ----------
-    embedding_function : the Embeddings of texts
-    index : a trained QamaIndex without ids of its own
-    docstore, index_to_docstore_id : of what the index holds; empty ones if left out
+    embedding_function : Embeddings
+        The model that embeds texts.
+    index : QamaIndex
+        A trained index without ids of its own.
+    docstore : InMemoryDocstore, optional
+        The documents of the index, by name. The default is an empty one.
+    index_to_docstore_id : dict of int to str, optional
+        The name of each document in the index, by id. The default is an empty one.
+    **options : object
+        Further options of ``langchain_community.vectorstores.FAISS``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For another index, and for an index with another number of vectors than documents.
     """
 
     def __init__(
@@ -65,7 +77,7 @@ class QamaVectorStore(FAISS):
         index: QamaIndex | None = None,
         **options: Any,
     ) -> QamaVectorStore:
-        """Return a store of texts and their embeddings; without ``index`` one is fitted to them, by inner product."""
+        """Return a store of texts and embeddings; without ``index`` fit one to them, for the inner product."""
         pairs = list(text_embeddings)
         if index is None:
             from faiss_qama.training import fit  # here, because run time does not depend on training
@@ -104,7 +116,7 @@ class QamaVectorStore(FAISS):
     def similarity_search_with_score_by_vector(
         self, embedding: list[float], k: int = 4, filter: Any = None, fetch_k: int = 20, **options: Any
     ) -> list[tuple[Document, float]]:
-        """Return documents and scores, best first; ``fetch_k`` means nothing, as a filter acts within the search."""
+        """Return ``k`` documents and scores, best first. Filters act within the search; ``fetch_k`` is ignored."""
         threshold = options.pop("score_threshold", None)
         scores, ids = self.index.search(self._query(embedding), k, sel=self._allowed(filter), **options)
         found = [
@@ -126,7 +138,7 @@ class QamaVectorStore(FAISS):
         lambda_mult: float = 0.5,
         filter: Any = None,
     ) -> list[tuple[Document, float]]:
-        """Return ``k`` of the ``fetch_k`` nearest documents that pass the filter, near and unlike each other."""
+        """Return ``k`` of the ``fetch_k`` nearest documents that pass the filter, both near and unlike each other."""
         xq = self._query(embedding)
         scores, ids, vectors = self.index.search_and_reconstruct(xq, fetch_k, sel=self._allowed(filter))
         there = ids[0] >= 0
@@ -134,7 +146,7 @@ class QamaVectorStore(FAISS):
         return [(self._document(self.index_to_docstore_id[int(ids[0, i])]), float(scores[0, i])) for i in chosen]
 
     def save_local(self, folder_path: str, index_name: str = "index") -> None:
-        """Write index and documents to the folder ``folder_path``; metadata must be what JSON can hold."""
+        """Write index and documents to the folder ``folder_path``. Raises TypeError for metadata that are not JSON."""
         folder = Path(folder_path)
         folder.mkdir(exist_ok=True, parents=True)
         names = [self.index_to_docstore_id[i] for i in range(self.index.ntotal)]
@@ -148,9 +160,9 @@ class QamaVectorStore(FAISS):
     def load_local(
         cls, folder_path: str, embeddings: Embeddings, index_name: str = "index", *, mmap: bool = False, **options: Any
     ) -> QamaVectorStore:
-        """Read what :meth:`save_local` wrote; with ``mmap`` read-only and without reading the vectors.
+        """Return the store that :meth:`save_local` wrote; with ``mmap`` read-only and memory-mapped.
 
-        Raises ValueError if index and documents are of two saves, the later one of which was interrupted.
+        Raises ValueError if index and documents are of two saves, as an interrupted save leaves them.
         """
         path = Path(folder_path) / f"{index_name}.qama"
         content = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -158,12 +170,12 @@ class QamaVectorStore(FAISS):
             raise ValueError(f"{path} and {path.with_suffix('.json')} are of different saves; the last was interrupted")
         documents = [Document(**fields) for fields in content["documents"]]
         docstore = InMemoryDocstore(dict(zip(content["ids"], documents, strict=True)))
-        options.pop("allow_dangerous_deserialization", None)  # there is nothing dangerous
+        options.pop("allow_dangerous_deserialization", None)  # nothing here is dangerous
         index = QamaIndex.load(path, mmap=mmap)
         return cls(embeddings, index, docstore, dict(enumerate(content["ids"])), **options)
 
     def _select_relevance_score_fn(self) -> Callable[[float], float]:
-        """Return what turns a score into a relevance from 0 to 1, for vectors of length 1."""
+        """Return a function from score to relevance, 0 to 1, for vectors of norm 1."""
         if self.override_relevance_score_fn is not None:
             return self.override_relevance_score_fn
         if self.index.metric_type == faiss.METRIC_INNER_PRODUCT:
@@ -177,7 +189,7 @@ class QamaVectorStore(FAISS):
         return xq
 
     def _allowed(self, filter: Any) -> Any:
-        """Return the ids of the documents that pass ``filter``, or None for all."""
+        """Return the ids (m,) int64 of the documents that pass ``filter``, or None for all."""
         if filter is None:
             return None
         matches = self._create_filter_func(filter)

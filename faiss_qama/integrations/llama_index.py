@@ -25,7 +25,13 @@ class QamaVectorStore(FaissVectorStore):
 
     Parameters
     ----------
-    faiss_index : a trained and empty QamaIndex
+    faiss_index : QamaIndex
+        A trained and empty index.
+
+    Raises
+    ------
+    ValueError
+        For an index that holds vectors.
     """
 
     _nodes: dict[int, tuple[str, str]] = PrivateAttr(default_factory=dict)  # by id of the vector: node, document
@@ -52,15 +58,16 @@ class QamaVectorStore(FaissVectorStore):
         self._remove([i for i, (_, document) in self._nodes.items() if document == ref_doc_id])
 
     def delete_nodes(self, node_ids: list[str] | None = None, filters: Any = None, **delete_kwargs: Any) -> None:
-        """Remove the vectors of nodes."""
+        """Remove the vectors of the nodes ``node_ids``. Raises ValueError for ``filters``."""
         _refuse(filters)
         wanted = set(node_ids or ())
         self._remove([i for i, (node, _) in self._nodes.items() if node in wanted])
 
     def query(self, query: VectorStoreQuery, **kwargs: Any) -> VectorStoreQueryResult:
-        """Return the nodes nearest to ``query.query_embedding``, among its ``node_ids`` and ``doc_ids`` if any.
+        """Return the nodes nearest to ``query.query_embedding``, best first, among its ``node_ids`` and ``doc_ids``.
 
-        Similarities are the scores of the index, as in the class it extends: L2 distances are smaller for nearer nodes.
+        Similarities are the scores of the index, as in FaissVectorStore: inner products, larger is better, or squared
+        L2 distances, smaller is better. Raises ValueError for ``query.filters``.
         """
         _refuse(query.filters)
         sel = None
@@ -79,7 +86,7 @@ class QamaVectorStore(FaissVectorStore):
         )
 
     def persist(self, persist_path: str = DEFAULT_PERSIST_PATH, fs: Any = None) -> None:
-        """Write the index to the folder ``persist_path``, and beside it which vector is of which node."""
+        """Write the index to the folder ``persist_path``, and the node of each vector to a file beside it."""
         if fs is not None and not _is_local(fs):
             raise NotImplementedError("an index is written to local files")
         Path(persist_path).parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +96,9 @@ class QamaVectorStore(FaissVectorStore):
 
     @classmethod
     def from_persist_path(cls, persist_path: str, fs: Any = None) -> QamaVectorStore:
-        """Read what :meth:`persist` wrote.
+        """Return the store that :meth:`persist` wrote.
 
-        Raises ValueError if index and nodes are of two saves, the later one of which was interrupted.
+        Raises ValueError if index and nodes are of two saves, as an interrupted save leaves them.
         """
         if fs is not None and not _is_local(fs):
             raise NotImplementedError("an index is read from local files")

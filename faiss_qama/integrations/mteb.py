@@ -1,4 +1,4 @@
-"""Quantized embeddings as a model that mteb can evaluate (``pip install 'faiss-qama[mteb]'``)."""
+"""Quantized embeddings as a model that mteb can evaluate (``pip install '.[mteb]' in the clone``)."""
 
 from __future__ import annotations
 
@@ -22,19 +22,27 @@ if TYPE_CHECKING:
 
 
 class QamaEncoder:
-    """A model whose embeddings are what their codes hold, for ``mteb.evaluate``.
+    """A model with decoded codes in place of its embeddings, for ``mteb.evaluate``.
 
-    Every text is embedded, encoded and decoded, but for what mteb calls a query, which stays in floats: documents are
-    scored as an index does that rescores from its codes. Tasks without queries, such as STS and classification, have
-    every text compressed. Similarities are those of ``model``.
+    Every text is embedded, encoded and decoded. Only mteb's queries stay floats: an index with ``rescore="codes"``
+    scores documents alike. Tasks without queries, such as STS and classification, have every text compressed.
+    Similarities are those of ``model``.
 
     Parameters
     ----------
-    model : a SentenceTransformer, or an encoder of mteb
-    quantizer : what encodes and decodes. Or the layout of one that is fitted for each task and subset, as
-        :func:`faiss_qama.training.fit` does, to the texts that come first and are no queries: of a retrieval task the
-        first 50,000 documents, of a classification the training samples. None is the default layout
-    symmetric : compress queries too; a quantizer is needed then, as mteb embeds queries before documents
+    model : SentenceTransformer or EncoderProtocol
+        The model, or an encoder of mteb.
+    quantizer : Quantizer, str or None
+        A fitted quantizer. Or the layout of a quantizer that :func:`faiss_qama.training.fit` fits per task and subset,
+        to the first texts that are no queries: the first 50,000 documents of a retrieval task, the training samples of
+        a classification. None is the default layout.
+    symmetric : bool
+        Whether to compress queries too. That needs a fitted quantizer, as mteb embeds queries before documents.
+
+    Raises
+    ------
+    ValueError
+        For ``symmetric`` without a fitted quantizer.
     """
 
     def __init__(
@@ -48,11 +56,11 @@ class QamaEncoder:
             raise ValueError("symmetric needs a fitted Quantizer, as queries come before what one would be fitted to")
         self.model = model if hasattr(model, "mteb_model_meta") else SentenceTransformerEncoderWrapper(model)
         self.quantizer, self.symmetric = quantizer, symmetric
-        self._fitted: tuple[tuple[str, str], Quantizer] | None = None  # the task and subset that it is for
+        self._fitted: tuple[tuple[str, str], Quantizer] | None = None  # task and subset, and their quantizer
 
     @property
     def mteb_model_meta(self) -> ModelMeta:
-        """The model's, with what is done to its embeddings: mteb keeps results apart by that."""
+        """The model's metadata, and the quantizer as a setting: mteb keeps results apart by it."""
         meta = self.model.mteb_model_meta
         settings = dict(meta.experiment_kwargs or {}) | {
             "faiss_qama": f"{__version__} {_named(self.quantizer)}",
@@ -70,7 +78,7 @@ class QamaEncoder:
         prompt_type: PromptType | None = None,
         **options: Any,
     ) -> Floats:
-        """Return embeddings (n, d) float32, as mteb's ``EncoderProtocol`` describes, after encoding and decoding."""
+        """Return embeddings (n, d) float32, encoded and decoded; the parameters are mteb's ``EncoderProtocol``'s."""
         task = {"task_metadata": task_metadata, "hf_split": hf_split, "hf_subset": hf_subset}
         embedded = self.model.encode(inputs, prompt_type=prompt_type, **task, **options)
         x = as_vectors(embedded.float().cpu().numpy() if hasattr(embedded, "cpu") else embedded, what="embeddings")
@@ -79,11 +87,11 @@ class QamaEncoder:
         return self._quantizer_of((task_metadata.name, hf_subset), x).encode_decode(x)
 
     def similarity(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Return the similarities of all pairs, (n1, n2), larger for nearer ones."""
+        """Return the similarities (n1, n2) of all pairs, larger for nearer ones."""
         return self.model.similarity(embeddings1, embeddings2)
 
     def similarity_pairwise(self, embeddings1: Any, embeddings2: Any) -> Any:
-        """Return the similarity of each pair of rows, (n,), larger for nearer ones."""
+        """Return the similarities (n,) of pairs of rows, larger for nearer ones."""
         return self.model.similarity_pairwise(embeddings1, embeddings2)
 
     def _quantizer_of(self, task: tuple[str, str], x: Floats) -> Quantizer:
@@ -97,7 +105,7 @@ class QamaEncoder:
 
 
 def _named(quantizer: Quantizer | str | None) -> str:
-    """Return a short name, other for quantizers that differ."""
+    """Return a short name that tells quantizers apart."""
     if not isinstance(quantizer, Quantizer):
         return f"{quantizer or 'default layout'} fitted to each task"
     arrays, settings = quantizer.to_state()

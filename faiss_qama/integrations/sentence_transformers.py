@@ -31,26 +31,47 @@ def semantic_search_faiss(
 ) -> tuple[Hits, float] | tuple[Hits, float, QamaIndex]:
     """Search as ``sentence_transformers.quantization.semantic_search_faiss`` does, with its arguments and its result.
 
-    Embeddings are given as floats whatever the precision: they are quantized here.
+    Embeddings are floats for every precision: the index quantizes them.
 
     Parameters
     ----------
-    query_embeddings : (nq, d) floats
-    corpus_embeddings, corpus_index : (n, d) floats, or the index that an earlier call returned
-    corpus_precision : what rescores beside the codes: ``float32`` and ``uint8`` keep the vectors so, ``ubinary``
-        nothing
-    top_k : hits a query
-    ranges : of no meaning here; steps are learned
-    calibration_embeddings : what to fit the quantizer on; the corpus if left out
-    rescore : if false, hits are ranked by Hamming distance, and the score is its negative
-    rescore_multiplier : candidates a hit that are scored again; by calibration if left out
-    exact : if false, codes are searched by a graph, IndexBinaryHNSW
-    output_index : whether to return the index too
+    query_embeddings : ndarray of shape (nq, d)
+        Queries, of any float type.
+    corpus_embeddings : ndarray of shape (n, d), optional
+        Documents, of any float type.
+    corpus_index : QamaIndex, optional
+        The index that an earlier call returned, in place of ``corpus_embeddings``.
+    corpus_precision : str
+        The vectors to re-rank with: ``float32``, ``uint8`` (8 bits per component), or ``ubinary`` (the codes alone).
+    top_k : int
+        Hits per query.
+    ranges : ndarray, optional
+        Without effect, as the thresholds of the levels are learned.
+    calibration_embeddings : ndarray of shape (m, d), optional
+        Vectors to fit the quantizer on. The default is the corpus.
+    rescore : bool
+        Whether to re-rank. If false, hits are ranked by Hamming distance, and their score is its negative.
+    rescore_multiplier : float, optional
+        Candidates per hit to re-rank. The default comes from the calibration.
+    exact : bool
+        If false, the base index is a graph, IndexBinaryHNSW.
+    output_index : bool
+        Whether to return the index too.
 
     Returns
     -------
-    A list of ``{"corpus_id": int, "score": float}`` a query, best first; the seconds of the search; and the index if
-    asked for.
+    hits : list of list of dict
+        Per query its hits ``{"corpus_id": int, "score": float}``, best first. Scores are inner products or negative
+        distances, larger is better.
+    seconds : float
+        Time of the search.
+    index : QamaIndex
+        The index, if ``output_index``.
+
+    Raises
+    ------
+    ValueError
+        For another precision, and unless one of ``corpus_embeddings`` and ``corpus_index`` is given.
     """
     if corpus_precision not in _STORES:
         raise ValueError(f"corpus_precision must be one of {', '.join(_STORES)}; got {corpus_precision!r}")

@@ -19,11 +19,11 @@ from faiss_qama.threads import defer_interrupt
 if config.DISABLE_JIT:
     raise ImportError("NUMBA_DISABLE_JIT is set")
 
-AHEAD, LINE = 3, 64  # rows that are asked for before they are needed; bytes of a line of the cache
+AHEAD, LINE = 3, 64  # rows that are prefetched; bytes of a cache line
 
 
 class _Announced(event.Listener):
-    """Says that our loops are compiled, which takes some seconds the first time that a layout is searched."""
+    """Says that our loops are compiling, which takes some seconds for the first search of a layout."""
 
     def __init__(self) -> None:
         self._shown: list[Any] = []
@@ -42,12 +42,12 @@ event.register("numba:compile", _Announced())
 
 
 def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return what makes of a function what numba compiles of it, from its cache where there is a folder for one."""
+    """Return a decorator that compiles a function with numba, from numba's cache where a folder for it exists."""
 
     def make(function: Callable[..., Any]) -> Any:
         try:
             compiled = njit(cache=True, nogil=True, **options)(function)
-        except RuntimeError:  # no such folder can be written
+        except RuntimeError:  # no folder for the cache can be written
             compiled = njit(nogil=True, **options)(function)
         compiled.compile = defer_interrupt()(compiled.compile)  # which loads from the cache, too
         return compiled
@@ -57,7 +57,7 @@ def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 @intrinsic
 def prefetch(typing: Any, x: Any, row: Any) -> Any:
-    """Ask for row ``row`` of ``x`` (n, d)."""
+    """Prefetch row ``row`` of ``x`` (n, d) into the cache."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         byte, number = ir.IntType(8).as_pointer(), ir.IntType(32)

@@ -1,4 +1,4 @@
-"""Columns to packed codes in one pass, compiled: what :mod:`faiss_qama.quantizer.bit_packing` does without numba."""
+"""Columns to packed codes in one compiled pass; :mod:`faiss_qama.quantizer.bit_packing` is the form without numba."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from faiss_qama.kernels.compiling import jitted
 
 _LANES = 16
 _BITS = np.arange(256)[:, None] >> np.arange(8) & 1
-# Of a byte: its bits with 0, 1 or 2 places between them; and one for each two neighbours, set where either is.
+# By byte: its bits with 0, 1 or 2 places between them; and one bit per pair of neighbours, set where either is.
 _SPREAD = np.array([(_BITS << np.arange(8) * cuts).sum(axis=1) for cuts in (1, 2, 3)], np.uint64)
 _PAIRED = ((_BITS[:, 0::2] | _BITS[:, 1::2]) << np.arange(4)).sum(axis=1).astype(np.uint64)
 
 
 @intrinsic
 def _above(typing: Any, z: Any, row: Any, column: Any, thresholds: Any, cut: Any) -> Any:
-    """Return, a bit each, whether 16 columns of a row of ``z`` are not below their thresholds."""
+    """Return one bit for each of 16 columns of a row of ``z``: set unless the column is below its threshold."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         z_, row_, column_, thresholds_, cut_ = arguments
@@ -52,12 +52,18 @@ def _mask(z: Any, row: int, start: int, here: int, thresholds: Any, cut: int) ->
 
 @jitted()
 def encode(z: Any, thresholds: Any, segments: Any, out: Any) -> None:
-    """Fill ``out`` (n, code_size) uint8 with the codes of ``z`` (n, columns) float32, both C-contiguous.
+    """Fill ``out`` with the codes of ``z``.
 
     Parameters
     ----------
-    thresholds : (cuts, columns) float32, C-contiguous
-    segments : (s, 4) int64: first column, columns, cuts, and 1 where two columns share a bit
+    z : ndarray of shape (n, columns), float32, C-contiguous
+        Columns: transformed vectors.
+    thresholds : ndarray of shape (cuts, columns), float32, C-contiguous
+        Thresholds of the columns, ascending.
+    segments : ndarray of shape (s, 4), int64
+        Per segment its first column, its columns, its cuts, and 1 where two columns share a bit.
+    out : ndarray of shape (n, code_size), uint8
+        Codes, overwritten.
     """
     byte, eight = np.uint64(255), np.uint64(8)
     for row in range(len(z)):

@@ -1,4 +1,4 @@
-"""The hot loops over codes, compiled by numba when they are first used and kept in its cache.
+"""Hot loops over codes, compiled by numba when they are first used and kept in its cache.
 
 A scan reads words (see :mod:`faiss_qama.hamming.bit_planes`) in groups of ``LANES`` codes,
 (groups, words, LANES) uint32.
@@ -19,7 +19,7 @@ from numba.extending import intrinsic
 from faiss_qama.arrays import LANES, WORST
 from faiss_qama.kernels.compiling import AHEAD, jitted, prefetch
 
-ROOM = 3  # times as many hits as are wanted are held before those too far are dropped; up to twice as many may stay
+ROOM = 3  # hits that are held per hit wanted, before those too far are dropped; up to twice as many may stay
 BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB of 48 bytes each
 
 
@@ -27,20 +27,20 @@ _NUMBERS = ir.VectorType(ir.IntType(32), LANES)
 
 
 def _vector(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
-    """Return a pointer to ``LANES`` numbers, ``at`` times as many from the beginning of ``array``."""
+    """Return a pointer to ``LANES`` numbers of ``array``, ``at`` times ``LANES`` from its beginning."""
     data = context.make_array(kind)(context, builder, array).data
     return builder.gep(builder.bitcast(data, _NUMBERS.as_pointer()), [at])
 
 
 def _called(builder: Any, name: str, result: Any, argument: Any) -> Any:
-    """Return what LLVM's function ``name`` makes of ``LANES`` numbers."""
+    """Return the result of LLVM's function ``name`` for ``LANES`` numbers."""
     kind = ir.FunctionType(result, [_NUMBERS])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.{name}.v{LANES}i32"), [argument])
 
 
 @intrinsic(prefer_literal=True)
 def _tuple(typing: Any, x: Any, row: Any, width: Any) -> Any:
-    """Return a row of ``x`` (n, width) as a tuple; unlike a view it counts no reference, which threads contend for."""
+    """Return a row of ``x`` (n, width) as a tuple. A view would count references, which threads contend for."""
     row_of = types.UniTuple(x.dtype, width.literal_value)
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -54,7 +54,7 @@ def _tuple(typing: Any, x: Any, row: Any, width: Any) -> Any:
 
 @intrinsic(prefer_literal=True)
 def _measure(typing: Any, pairs: Any, groups: Any, group: Any, query: Any, bound: Any, out: Any, at: Any) -> Any:
-    """Write the distances of the codes of a group to ``out[at]`` (LANES,); return, a bit each, whether below ``bound``.
+    """Write the distances of a group's codes to ``out[at]`` (LANES,); return a bit per code, set if below ``bound``.
 
     ``query`` is a tuple of words, of which the first 2 * ``pairs`` are pairs (h, g); it stays in registers.
     """
@@ -104,12 +104,25 @@ def _first(typing: Any, bits: Any) -> Any:
 
 @jitted()
 def _lowered(counts: Any, below: int, limit: int, k: int) -> tuple[int, int]:
-    """Return how many hits there are up to the least limit that leaves ``k``, and that limit.
+    """Lower a limit as far as ``k`` hits stay.
 
     Parameters
     ----------
-    counts : hits at each distance
-    below : hits up to ``limit``
+    counts : ndarray of shape (distances,), int32
+        Hits at each distance.
+    below : int
+        Hits up to ``limit``.
+    limit : int
+        The limit before.
+    k : int
+        Hits to keep.
+
+    Returns
+    -------
+    below : int
+        Hits up to the new limit, ``k`` or more.
+    limit : int
+        The new limit.
     """
     while below - counts[limit] >= k:
         below, limit = below - counts[limit], limit - 1
@@ -118,7 +131,7 @@ def _lowered(counts: Any, below: int, limit: int, k: int) -> tuple[int, int]:
 
 @jitted()
 def _kept(distances: Any, rows: Any, n: int, limit: int) -> int:
-    """Drop those of the first ``n`` hits that are farther than ``limit``; return how many stay, in their order."""
+    """Drop hits farther than ``limit`` among the first ``n``; return how many stay, in their order."""
     kept = 0
     for i in range(n):
         if distances[i] <= limit:
@@ -129,11 +142,24 @@ def _kept(distances: Any, rows: Any, n: int, limit: int) -> int:
 
 @jitted()
 def _answer(distances: Any, rows: Any, n: int, counts: Any, limit: int, D: Any, I: Any) -> None:
-    """Fill D and I (k,) with the nearest of ``n`` hits, of equals the first, and the rest with WORST and -1.
+    """Fill D and I with the nearest of ``n`` hits, the first among equals, and the rest with WORST and -1.
 
     Parameters
     ----------
-    counts : how many hits there are at each distance up to ``limit``; overwritten with where the next one goes
+    distances : ndarray of shape (room,), int32
+        Distances of the hits.
+    rows : ndarray of shape (room,), int64
+        Rows of the hits.
+    n : int
+        Number of hits.
+    counts : ndarray of shape (distances,), int32
+        Hits at each distance up to ``limit``; overwritten with the place of the next hit.
+    limit : int
+        The largest distance of a result.
+    D : ndarray of shape (k,), int32
+        Distances, smallest first, overwritten.
+    I : ndarray of shape (k,), int64
+        Rows, overwritten.
     """
     total = 0
     for distance in range(limit + 1):
@@ -148,7 +174,7 @@ def _answer(distances: Any, rows: Any, n: int, counts: Any, limit: int, D: Any, 
 
 
 class Scans(NamedTuple):
-    """What looks at codes of so many words."""
+    """The loops over codes of one number of words; :func:`scans` describes them."""
 
     rows: Callable[..., None]
     lists: Callable[..., None]
@@ -157,24 +183,24 @@ class Scans(NamedTuple):
 
 @cache
 def scans(pairs: int, others: int) -> Scans:
-    """Return the scans of codes of so many words: of rows from one to another, and of lists; and plain distances.
+    """Return the scans of codes of ``pairs`` pairs of words (h, g) and ``others`` other words, and plain distances.
 
-    The scans find the nearest codes of each of ``queries`` (nq, words), among rows where ``allowed`` (n,) is true,
-    unless that is empty. They fill D (nq, k) int32 with distances, ascending, and I (nq, k) int64 with rows; where
-    there are fewer than k, D is the worst distance and I is -1.
+    The scans find the nearest codes of each of ``queries`` (nq, words) uint32, among rows where ``allowed`` (n,) bool
+    is true, or among all if ``allowed`` is empty. They fill D (nq, k) int32 with Hamming distances, smallest first, and
+    I (nq, k) int64 with rows. Missing hits get the worst distance and -1.
 
-    ``rows(groups, first, last, queries, allowed, D, I)`` looks at the rows ``first`` (a multiple of ``LANES``) to
-    ``last``; of equal distances the first rows are taken.
+    ``rows(groups, first, last, queries, allowed, D, I)`` scans the rows ``first`` (a multiple of ``LANES``) to
+    ``last`` - 1. Among equal distances it takes the first rows.
 
-    ``lists(chains, probes, queries, allowed, D, I)`` looks at the lists ``probes`` (nq, nprobe) int64; of equal
-    distances those looked at first are taken. ``chains`` is (groups, rows, heads, following): a list begins with the
-    group ``heads`` (nlist,) and goes on with the group ``following`` (groups,) until that is -1; ``rows`` (groups,
-    LANES) int32 are those of the codes, -1 where there is none.
+    ``lists(chains, probes, queries, allowed, D, I)`` scans the lists ``probes`` (nq, nprobe) int64. Among equal
+    distances it takes those that it sees first. ``chains`` is (groups, rows, heads, following): a list begins with the
+    group ``heads`` (nlist,) int32, and the group after a group is ``following`` (groups,) int32, or -1 at the end;
+    ``rows`` (groups, LANES) int32 are the rows of the codes, -1 in empty lanes.
 
-    ``distances(groups, places, queries, D)`` fills D (nq, k) int32 with those of the codes at ``places`` (nq, k) int64,
-    ``LANES`` times their group, plus their lane.
+    ``distances(groups, places, queries, D)`` fills D (nq, k) int32 with the distances of the codes at ``places``
+    (nq, k) int64. A place is ``LANES`` times the group, plus the lane.
     """
-    # Numba knows what it has compiled by these, and by this file alone: not by constants of other files.
+    # Numba's cache depends on these and on this file alone: not on constants of other files.
     total, lanes = 2 * pairs + others, LANES
     most = 32 * (3 * pairs + others)
 
@@ -220,8 +246,8 @@ def scans(pairs: int, others: int) -> Scans:
         counts, n, below = np.zeros((nq, most + 2), np.int32), np.zeros(nq, np.int64), np.zeros(nq, np.int64)
         limits, of_group = np.full(nq, most + 1 if k else 0, np.int64), np.empty(lanes, np.int32)
         nearest = max(1, probes.shape[1] // 8)
-        # All queries look at a list together, while it is in the cache; but first at their nearest lists, so that what
-        # comes later is seldom near enough.
+        # All queries scan a list together, while it is in the cache. They scan their nearest lists first, so that later
+        # codes are seldom near enough.
         for some in (probes[:, :nearest], probes[:, nearest:]):
             ends, members = _by_list(some, len(heads))
             for number in range(len(heads)):
@@ -271,11 +297,21 @@ def scans(pairs: int, others: int) -> Scans:
 
 @jitted()
 def _by_list(probes: Any, nlist: int) -> tuple[Any, Any]:
-    """Return which queries (nq,) probe each list, list after list, and where each list's end and the next one's begin.
+    """Group the probes by list.
 
     Parameters
     ----------
-    probes : (nq, nprobe)
+    probes : ndarray of shape (nq, nprobe), int64
+        Lists that each query probes.
+    nlist : int
+        Number of lists.
+
+    Returns
+    -------
+    ends : ndarray of shape (nlist + 1,), int64
+        The queries of list i are members[ends[i] : ends[i + 1]].
+    members : ndarray of shape (nq * nprobe,), int64
+        Queries, list after list.
     """
     ends, members = np.zeros(nlist + 1, np.int64), np.empty(probes.size, np.int64)
     for q in range(len(probes)):

@@ -1,6 +1,6 @@
-"""Scores of candidates from vectors as they are stored, and the best of them, compiled by numba.
+"""Scores of candidates from vectors as they are stored, and the best k, compiled by numba.
 
-Nothing is gathered or cast beforehand.
+The loops read the stored vectors in place, without a gather or a cast.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from faiss_qama.kernels.compiling import AHEAD, jitted, prefetch
 
 @intrinsic
 def _value(typing: Any, stored: Any) -> Any:
-    """Return float32 as it is, and of uint16 the half-precision number of these bits."""
+    """Return a float32 as it is, and a uint16 as the half-precision number with its bits."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         if stored == types.float32:
@@ -31,10 +31,11 @@ def _value(typing: Any, stored: Any) -> Any:
 
 @cache
 def scores(inner_product: bool) -> Callable[..., None]:
-    """Return what scores candidates, by inner product or by squared L2 distance.
+    """Return the loop that scores candidates, by inner product or by squared L2 distance.
 
     ``score(x, rows, queries, out)`` fills ``out`` (nq, k) float32 with the scores of ``rows`` (nq, k) int64 of ``x``
-    (n, d), float32, or float16 viewed as uint16, for ``queries`` (nq, d) float32.
+    (n, d), float32, or float16 viewed as uint16, for ``queries`` (nq, d) float32. Larger inner products are better, and
+    smaller distances.
     """
 
     @jitted(fastmath={"reassoc", "contract", "nsz"})
@@ -58,11 +59,20 @@ def scores(inner_product: bool) -> Callable[..., None]:
 
 @jitted()
 def best(scores: Any, rows: Any, larger: bool, D: Any, I: Any) -> None:
-    """Fill D and I (nq, k) with the best scores and their rows, best first; ties in the order that they have.
+    """Fill D and I with the best scores and their rows, best first; ties keep their order.
 
     Parameters
     ----------
-    scores, rows : (nq, n), n >= k; a score that is no number is the worst
+    scores : ndarray of shape (nq, n), n >= k
+        Scores; NaN is the worst.
+    rows : ndarray of shape (nq, n), int64
+        Rows of the scores.
+    larger : bool
+        Whether larger scores are better.
+    D : ndarray of shape (nq, k)
+        Scores, overwritten.
+    I : ndarray of shape (nq, k), int64
+        Rows, overwritten.
     """
     k = D.shape[1]
     for q in range(len(scores)):

@@ -1,4 +1,8 @@
-"""Sums of weights over the bits of codes, by table look-up: the products of asymmetric scores, compiled."""
+"""Sums of weights over the bits of codes, by table look-up, compiled: the products of asymmetric scores.
+
+The tables are those of product quantization (Jégou et al., "Product Quantization for Nearest Neighbor Search", 2011,
+section III), with a byte of the code in place of a sub-quantizer.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,18 @@ from faiss_qama.kernels.compiling import jitted
 
 @jitted()
 def lookup_tables(pairs: int, others: int, weights: Any, out: Any) -> None:
-    """Fill ``out`` (8 * pairs + 4 * others, 256) with what each byte of a code adds to its sum of weights.
+    """Fill ``out`` with the amount that each value of each byte of a code adds to its sum of weights.
 
     Parameters
     ----------
-    weights : (32 * pairs * 4 + 32 * others,) float32: what each h + 2 g adds, unit by unit; then each other bit
+    pairs : int
+        Pairs of words (h, g) per code.
+    others : int
+        Other words per code.
+    weights : ndarray of shape (128 * pairs + 32 * others,), float32
+        The four weights of h + 2 g, unit by unit; then the weight of each other bit.
+    out : ndarray of shape (8 * pairs + 4 * others, 256), float32
+        The tables, overwritten.
     """
     low, high = np.empty(16, np.float32), np.empty(16, np.float32)
     for t in range(8 * pairs):  # four units: bits 0 to 3 are their h, 4 to 7 their g
@@ -41,12 +52,26 @@ def lookup_tables(pairs: int, others: int, weights: Any, out: Any) -> None:
 def weighted_sums(
     pairs: int, others: int, groups: Any, rows: Any, weights: Any, shared: Any, own: Any, common: Any
 ) -> None:
-    """Fill ``own`` and ``common`` (nq, k) with sums over the bytes of the codes of ``rows`` (nq, k).
+    """Fill ``own`` and ``common`` with sums of weights over the codes of candidates.
 
     Parameters
     ----------
-    weights : (nq, ...) float32, as :func:`lookup_tables` takes them
-    shared : (8 * pairs + 4 * others, 256) float32, tables that all queries share
+    pairs : int
+        Pairs of words (h, g) per code.
+    others : int
+        Other words per code.
+    groups : ndarray of shape (groups, words, LANES), uint32
+        The codes.
+    rows : ndarray of shape (nq, k), int64
+        Places of the candidates: ``LANES`` times the group, plus the lane.
+    weights : ndarray of shape (nq, 128 * pairs + 32 * others), float32
+        Weights of each query, as :func:`lookup_tables` takes them.
+    shared : ndarray of shape (8 * pairs + 4 * others, 256), float32
+        Tables that all queries share.
+    own : ndarray of shape (nq, k), float32
+        Sums of each query's own weights, overwritten.
+    common : ndarray of shape (nq, k), float32
+        Sums from the shared tables, overwritten.
     """
     table, lanes = np.empty_like(shared), groups.shape[2]
     for q in range(len(rows)):

@@ -49,8 +49,18 @@ class FitRecord:
     Parameters
     ----------
     config : mapping of str to object
-        :meth:`FitConfig.to_dict() <faiss_qama.training.FitConfig.to_dict>` of the settings; empty for a quantizer that
-        no fit made.
+        :meth:`FitConfig.to_dict() <faiss_qama.training.FitConfig.to_dict>` of all settings, for people to read; empty
+        for a quantizer that no fit made.
+    center : bool
+        Whether the mean of the corpus was subtracted first.
+    projection : str
+        ``pca`` if components are ordered by their variance, ``none`` if they are the embedding's own.
+    rotation : str
+        ``itq``, ``random`` or ``none``.
+    thresholds : str
+        Name of the rule that set the thresholds.
+    matryoshka_dims : sequence of int, or str
+        Component counts that rotations do not cross, or ``nested``; empty if there are none.
     fitted_on : int
         Vectors that the quantizer was fitted to.
     real_queries : bool
@@ -62,6 +72,11 @@ class FitRecord:
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
+    center: bool = True
+    projection: str = "pca"
+    rotation: str = "itq"
+    thresholds: str = "lloyd"
+    matryoshka_dims: Sequence[int] | str = ()
     fitted_on: int = 0
     real_queries: bool = False
     query_gain: float = 1.0
@@ -71,32 +86,6 @@ class FitRecord:
     def trained(self) -> bool:
         """Whether the quantizer is a trained one."""
         return self.training is not None and self.training.kept
-
-    @property
-    def center(self) -> bool:
-        """Whether the mean of the corpus was subtracted first."""
-        return bool(self.config["center"])
-
-    @property
-    def projection(self) -> str:
-        """``pca`` where components are ordered by their variance, ``none`` where they are the embedding's own."""
-        return str(self.config["projection"])
-
-    @property
-    def rotation(self) -> str:
-        """``itq``, ``random`` or ``none``."""
-        return str(self.config["rotation"])
-
-    @property
-    def thresholds(self) -> str:
-        """Name of the rule that set the thresholds."""
-        return str(self.config["thresholds"])
-
-    @property
-    def matryoshka_dims(self) -> Sequence[int] | str:
-        """Component counts that rotations do not cross, or ``nested``; empty if there are none."""
-        dims: Sequence[int] | str = self.config["matryoshka_dims"]
-        return dims
 
     def to_dict(self) -> dict[str, Any]:
         """Return the record as JSON holds it."""

@@ -117,7 +117,7 @@ class CodeLayout:
 
     @cached_property
     def code_size(self) -> int:
-        """Bytes of a code: ``n_bits`` rounded up to whole bytes."""
+        """Bytes per code, ``n_bits`` rounded up to whole bytes."""
         return (self.n_bits + 7) // 8
 
     @cached_property
@@ -135,10 +135,7 @@ class CodeLayout:
     def truncate(self, components: int) -> CodeLayout:
         """Return the layout of the first ``components``, without residual code: its bits are the first of this one's.
 
-        Raises
-        ------
-        ValueError
-            For fewer than 1 or more than there are, or if a pair of components would be split.
+        Raises ValueError for fewer than 1 or more than there are, or if a pair of components would be split.
         """
         if not 1 <= components <= self.components:
             raise ValueError(f"components must be from 1 to {self.components}; got {components}")

@@ -58,6 +58,16 @@ class Quantizer:
     calibration : Calibration, optional
         The oversampling that each recall needs, if it was measured.
 
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from faiss_qama.training import FitConfig, fit
+    >>> x = np.random.default_rng(0).standard_normal((500, 32))
+    >>> quantizer = fit(x, config=FitConfig(layout="2x16"))
+    >>> code = quantizer.encode(x)
+    >>> code.shape, code.dtype, quantizer.decode(code).shape
+    ((500, 6), dtype('uint8'), (500, 32))
+
     Raises
     ------
     ValueError
@@ -116,7 +126,17 @@ class Quantizer:
         return next(name for name, metric in METRICS.items() if metric == self.metric)
 
     def encode(self, x: ArrayLike) -> Codes:
-        """Return the codes, (n, code_size) uint8, of documents ``x`` (n, d).
+        """Return the codes of documents.
+
+        Parameters
+        ----------
+        x : array of shape (n, d)
+            Documents.
+
+        Returns
+        -------
+        ndarray of shape (n, code_size), uint8
+            Their codes.
 
         Raises
         ------
@@ -148,8 +168,12 @@ class Quantizer:
         return x - self.decode_unnormalized(code)
 
     def encode_residual(self, x: Floats, code: Codes) -> Codes:
-        """Return the residual codes, (n, residual.code_size) uint8, of documents ``x`` (n, d) with their ``code``."""
-        assert self.residual is not None
+        """Return the residual codes, (n, residual.code_size) uint8, of documents ``x`` (n, d) with their ``code``.
+
+        Raises ValueError for a layout without residual code.
+        """
+        if self.residual is None:
+            raise ValueError(f"layout {self.layout} has no residual code; fit one such as {self.layout}+1x8")
         return self.residual.encode(self.residual_of(x, code))
 
     def decode(self, code: Codes, residual: Codes | None = None) -> Floats:
@@ -249,10 +273,7 @@ class Quantizer:
     def from_state(cls, arrays: Mapping[str, NDArray[Any]], settings: Mapping[str, Any]) -> Quantizer:
         """Return the quantizer of :meth:`to_state`.
 
-        Raises
-        ------
-        KeyError, TypeError, ValueError
-            For parts that are missing, unknown or of a wrong shape.
+        Raises KeyError, TypeError or ValueError for parts that are missing, unknown or of a wrong shape.
         """
         calibrations = {}
         for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):

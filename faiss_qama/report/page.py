@@ -29,7 +29,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("jinja2", "matplotlib"):
         raise
-    raise ImportError("a report needs jinja2 and matplotlib: pip install 'faiss-qama[report]'") from None
+    raise ImportError("a report needs jinja2 and matplotlib: pip install '.[report]' in the clone") from None
 
 
 def write_page(result: FitResult, path: PathLike, command: str) -> None:

@@ -1,1 +1,1 @@
-"""The second stage: candidates scored again."""
+"""The second stage: rescorers, which score candidates again with the float query."""

@@ -1,4 +1,7 @@
-"""Re-ranking from the codes themselves, decoded."""
+"""Re-ranking from decoded codes.
+
+See Jégou et al., "Product Quantization for Nearest Neighbor Search", 2011, section III: asymmetric distances.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from faiss_qama.rescore.rescorer import Rescorer
 class CodeRescorer(Rescorer):
     """Scores from the codes: asymmetric distances between the float query and the decoded document.
 
-    It keeps nothing.
+    It keeps no bytes of its own.
 
     Parameters
     ----------
@@ -41,7 +44,7 @@ class CodeRescorer(Rescorer):
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         quantizer, decoder = self.quantizer, self.quantizer.bit_decoder
         xq = quantizer.adapt_queries(xq)
-        plain = not quantizer.normalized and quantizer.metric == faiss.METRIC_INNER_PRODUCT  # no norms are needed
+        plain = not quantizer.normalized and quantizer.metric == faiss.METRIC_INNER_PRODUCT  # scores need no norms
         squares = None if plain else decoder.energy_steps
         products, energies = self._base.weighted_sums(rows, decoder.weights(xq), squares)
         products += np.einsum("qd,d->q", xq, decoder.offset)[:, None]
@@ -61,7 +64,7 @@ class CodeRescorer(Rescorer):
         return products
 
     def _energies(self, rows: Ids) -> Floats:
-        """Return the squared norms of decoded ``rows``, for decoders whose norms are no sum over the bits."""
+        """Return the squared norms (nq, k) of decoded ``rows`` (nq, k), if they are no sums over bits."""
         out = np.empty(rows.shape, dtype=np.float32)
         for block in topk.blocks(rows, self.quantizer.d):
             bits = bit_packing.unpack(self._base.take(rows[block].ravel()), self.quantizer.layout).astype(np.float32)

@@ -1,4 +1,4 @@
-"""A rescorer from the name that a user gives: the one place that knows the names."""
+"""A rescorer from the name of its kind: the one place that knows the names."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RESCORE_KINDS = ("none", "codes", *DTYPES)
 
 
 def check_rescore(rescore: Any) -> None:
-    """Raise ValueError for a string that is none of ``RESCORE_KINDS``; anything else may be vectors."""
+    """Raise ValueError for a string that is not in ``RESCORE_KINDS``; other objects may be vectors."""
     if isinstance(rescore, str) and rescore not in RESCORE_KINDS:
         raise ValueError(f"rescore must be one of {', '.join(RESCORE_KINDS)}, or vectors; got {rescore!r}")
 
@@ -32,6 +32,11 @@ def make_rescorer(rescore: Any, quantizer: Quantizer, base: CodeIndex) -> Rescor
         The quantizer of the codes.
     base : CodeIndex
         The codes.
+
+    Returns
+    -------
+    Rescorer or None
+        The rescorer.
 
     Raises
     ------
@@ -52,7 +57,7 @@ def read_rescorer(rescore: str, quantizer: Quantizer, base: CodeIndex, reader: P
     """Return the saved rescorer of the codes in ``base``. Raises ValueError for damaged parts."""
     if rescore in DTYPES:
         shape = (len(base), row_width(rescore, quantizer.d))
-        return StoredVectors(quantizer, rescore, reader.array("store", shape, DTYPES[rescore]))
+        return StoredVectors(quantizer, rescore, reader.array("vectors", shape, DTYPES[rescore]))
     if rescore == "codes" and quantizer.residual is not None:
         return ResidualRescorer.from_parts(quantizer, base, reader)
     return make_rescorer(rescore, quantizer, base)

@@ -19,17 +19,24 @@ CHUNK = 16_384  # vectors that are read at a time
 class FaissVectors:
     """Reads the vectors of a filled faiss.Index without copying it; a flat index is read in place.
 
-    Inverted lists get a direct map, which FAISS needs to find a vector by its id (8 bytes a vector or more).
+    Inverted lists get a direct map, which FAISS needs to find a vector by its id (8 bytes per vector or more).
 
     Parameters
     ----------
-    index : any float index that can reconstruct: Flat, IVF, HNSW, SQ, PQ, and IDMap, PreTransform and Refine around
-        them
+    index : faiss.Index
+        A float index that can reconstruct: Flat, IVF, HNSW, SQ or PQ, also inside IDMap, PreTransform or Refine.
 
     Attributes
     ----------
-    index : the same
-    ids : (n,) int64 ids of the user's own, or None
+    index : faiss.Index
+        The same index.
+    ids : ndarray of shape (n,), int64, or None
+        The user's own ids.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For other objects, for an index that cannot reconstruct, and for inverted lists with an id twice.
     """
 
     def __init__(self, index: Any) -> None:
@@ -66,7 +73,7 @@ class FaissVectors:
         return int(self._inner.d)
 
     def take(self, places: Ids) -> Floats:
-        """Return the vectors at ``places`` (any shape) as float32, with one more axis of d."""
+        """Return the vectors (..., d) float32 at ``places`` (...) int64."""
         if isinstance(self._inner, faiss.IndexFlat):
             view = faiss.rev_swig_ptr(self._inner.get_xb(), len(self) * self.d).reshape(-1, self.d)
             flat: Floats = view[places]
@@ -76,7 +83,7 @@ class FaissVectors:
         return x.reshape(*places.shape, self.d)
 
     def sample(self, n: int, seed: int) -> Floats:
-        """Return ``n`` vectors drawn at random, or all, (n, d) float32. Raises ValueError if there are fewer than 2."""
+        """Return ``n`` random vectors (n, d) float32, or all. Raises ValueError for an index of fewer than 2."""
         if len(self) < 2:
             raise ValueError(f"fitting needs at least 2 vectors; the index to wrap holds {len(self)}")
         places = np.random.default_rng(seed).choice(len(self), min(len(self), n), replace=False)
@@ -92,13 +99,13 @@ class FaissVectors:
             )
 
     def add(self, x: Floats) -> None:
-        """Append vectors. Raises ValueError where the index has ids of its own, as those of ``x`` are not known."""
+        """Append ``x`` (m, d) float32. Raises ValueError if the index has ids of its own: ``x`` comes without."""
         if self.ids is not None or self._keys is not None:
             raise ValueError(f"{type(self.index).__name__} has ids of its own; add to it first, then here")
         self.index.add(x)
 
     def _map_directly(self, lists: Any) -> Ids | None:
-        """Make every vector of ``lists`` findable; return the key of each place, or None if they are the same."""
+        """Give ``lists`` a direct map; return the key (n,) of each place, or None if keys are the places."""
         parts = [
             faiss.rev_swig_ptr(lists.invlists.get_ids(i), lists.invlists.list_size(i)).copy()
             for i in range(lists.nlist)

@@ -1,4 +1,4 @@
-"""The second stage: candidates of the Hamming scan are scored again with the float query."""
+"""The interface of the second stage: score candidates of the Hamming scan again, with the float query."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Rescorer:
     Attributes
     ----------
     kind : str
-        ``codes``, ``sq8``, ``fp16``, ``fp32``, or ``borrowed`` for vectors that the user keeps.
+        ``codes``, ``sq8``, ``fp16``, ``fp32``, or ``user`` for vectors that the user keeps.
     stage : str
         The calibration that holds for it: ``floats`` or ``codes``.
     bytes_per_vector : int
@@ -72,24 +72,29 @@ class Rescorer:
         code : ndarray of shape (n, code_size), uint8
             Their codes.
         first : int
-            The number of the first of them, for error messages.
+            The number of the first vector, for error messages.
+
+        Returns
+        -------
+        ndarray of shape (n, width)
+            Rows as the rescorer stores them.
 
         Raises
         ------
         ValueError
-            If they cannot be stored.
+            For vectors that cannot be stored.
         """
         return x
 
     def append(self, encoded: NDArray[Any]) -> None:
-        """Append rows that :meth:`encode` returned. Raises ValueError, with nothing changed, if they have no place."""
+        """Append rows (n, width) of :meth:`encode`. Raises ValueError, and changes nothing, if they have no place."""
 
     def encoded(self, rows: Ids) -> NDArray[Any]:
-        """Return ``rows`` as :meth:`append` takes them, for another rescorer of this kind."""
+        """Return the stored ``rows`` (n,) as :meth:`append` takes them, (n, width)."""
         return np.empty((len(rows), 0))
 
     def parts(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that a bundle holds of it, by name."""
+        """Return the arrays of this rescorer that a bundle holds, by name."""
         return {}
 
     def over(self, base: CodeIndex) -> Rescorer:
@@ -107,21 +112,21 @@ class Rescorer:
 
 
 class VectorRescorer(Rescorer):
-    """Scores from float vectors."""
+    """Scores from float vectors, stored or the user's."""
 
     scale = 1.0  # factor of gathered vectors
 
     def _gather(self, rows: Ids) -> Floats:
-        """Return the vectors of ``rows`` (any shape), divided by ``scale``, as new float32."""
+        """Return the vectors (..., d) of ``rows`` (...), divided by ``scale``, as new float32."""
         raise NotImplementedError
 
     def take(self, rows: Ids) -> Floats:
         return self._gather(rows) * np.float32(self.scale)
 
     def _in_place(self, rows: Ids) -> tuple[NDArray[Any], Ids] | None:
-        """Return the stored vectors (n, d), float32 or float16 and divided by ``scale``, and the places of ``rows``.
+        """Return the stored vectors (n, d), divided by ``scale``, and the places of ``rows`` among them.
 
-        Returns None for vectors that are stored otherwise.
+        Return None unless they are stored as float32 or float16.
         """
         return None
 
@@ -143,7 +148,7 @@ class VectorRescorer(Rescorer):
         return out
 
     def _compare(self, x: NDArray[Any], rows: Ids, xq: Floats, out: Floats) -> None:
-        """Fill ``out`` (nq, k') with the scores of ``rows`` of ``x``."""
+        """Fill ``out`` (nq, k') with the scores of ``rows`` (nq, k') of ``x`` (n, d), for queries ``xq`` (nq, d)."""
         dots, inner_product = kernel("scoring"), self.quantizer.metric == faiss.METRIC_INNER_PRODUCT
         if dots is not None:
             dots.scores(inner_product)(x.view(np.uint16) if x.dtype == np.float16 else x, rows, xq, out)

@@ -1,4 +1,7 @@
-"""Re-ranking from two codes: that of the vector, and that of its residual."""
+"""Re-ranking from two codes: the code of the vector, and the code of its residual.
+
+See Chen et al., "Approximate Nearest Neighbor Search by Residual Vector Quantization", 2010.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +23,8 @@ from faiss_qama.rescore.codes import CodeRescorer
 def norm_dtype(metric: int, normalized: bool) -> np.dtype[Any] | None:
     """Return the dtype of the stored norms of decoded sums, or None where scores need no norm.
 
-    The norm of a sum of two decoded vectors is no sum over their bits. Cosines are divided by it, L2 distances hold
-    its square, and inner products do without it.
+    The norm of a sum of two decoded vectors is no sum over their bits. Cosines are divided by it, L2 distances contain
+    its square, and inner products need no norm.
     """
     if normalized:
         return np.dtype(np.float16)
@@ -37,7 +40,7 @@ def residual_bytes(layout: CodeLayout | None, metric: int, normalized: bool) -> 
 
 
 class ResidualRescorer(CodeRescorer):
-    """Scores from the codes of an index and the residual codes, which are kept here.
+    """Scores from the codes of an index, and from residual codes, which it keeps.
 
     Parameters
     ----------
@@ -71,7 +74,7 @@ class ResidualRescorer(CodeRescorer):
 
     @classmethod
     def from_parts(cls, quantizer: Quantizer, base: CodeIndex, reader: PartReader) -> ResidualRescorer:
-        """Return the rescorer of :meth:`parts`. Raises ValueError for a part that is misshapen or no norm."""
+        """Return the rescorer of :meth:`parts`. Raises ValueError for a misshapen part, and for impossible norms."""
         rescorer, n = cls(quantizer, base), len(base)
         shape = (-(-n // LANES), *rescorer._codes.groups.shape[1:])
         rescorer._codes = FlatCodeIndex(rescorer._residual.layout, reader.array("residual", shape, "<u4"), n)

@@ -81,7 +81,7 @@ class StoredVectors(VectorRescorer):
         return self.rows[rows]
 
     def parts(self) -> dict[str, NDArray[Any]]:
-        return {"store": self.rows}
+        return {"vectors": self.rows}
 
     def shrink(self, n: int) -> None:
         self._rows.shrink(n)

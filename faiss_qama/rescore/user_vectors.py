@@ -18,8 +18,8 @@ from faiss_qama.vectors import check_dtype_and_shape
 class UserVectors(VectorRescorer):
     """Vectors that the user keeps: an array, a memory map, or a faiss.Index. Row i is its i-th vector.
 
-    An array is never written to. Vectors added here are added to a faiss.Index too, if it holds no more than this.
-    Vectors removed here stay there.
+    An array is never written to. Vectors added here are also added to a faiss.Index, if that holds no others. Vectors
+    removed here stay there.
 
     Parameters
     ----------
@@ -27,9 +27,14 @@ class UserVectors(VectorRescorer):
         The quantizer of the codes.
     source : ndarray of shape (n, d), faiss.Index or FaissVectors
         The vectors.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For vectors of another type or dimension.
     """
 
-    kind = "borrowed"
+    kind = "user"
 
     def __init__(self, quantizer: Quantizer, source: Any) -> None:
         super().__init__(quantizer)
@@ -42,7 +47,7 @@ class UserVectors(VectorRescorer):
             raise ValueError(f"rescore: dimension {source.d}, but {quantizer.d} is needed")
         self._source = source
         self._used = 0
-        self._places: GrowingArray | None = None  # of the rows, once some were removed
+        self._places: GrowingArray | None = None  # of the rows, after some were removed
 
     def append(self, encoded: NDArray[Any]) -> None:
         there, needed = len(self._source), self._used + len(encoded)

@@ -1,1 +1,1 @@
-"""Files on disk: the bundle, and atomic writes."""
+"""Files on disk: the bundle of an index, and atomic writes."""

@@ -19,7 +19,17 @@ from faiss_qama.vectors import PathLike
 
 @dataclass(frozen=True)
 class Stream:
-    """An array that is written chunk by chunk: ``chunks`` are runs of its rows, in order."""
+    """An array that is written chunk by chunk.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of the array.
+    dtype : dtype
+        Type of the array.
+    chunks : iterable of ndarray
+        Runs of its rows, in order.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -27,7 +37,22 @@ class Stream:
 
 
 def check_writable(path: PathLike, others: Iterable[Path] = ()) -> None:
-    """Raise unless a file can be written at ``path`` that is none of ``others``. Changes nothing."""
+    """Check that a file can be written at ``path``, and change nothing.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    others : iterable of Path
+        Files that it must not replace.
+
+    Raises
+    ------
+    OSError
+        For a folder at ``path``, and for a parent folder that is missing or may not be written to.
+    ValueError
+        If ``path`` is one of ``others``.
+    """
     final = Path(path)
     folder = final.absolute().parent
     if final.is_dir():
@@ -42,9 +67,9 @@ def check_writable(path: PathLike, others: Iterable[Path] = ()) -> None:
 
 @contextmanager
 def replacing(path: PathLike) -> Iterator[Path]:
-    """Give a path to write to; the file there replaces ``path`` in one atomic step if nothing was raised.
+    """Yield a path to write to; at the end its file replaces ``path`` in one atomic step, unless an error is raised.
 
-    Raises what :func:`check_writable` raises, and OSError naming ``path`` if writing fails.
+    Raises the errors of :func:`check_writable`, and OSError naming ``path`` if writing fails.
     """
     final = Path(path)
     check_writable(final)
@@ -60,7 +85,7 @@ def replacing(path: PathLike) -> Iterator[Path]:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Name ``path`` in an OSError that names no file, as that of a full disk."""
+    """Add the name ``path`` to an OSError without a file name, such as that of a full disk."""
     try:
         yield
     except OSError as error:
@@ -82,7 +107,7 @@ def write_npy(path: PathLike, x: NDArray[Any] | Stream) -> None:
 
 
 def write_stream(path: Path, x: NDArray[Any] | Stream) -> None:
-    """Write ``x`` as a .npy file. Raises ValueError for a stream with another number of rows than it says."""
+    """Write ``x`` as a .npy file. Raises ValueError for a stream whose chunks do not make its number of rows."""
     stream, rows = x if isinstance(x, Stream) else Stream(x.shape, x.dtype, [x]), 0
     with path.open("wb") as file:
         header = {"descr": np.lib.format.dtype_to_descr(stream.dtype), "fortran_order": False, "shape": stream.shape}
@@ -106,7 +131,7 @@ def write_faiss(path: Path, index: Any) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Return the checksum of a file."""
+    """Return the SHA-256 of a file, in hexadecimal."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -116,9 +141,9 @@ def sha256(path: Path) -> str:
 
 def sync(path: Path) -> None:
     """Wait until a file or folder is on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows cannot open a folder
+    if path.is_dir() and os.name == "nt":  # Windows opens no folder
         return
-    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs only what it may write
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)  # Windows syncs only files open for writing
     try:
         os.fsync(handle)
     finally:

@@ -1,4 +1,4 @@
-"""The bundle on disk: a folder whose ``manifest.json`` names the files of one generation. Only this file writes one.
+"""The bundle on disk: a folder whose ``manifest.json`` names the files of one generation. Only this module writes it.
 
 A save writes the files of the next generation, syncs them, and then replaces the manifest in one atomic step: a crash
 leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself. Format version 1::
@@ -10,9 +10,9 @@ leaves the old index or the new one. The manifest holds the SHA-256 of every fil
                                  the codes, -1 for none; (n,) int32, the place of each row's code
     sizes-G.npy, centroids-G.npy of IVF: (nlist,) int64, codes per list; (nlist, units) uint8, the centroids of the
                                  lists in 64ths of a level
-    codes-G.faissindex           codes of FAISS's bases: the faiss.IndexBinary; of hash tables, which are made anew,
+    codes-G.faissindex           codes of FAISS's bases: the faiss.IndexBinary; for hash tables, which a load rebuilds,
                                  a flat one
-    store-G.npy                  vectors to re-rank with, one row per code: float16, float32, or int8 (sq8)
+    vectors-G.npy                vectors to re-rank with, one row per code: float16, float32, or int8 (sq8)
     residual-G.npy               residual codes to re-rank with: (groups, words, 16) uint32
     norms-G.npy                  norms of the decoded sums: (n,) float16 of unit vectors, float32 under L2
     ids-G.npy                    (n,) int64, the user's own ids
@@ -54,7 +54,7 @@ NEEDED |= {"base_settings": dict, "quantizer": dict, "files": dict}
 MANIFEST, LOCK = "manifest.json", ".lock"
 _OURS = re.compile(
     r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|manifest\.json\.new"
-    r"|(codes|rows|places|sizes|centroids|store|residual|norms|ids|alive)-\d+\.npy)"
+    r"|(codes|rows|places|sizes|centroids|vectors|residual|norms|ids|alive)-\d+\.npy)"
 )
 
 
@@ -81,7 +81,22 @@ class Bundle:
 
 
 def check_writable(path: PathLike, sources: Iterable[Path] = ()) -> None:
-    """Raise unless ``path`` is free, an empty folder, or a bundle to replace that holds no source. Changes nothing."""
+    """Check that ``path`` is free, an empty folder, or a bundle to replace, and change nothing.
+
+    Parameters
+    ----------
+    path : str or path
+        The folder.
+    sources : iterable of Path
+        Files that must not lie in the folder.
+
+    Raises
+    ------
+    OSError
+        For a file at ``path``, a folder of other files, and a missing parent folder.
+    ValueError
+        For a damaged manifest, and for a source inside the folder.
+    """
     folder = Path(path)
     if not folder.exists():
         if not folder.absolute().parent.is_dir():
@@ -98,14 +113,21 @@ def check_writable(path: PathLike, sources: Iterable[Path] = ()) -> None:
 
 
 def write(path: PathLike, bundle: Bundle) -> None:
-    """Write ``bundle``, replacing the one at ``path`` if there is one.
+    """Write a bundle to a folder, replacing a bundle there in one atomic step.
+
+    Parameters
+    ----------
+    path : str or path
+        The folder.
+    bundle : Bundle
+        The index.
 
     Raises
     ------
     FileExistsError
-        if something other than a bundle is at ``path``
+        For a file, or a folder of other files, at ``path``.
     OSError
-        if writing fails, with what was there before untouched
+        If writing fails. A bundle at ``path`` stays as it was.
     """
     folder = Path(path)
     check_writable(folder)
@@ -116,7 +138,7 @@ def write(path: PathLike, bundle: Bundle) -> None:
                 previous = _parse(folder) if (folder / MANIFEST).exists() else {"generation": 0}
                 _write_generation(folder, previous["generation"] + 1, bundle)
             finally:
-                if not (folder / MANIFEST).exists():  # nothing was written, so nothing stays
+                if not (folder / MANIFEST).exists():  # nothing was written, so remove the folder
                     with suppress(OSError):
                         (folder / LOCK).unlink()
                         folder.rmdir()
@@ -125,7 +147,7 @@ def write(path: PathLike, bundle: Bundle) -> None:
 
 
 def read(path: PathLike, make: Callable[[Quantizer, str, CodeIndex, Parts], T], *, mmap: bool = False) -> T:
-    """Return what ``make`` returns of the bundle at ``path``.
+    """Read the bundle at ``path``.
 
     Parameters
     ----------
@@ -135,7 +157,12 @@ def read(path: PathLike, make: Callable[[Quantizer, str, CodeIndex, Parts], T], 
         Takes the quantizer, the kind of the rescorer, the codes, and a reader of all other parts. It is called again
         if a save replaces the generation meanwhile.
     mmap : bool
-        Whether arrays are memory-mapped, read-only. Of those only the size is checked, not the checksum.
+        Whether arrays are memory-mapped, read-only. Only their sizes are checked, not their checksums.
+
+    Returns
+    -------
+    object
+        The result of ``make``.
 
     Raises
     ------
@@ -159,7 +186,10 @@ def read(path: PathLike, make: Callable[[Quantizer, str, CodeIndex, Parts], T], 
 
 
 def verify(path: PathLike) -> dict[str, Any]:
-    """Check every file of the bundle at ``path`` against its checksum; return the manifest."""
+    """Check every file of the bundle at ``path`` against its checksum; return the manifest.
+
+    Raises FileNotFoundError or ValueError, naming the file and the fault.
+    """
     manifest = _parse(Path(path))
     try:
         for entry in manifest["files"].values():
@@ -170,28 +200,28 @@ def verify(path: PathLike) -> dict[str, Any]:
 
 
 def fingerprint(path: PathLike) -> str:
-    """Return what tells one saved state of the bundle at ``path`` from every other."""
+    """Return a str that tells the saved state of the bundle at ``path`` from every other: its manifest's checksum."""
     return str(_parse(Path(path))["sha256"])
 
 
 class Parts:
-    """The files of one generation, read when they are asked for (a :class:`~faiss_qama.hamming.code_index.PartReader`).
+    """The files of one generation, read on request (a :class:`~faiss_qama.hamming.code_index.PartReader`).
 
     Parameters
     ----------
     folder : Path
         The bundle.
-    files : mapping
+    files : mapping of str to mapping
         The manifest's entries by name.
     mmap : bool
-        Whether arrays are memory-mapped. Of those only the size is checked, not the checksum.
+        Whether arrays are memory-mapped. Only their sizes are checked, not their checksums.
     """
 
     def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]], mmap: bool) -> None:
         self._folder, self._files, self._mmap = folder, files, mmap
 
     def has(self, name: str) -> bool:
-        """Return whether the manifest names such a part."""
+        """Return whether the manifest names a part ``name``."""
         return name in self._files
 
     def path(self, name: str, *, mapped: bool = False) -> Path:
@@ -204,7 +234,7 @@ class Parts:
         return path
 
     def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True) -> NDArray[Any]:
-        """Return an array. Raises ValueError naming the file for another shape or dtype."""
+        """Return an array, memory-mapped if ``mmap`` and ``mapped``. Raises ValueError for another shape or dtype."""
         mapped = mapped and self._mmap
         array: NDArray[Any] = open_npy(self.path(name, mapped=mapped), mapped)
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
@@ -212,7 +242,7 @@ class Parts:
         return array
 
     def binary(self, name: str, *, mapped: bool = False) -> faiss.IndexBinary:
-        """Return a FAISS binary index. Raises ValueError naming the file if FAISS cannot read it."""
+        """Return a FAISS binary index. Raises ValueError, naming the file, if FAISS cannot read it."""
         path = self.path(name, mapped=mapped and self._mmap)
         try:
             return faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC if self._mmap else 0)
@@ -222,7 +252,7 @@ class Parts:
             raise self.invalid(name, f"not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
 
     def invalid(self, name: str, reason: str) -> ValueError:
-        """Return the error for a part that cannot be used."""
+        """Return the error for a part with impossible values."""
         return ValueError(f"{self._folder / self._files[name]['name']}: {reason}")
 
 
@@ -233,7 +263,7 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         if isinstance(part, faiss.IndexBinary):
             path = files[name] = folder / f"{name}-{generation}.faissindex"
             atomic_files.write_faiss(path, part)
-            if path.stat().st_size < part.ntotal * part.code_size:  # FAISS does not see that a flush failed
+            if path.stat().st_size < part.ntotal * part.code_size:  # FAISS ignores a failed flush
                 raise OSError(f"{path}: could not be written in full: {path.stat().st_size} bytes; is the disk full?")
             return
         files[name] = folder / f"{name}-{generation}.npy"
@@ -271,12 +301,12 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         kept = {entry["name"] for entry in current}
         for entry in folder.iterdir():
             if _OURS.fullmatch(entry.name) and entry.name not in kept:
-                with suppress(OSError):  # Windows keeps what a process has mapped; the next save removes it
+                with suppress(OSError):  # Windows keeps mapped files; the next save removes them
                     entry.unlink()
 
 
 def file_entry(path: Path) -> dict[str, Any]:
-    """Return what a manifest says of a file, once it is on the disk: name, size and checksum."""
+    """Return the manifest's entry of a file, once it is on the disk: name, size and checksum."""
     atomic_files.sync(path)
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": atomic_files.sha256(path)}
 
@@ -288,7 +318,7 @@ def sign(manifest: Mapping[str, Any]) -> bytes:
 
 
 def _only_leftovers(folder: Path) -> bool:
-    """Return whether all there is was left by a first save that was killed: its lock, and files named like ours."""
+    """Return whether a killed first save left all files of ``folder``: its lock, and files with our names."""
     names = {entry.name for entry in folder.iterdir()}
     return LOCK in names and all(_OURS.fullmatch(name) for name in names - {LOCK})
 

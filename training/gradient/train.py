@@ -63,7 +63,7 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)
     batches = Batches(split, config, start.metric, seed)
-    held_out = Validation(split, start.metric, ends)
+    validation = Validation(split, start.metric, ends)
     model = Model(start, split.train, config, ends).to(device)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -79,7 +79,7 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
     journal = Journal(folder, settings, [*arrays.values(), *split.arrays()])
     best = journal.resume({"model": model, "averaged": averaged}, optimizer)
 
-    closed_form = held_out.quality(start)
+    untrained = validation.quality(start)
     for epoch in range(len(journal.log), config.epochs):
         if _is_over(journal.log, config):
             break
@@ -120,17 +120,17 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
         # After an epoch: prune, measure the validation queries, log, keep.
         statistics = model.prune(current, (epoch + 1) / config.epochs)
         quantizer = _frozen(current, split.train)
-        quality, reference = held_out.quality(quantizer), closed_form
+        quality, reference = validation.quality(quantizer), untrained
         if quantizer.layout != start.layout:  # at as many components
-            reference = held_out.quality(start.truncate(quantizer.layout.components))
-        gain = held_out.gain(quality, reference)
+            reference = validation.quality(start.truncate(quantizer.layout.components))
+        gain = validation.gain(quality, reference)
         line = {
             "epoch": epoch + 1,
             "losses": dict(sums),
-            "held_out": quality,
-            "closed_form": reference,
+            "trained": quality,
+            "untrained": reference,
             "gain": gain,
-            "better": gain > 0 and held_out.never_worse(quality, reference),
+            "better": gain > 0 and validation.never_worse(quality, reference),
             "diverged": diverged,
             "temperature": interpolate(config.temperature, done),
             "learning_rate": optimizer.param_groups[0]["lr"],
@@ -147,9 +147,9 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
     record = TrainingRecord(
         kept=line["better"],
         adapter=config.adapter,
-        measure=held_out.measure,
-        untrained=line["closed_form"],
-        trained=line["held_out"],
+        measure=validation.measure,
+        untrained=line["untrained"],
+        trained=line["trained"],
         gain=line["gain"],
         seconds=sum(line["seconds"] for line in journal.log),
         log=journal.log,
