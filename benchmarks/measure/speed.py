@@ -45,10 +45,8 @@ FIRST = """
 import sys, time
 import numpy as np
 from faiss_qama import QamaIndex
-from faiss_qama.index.build import build_index
-from faiss_qama.index_spec import IndexSpec
 from faiss_qama.kernels import kernel
-packing, *_ = map(kernel, ("plane_packing", "scanning", "scoring", "encoding"))
+packing, *_ = map(kernel, ("plane_packing", "scanning", "scoring", "encoding", "weighted_sums"))
 begin = time.perf_counter()  # numba starts with the first call of what it compiled
 packing.pack(np.empty((0, 1), np.uint8), np.empty((0, 4), np.int64), np.empty((0, 1), np.uint32))
 start = time.perf_counter()
@@ -94,13 +92,13 @@ def stages(folder: Path) -> dict[str, Any]:
     quantizer = fit(x, config=FitConfig(layout="2x192"), metric=METRIC)
     index = QamaIndex(quantizer, "codes", base="Flat")
     index.add(x)
-    store = index.rescorer
-    assert store is not None
+    rescorer = index.rescorer
+    assert rescorer is not None
     rows = index.with_rescore("none").search(xq, 400)[1]
     measured: dict[str, Any] = {"n": len(x), "candidates": rows.shape[1], "threads": []} | one_query(quantizer, x, xq)
     for threads in (1, 2):
         with threadpool_limits(threads):
-            scoring = median_seconds(lambda: store.scores(xq, rows)) / len(xq)
+            scoring = median_seconds(lambda: rescorer.scores(xq, rows)) / len(xq)
             encoding, product = in_turns([x] * 7, quantizer.encode, quantizer.transform)
         row = {"threads": threads, "scoring_milliseconds": 1000 * scoring}
         row |= {"encoded_per_second": len(x) / encoding, "times_the_product": encoding / product}
@@ -130,7 +128,7 @@ def one_query(quantizer: Quantizer, x: Floats, xq: Floats) -> dict[str, Any]:
 
 
 def stock_fastscan(folder: Path) -> list[dict[str, Any]]:
-    """Compare two ways to rank by asymmetric distances: FastScan on our levels, and our scan scored from its codes."""
+    """Compare two ways to rank by asymmetric distances: FastScan on our levels, and our scan re-ranked from codes."""
     dataset = Dataset.load(folder)
     x, xq = dataset.corpus.read(), dataset.queries[:1000]
     truth = faiss.knn(xq, x, 10, metric=METRIC)[1]
@@ -152,7 +150,7 @@ def stock_fastscan(folder: Path) -> list[dict[str, Any]]:
 
 
 def growth(folder: Path) -> list[dict[str, Any]]:
-    """Time a query, of a batch, for 100 hits in ever more codes, with one thread; lists and graphs lose one of 40."""
+    """Time queries, batched and with one thread, for 100 hits in ever more codes; lists and graphs lose one of 40."""
     dataset = Dataset.load(folder)
     x, xq = dataset.corpus.read(), dataset.queries[:1000]
     quantizer = fit(x, config=FitConfig(layout="2x192", rotation="random"), metric=METRIC)

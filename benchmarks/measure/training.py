@@ -1,7 +1,8 @@
-"""Measure what training is worth: python benchmarks/training.py DATA writes docs/results/training*.json, and tables.
+"""What training is worth, into docs/results/training*.json.
 
 Quantizers are trained on a data set's corpus, its train queries or its train pairs, and measured on its test queries by
-exhaustive scans: ``adc`` scores decoded codes with the float query, ``hamming`` compares codes.
+exhaustive search: ``adc`` scores decoded codes with the float query, ``hamming`` compares codes. The closed form is the
+quantizer that a training starts from.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import click
 import faiss
 import yaml
-from common import METRIC, ROOT, write
+from common import METRIC, ROOT, K, write
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.evaluation.datasets import Dataset
@@ -73,15 +74,38 @@ QUANTIZERS = ("straight-through", "sigmoid", "tanh", "stochastic")
 
 
 class Bench:
-    """A data set, its exact answers, and what trains on it."""
+    """A data set and its exact answers; trains on it, and measures what was trained.
+
+    Parameters
+    ----------
+    folder : Path
+        A data set folder with train queries.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.dataset = folder, Dataset.load(folder)
         self.x: Floats = self.dataset.corpus.read()
-        self.truth: Truth = exact(self.dataset, 10, METRIC)
+        self.truth: Truth = exact(self.dataset, K, METRIC)
 
     def train(self, config: FitConfig, given: str) -> tuple[Quantizer, Quantizer | None, dict[str, float]]:
-        """Return the closed form, the training from it if there is one to be, and the seconds until each was there."""
+        """Fit, and train if the configuration says so.
+
+        Parameters
+        ----------
+        config : FitConfig
+            Settings of the fit and of the training.
+        given : str
+            ``corpus``, ``queries`` or ``pairs``: what the fit learns from besides the corpus.
+
+        Returns
+        -------
+        closed : Quantizer
+            The closed form.
+        trained : Quantizer or None
+            What was trained from it.
+        seconds : dict of float
+            Seconds from the start until each of them was there.
+        """
         queries, pairs = Corpus(self.folder / "train_queries.npy"), None
         if given == "pairs":
             pairs = read_pairs(queries, self.folder / "train_qrels.tsv", self.dataset.corpus)
@@ -94,28 +118,28 @@ class Bench:
         if config.train is None:
             return closed, None, seconds
         ends = sorted({*config.dims_in(closed.layout), closed.layout.components})
-        training = train(closed, split, config.train, ends, config.seed)
-        return closed, training, seconds | {"trained": time.perf_counter() - start}
+        trained = train(closed, split, config.train, ends, config.seed)
+        return closed, trained, seconds | {"trained": time.perf_counter() - start}
 
     def measure(self, quantizer: Quantizer) -> dict[str, Any]:
-        """Return nDCG@10, % of what exact floats reach, and recall@10, by stage."""
+        """Return nDCG@10, in % of that of exact floats, and recall@10, by stage."""
         code = quantizer.encode(self.x)
         queries = self.dataset.queries
         return {
-            "adc": self._quality(search_decoded(quantizer, code, queries, 10)[1]),
-            "hamming": self._quality(search_hamming(quantizer, code, queries, 10)[1]),
+            "adc": self._quality(search_decoded(quantizer, code, queries, K)[1]),
+            "hamming": self._quality(search_hamming(quantizer, code, queries, K)[1]),
         }
 
     def floats(self, quantizer: Quantizer) -> dict[str, float]:
-        """Return the same of a closed form's columns as floats: what codes would reach if nothing were rounded."""
+        """Return the same of the columns of a closed form as floats: what codes would reach if nothing were rounded."""
         x = scale_to_norm(quantizer.transform(self.x) @ quantizer.decoder.matrix + quantizer.decoder.offset, 1.0)
-        return self._quality(faiss.knn(self.dataset.queries, x, 10, metric=METRIC)[1])
+        return self._quality(faiss.knn(self.dataset.queries, x, K, metric=METRIC)[1])
 
     def _quality(self, found: Ids) -> dict[str, float]:
         floats = self.truth.measured.mean.ndcg
         assert floats is not None
         return {
-            "ndcg": 100 * (ndcg(found, self.dataset.qrels, 10) or 0.0) / floats,
+            "ndcg": 100 * (ndcg(found, self.dataset.qrels, K) or 0.0) / floats,
             "recall": recall(found, self.truth, self.dataset),
         }
 
@@ -137,7 +161,7 @@ def preset(name: str, layout: str | None, seed: int = 0) -> FitConfig:
 
 
 def trainings(bench: Bench) -> list[dict[str, Any]]:
-    """Measure each of ``TRAININGS`` beside its closed form, whichever of the two a fit would keep."""
+    """Measure each of ``TRAININGS`` beside its closed form, and say which of the two a fit would keep."""
     rows = []
     for name, layout, given, seeds in TRAININGS:
         for seed in range(seeds):
