@@ -10,7 +10,6 @@ import click
 from faiss_qama.cli import cli
 
 PAGE = Path(__file__).parent / "cli.md"
-ORDER = ("fit", "build", "search", "eval", "inspect", "export", "embed", "demo")
 HEAD = """\
 # Command line
 
@@ -21,8 +20,7 @@ and exit status 2. Options of `faiss-qama` itself stand before the command:
 
 def page() -> str:
     """Return the text of docs/cli.md."""
-    names = sorted(cli.commands, key=ORDER.index)
-    return "\n".join([HEAD, entries(cli), *(section(name, cli.commands[name]) for name in names)])
+    return "\n".join([HEAD, entries(cli), *(section(name, command) for name, command in cli.commands.items())])
 
 
 def section(name: str, command: click.Command) -> str:

@@ -39,6 +39,8 @@ class FitResult:
         Its folder.
     corpus : Corpus
         What it was made from.
+    spec : IndexSpec
+        The stages that were asked for.
     split : Split
         The sample that was fitted on, and the queries that were held out.
     choice : LayoutChoice or None
@@ -57,6 +59,7 @@ class FitResult:
     index: QamaIndex
     path: Path
     corpus: Corpus
+    spec: IndexSpec
     split: Split
     choice: LayoutChoice | None
     fit_seconds: float
@@ -113,13 +116,12 @@ def fit_index(
     OSError
         If ``path`` cannot be written.
     """
-    from faiss_qama.training.candidate_layouts import SMALLEST  # here, because run time does not depend on training
-    from faiss_qama.training.fit import discard_checkpoint, fit_split
+    from faiss_qama.training.fit import discard_checkpoint, fit_split  # here: run time does not depend on training
     from faiss_qama.training.layout_choice import planned_layout
     from faiss_qama.training.split import split_corpus
 
     bundle.check_writable(path, corpus.paths)
-    layout = planned_layout(config, spec, corpus.shape[1]) or SMALLEST
+    layout = planned_layout(config, spec, corpus.shape[1])
     make_base(DEFAULT if spec.base == AUTO else spec.base, layout).set(spec.settings)  # refused before anything is read
     if config.train is not None and config.train.checkpoint is None:
         config = replace(config, train=replace(config.train, checkpoint=path.with_name(path.name + ".training")))
@@ -131,7 +133,7 @@ def fit_index(
     discard_checkpoint(config)
     measured = _measured(index, corpus, split) if len(split.test) else []
     asked = f"{len(split.test)} held-out {'documents' if split.train_queries is None else 'queries'}"
-    return FitResult(index, path, corpus, split, choice, seconds, asked if measured else "nothing", measured)
+    return FitResult(index, path, corpus, spec, split, choice, seconds, asked if measured else "nothing", measured)
 
 
 def _measured(index: QamaIndex, corpus: Corpus, split: Split) -> list[MethodResult]:

@@ -149,12 +149,12 @@ def fit_split(
     if config.train is not None:
         _check_trainable(split)
     choice = choose_layout(split, config, metric, n, spec, compare=compare)
-    layout = planned_layout(config, spec, split.train.shape[1]) if choice is None else choice.chosen.layout
-    assert layout is not None  # as a recall alone is measured or refused
-    quantizer = _fitted(split, config.at(layout) if choice is None else choice.applied_to(config), metric)
+    if choice is None:
+        return _fitted(split, config.at(planned_layout(config, spec, split.train.shape[1])), metric), None
+    quantizer = _fitted(split, choice.applied_to(config), metric)
     if spec.rescore != "codes" or spec.recall is None or config.layout is not None:
         return quantizer, choice
-    while choice is not None:
+    while True:
         assert quantizer.calibration is not None
         reached = float(quantizer.calibration.codes[KS.index(K)].max())
         if reached >= spec.recall:

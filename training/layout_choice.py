@@ -144,8 +144,8 @@ def byte_budget(config: FitConfig, spec: IndexSpec) -> int | None:
     return int(min(spec.memory, config.bytes or spec.memory))
 
 
-def planned_layout(config: FitConfig, spec: IndexSpec, d: int) -> CodeLayout | None:
-    """Return the layout that needs no measuring, and refuse settings that contradict each other.
+def planned_layout(config: FitConfig, spec: IndexSpec, d: int) -> CodeLayout:
+    """Return the layout that is taken without measuring, and refuse settings that contradict each other.
 
     Parameters
     ----------
@@ -158,8 +158,9 @@ def planned_layout(config: FitConfig, spec: IndexSpec, d: int) -> CodeLayout | N
 
     Returns
     -------
-    CodeLayout or None
-        The layout that ``config`` names, or the default one of so many bytes; None if a recall alone is given.
+    CodeLayout
+        The layout that ``config`` names, or the default one of so many bytes. A recall alone needs measuring: for it,
+        the smallest layout.
 
     Raises
     ------
@@ -180,7 +181,7 @@ def planned_layout(config: FitConfig, spec: IndexSpec, d: int) -> CodeLayout | N
     budget = byte_budget(config, spec)
     if budget is not None or (spec.recall is not None and config.layout is None):
         check_memory(SMALLEST, spec.memory)
-        return None if budget is None else default_layout(budget, d, spec.base)
+        return SMALLEST if budget is None else default_layout(budget, d, spec.base)
     layout = config.layout_in(d)
     check_memory(layout, spec.memory)
     if layout.residual is not None and spec.rescore != "codes":

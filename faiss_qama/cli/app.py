@@ -48,13 +48,22 @@ def _in_one_line(error: Exception) -> str:
     return str(error) or "out of memory"
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class _InOrder(click.Group):
+    """Commands in the order in which people need them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+
+@click.group(cls=_InOrder, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 @click.option("--debug", is_flag=True, envvar="FAISS_QAMA_DEBUG", help="Show the traceback of an error.")
 @click.pass_context
 def cli(context: click.Context, debug: bool) -> None:
     """Compress text embeddings to learned codes of 0.5 to 2 bits per dimension, and search them."""
     context.ensure_object(dict)["debug"] = debug
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 for command in (fit, build, search, eval_command, inspect, export_command, embed, demo):

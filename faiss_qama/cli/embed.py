@@ -11,7 +11,7 @@ from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files
 
 
-@click.command()
+@click.command(short_help="Embed texts with a sentence-transformer.")
 @click.argument("texts", type=PATH)
 @click.option("-o", "--output", type=PATH, help="File or folder to write.  [default: TEXTS.npy, or the folder itself]")
 @click.option("--model", default="all-MiniLM-L6-v2", show_default=True, help="Name or path of a sentence-transformer.")
@@ -31,16 +31,16 @@ def embed(texts: Path, output: Path | None, model: str, field: str | None) -> No
             raise ValueError(f"--field is for JSON lines; those of the folder {texts} have the fields title and text")
         output = output or texts
         click.echo(tables.facts(embed_folder(texts, output, model)))
-        click.echo(f"wrote {output}      next: faiss-qama eval {output}")
+        click.echo(f"wrote {output}\nnext: faiss-qama eval {output}")
         return
     output = output or texts.with_suffix(".npy")
     atomic_files.check_writable(output, [texts])
     x = embed_texts(read_texts(texts, field or "text"), model)
     atomic_files.write_npy(output, x)
-    click.echo(f"wrote {output}: {len(x):,} x {x.shape[1]} float32      next: faiss-qama fit {output}")
+    click.echo(f"wrote {output}: {len(x):,} x {x.shape[1]} float32\nnext: faiss-qama fit {output}")
 
 
-@click.command()
+@click.command(short_help="Fit and search the documentation of Python.")
 @click.option("-o", "--output", type=PATH, default=Path("demo"), show_default=True, help="Folder to write.")
 def demo(output: Path) -> None:
     """Fit and search the documentation of Python's standard library, embedded with all-MiniLM-L6-v2."""

@@ -38,7 +38,7 @@ from faiss_qama.storage import atomic_files, bundle
 from faiss_qama.vectors import Corpus, load_vectors
 
 
-@click.command("eval")
+@click.command("eval", short_help="Measure an index, or methods by name.")
 @click.argument("target", type=PATH)
 @click.argument("queries_path", metavar="[QUERIES]", required=False, type=PATH)
 @click.option("--method", "methods", multiple=True, help="Method to measure, repeatable.  [default: 2 bits, half of d]")

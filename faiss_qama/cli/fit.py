@@ -26,7 +26,7 @@ from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import Corpus
 
 
-@click.command()
+@click.command(short_help="Fit a quantizer, write an index, and measure it.")
 @click.argument("corpus", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", type=PATH, help="Folder to write; an index there is replaced.  [default: CORPUS.qama]")
 @click.option("--config", "config_path", type=PATH, help="Settings of the fit, YAML (see configs/).")

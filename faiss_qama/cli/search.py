@@ -29,7 +29,7 @@ from faiss_qama.storage import atomic_files, bundle
 from faiss_qama.vectors import Corpus, load_vectors
 
 
-@click.command()
+@click.command(short_help="Index other vectors with the quantizer of an index.")
 @click.argument("index_path", metavar="INDEX", type=PATH)
 @click.argument("corpus", nargs=-1, required=True, type=PATH)
 @click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
@@ -54,7 +54,7 @@ def build(
     click.echo(f"wrote {output}: {index.ntotal:,} x {index.d}, {size} bytes per vector")
 
 
-@click.command("export")
+@click.command("export", short_help="Write an index as a stock FAISS index.")
 @click.argument("index_path", metavar="INDEX", type=PATH)
 @click.argument("output", type=PATH)
 @click.option(
@@ -66,10 +66,10 @@ def export_command(index_path: Path, output: Path, kind: str) -> None:
     with atomic_files.replacing(output) as part:
         atomic_files.write_faiss(part, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
     reader = "read_index_binary" if kind == "binary" else "read_index"
-    click.echo(f"wrote {output}      next, in Python: faiss.{reader}({str(output)!r})")
+    click.echo(f"wrote {output}\nnext, in Python: faiss.{reader}({str(output)!r})")
 
 
-@click.command()
+@click.command(short_help="Search an index, and print the hits.")
 @click.argument("index_path", metavar="INDEX", type=PATH)
 @click.argument("queries_path", metavar="QUERIES", type=PATH)
 @k_option
@@ -109,7 +109,7 @@ def search(
                 click.echo(f"{query}\t{rank}\t{i}\t{score:.6g}")
 
 
-@click.command()
+@click.command(short_help="Describe an index, and verify its checksums.")
 @click.argument("index_path", metavar="INDEX", type=PATH)
 def inspect(index_path: Path) -> None:
     """Print what INDEX holds, and verify every checksum."""

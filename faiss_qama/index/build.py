@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -14,12 +15,13 @@ from faiss_qama.hamming.factory import AUTO, make_base
 from faiss_qama.index import saving
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.index.tuning import BaseTrial, fastest, trial_queries
+from faiss_qama.index.tuning import MIN_DOCUMENTS, BaseTrial, fastest, trial_queries, tune
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.progress import progress
-from faiss_qama.quantizer.calibration import RECALL
+from faiss_qama.quantizer.calibration import RECALL, K
 from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.rescore.factory import make_rescorer
 from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.storage import bundle
@@ -49,12 +51,12 @@ def build_index(
     spec : IndexSpec, optional
         The stages, and the recall that base ``auto`` must reach. The default is ``Flat`` and ``fp16``.
     queries : array of shape (nq, d), optional
-        Unlabelled queries to choose base ``auto`` with.
+        Unlabelled queries, to choose base ``auto`` with, or ``nprobe`` or ``efSearch`` where ``spec`` sets none.
 
     Returns
     -------
     QamaIndex
-        Memory-mapped and read-only.
+        Memory-mapped and read-only. Its ``base_trials`` say how the base was chosen or tuned.
 
     Raises
     ------
@@ -90,6 +92,8 @@ def build_index(
                 base.append(code)
             yield x if rescorer is None else rescorer.encode(x, code, first)
             first += len(x)
+        if codes is None and base.settings and not spec.settings:
+            trials.extend(_tuned(quantizer, base, corpus, spec, queries))
 
     vectors = None
     if isinstance(rescorer, StoredVectors):
@@ -119,6 +123,24 @@ def _base(
     if not base.is_trained:
         base.train(quantizer.encode(_sample(corpus)))
     return base, None, []
+
+
+def _tuned(
+    quantizer: Quantizer, base: CodeIndex, corpus: Corpus, spec: IndexSpec, queries: ArrayLike | None
+) -> list[BaseTrial]:
+    """Set ``nprobe`` or ``efSearch`` of a filled base for the recall in ``spec``, re-ranking from codes."""
+    if queries is None and len(corpus) < MIN_DOCUMENTS:
+        return []
+    xq = trial_queries(_sample(corpus), queries, quantizer.d)
+    core, recall = (
+        TwoStageIndex(quantizer, base, IdMap(len(base)), CodeRescorer(quantizer, base)),
+        spec.recall or RECALL,
+    )
+    trial = tune(core, xq, K, recall)
+    if trial is None:
+        warnings.warn(f"no setting of {base} keeps recall {recall}; it stays at {base.settings}", stacklevel=4)
+        return []
+    return [trial]
 
 
 def _sample(corpus: Corpus) -> NDArray[np.float32]:

@@ -24,6 +24,7 @@ from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.vectors import Corpus, as_vectors
 
+MIN_DOCUMENTS = 200  # of which some can stand in for queries
 MAX_QUERIES = 1000  # queries that a base is chosen with
 LISTS = (2, 4)  # times the root of the number of vectors
 MIN_VECTORS = 10_000  # of fewer a scan ends before the lists to probe are found
@@ -167,7 +168,9 @@ def trial_queries(x: Floats, queries: ArrayLike | None, d: int) -> Floats:
         return as_vectors(queries, d, "queries")[:MAX_QUERIES]
     split = split_corpus(Corpus(x), None, len(x), seed=0)
     if not len(split.validation):
-        raise ValueError(f"base auto is chosen with queries, or with 200 documents or more; got {len(x)} documents")
+        raise ValueError(
+            f"base auto is chosen with queries, or with {MIN_DOCUMENTS} documents or more; got {len(x)} documents"
+        )
     return split.validation
 
 

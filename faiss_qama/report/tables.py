@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -11,12 +12,14 @@ from faiss_qama.comparison.tasks import TaskResult
 from faiss_qama.evaluation.bootstrap import bootstrap_interval, percent
 from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.evaluation.results import MethodResult
-from faiss_qama.index.tuning import MIN_VECTORS
+from faiss_qama.hamming.factory import AUTO
+from faiss_qama.index.tuning import MIN_VECTORS, BaseTrial
 from faiss_qama.pipeline import FitResult
 from faiss_qama.quantizer.calibration import K
 from faiss_qama.quantizer.fit_record import TrainingRecord
 from faiss_qama.quantizer.quantizer import Quantizer
 
+COLUMNS, INDENT = 80, 12  # of a terminal; of the names of facts
 _ROTATIONS = {"itq": "ITQ rotation", "random": "random rotation"}
 _THRESHOLDS = {"lloyd": "Lloyd-Max", "normal": "Gaussian-optimal"}
 
@@ -35,19 +38,14 @@ def fit_summary(result: FitResult) -> str:
         Several lines. The last one says where the index is and what to type next.
     """
     (n, d), index, quantizer = result.corpus.shape, result.index, result.index.quantizer
-    corpus = f"{n:,} x {d} {result.corpus.dtype}, {size_text(result.corpus.nbytes)}"
-    fitted = quantizer_text(quantizer)
-    width = max(len(corpus), len(fitted)) + 4
+    size = size_text(result.corpus.nbytes)
     rows = [
-        ("corpus", f"{corpus:<{width}}metric {quantizer.metric_name}"),
-        ("quantizer", f"{fitted:<{width}}fitted in {result.fit_seconds:.1f} s"),
+        ("corpus", f"{n:,} x {d} {result.corpus.dtype}, {size}, metric {quantizer.metric_name}"),
+        ("quantizer", f"{quantizer_text(quantizer)}, fitted in {result.fit_seconds:.1f} s"),
     ]
     if result.choice is not None:
         rows.append(("chosen", f"{result.choice.chosen.layout}: {result.choice.reason}"))
-    if index.base_trials:
-        chosen, *others = index.base_trials
-        reason = "the fastest of" if others else f"as no other fits, or is tried below {MIN_VECTORS:,} vectors"
-        rows += [("base", f"{chosen}, {reason}"), *(("", str(trial)) for trial in others)]
+    rows += base_facts(index.base_trials, n, auto=result.spec.base == AUTO)
     if quantizer.fit_record.training is not None:
         rows += training_facts(quantizer.fit_record.training)
     table = "(too few vectors to hold any out, so nothing was measured)"
@@ -55,15 +53,40 @@ def fit_summary(result: FitResult) -> str:
         table = results_table(result.measured, K, f"on {result.queries}")
     codes, kept = (n * part for part in index.bytes_per_vector)
     kept_text = f" + {size_text(kept)} {'residual codes' if index.rescore == 'codes' else 'vectors'}" if kept else ""
-    end = (
-        f"wrote {result.path} ({size_text(codes)}{kept_text})      "
-        f"next: faiss-qama search {result.path} {result.next_queries} -k 10"
-    )
-    return "\n".join([facts(rows), table, end])
+    end = f"wrote {result.path} ({size_text(codes)}{kept_text})"
+    return "\n".join([facts(rows), table, end, f"next: faiss-qama search {result.path} {result.next_queries} -k 10"])
+
+
+def base_facts(trials: Sequence[BaseTrial], n: int, *, auto: bool) -> list[tuple[str, str]]:
+    """Return how the base of an index was chosen or tuned.
+
+    Parameters
+    ----------
+    trials : sequence of BaseTrial
+        The base that was taken, then the others.
+    n : int
+        Vectors in the index.
+    auto : bool
+        Whether the base was to be chosen.
+
+    Returns
+    -------
+    list of tuple of str
+        Name and value of each line, for :func:`facts`.
+    """
+    if not trials:
+        return []
+    chosen, *others = trials
+    reason = ""
+    if auto and n < MIN_VECTORS:
+        reason = f"; below {MIN_VECTORS:,} vectors nothing else is tried"
+    elif auto:
+        reason = "; the fastest of" if others else "; no other base keeps the recall in that memory"
+    return [("base", f"{chosen}{reason}"), *(("", str(trial)) for trial in others)]
 
 
 def results_table(measured: Sequence[MethodResult], k: int, what: str = "") -> str:
-    """Return the table of methods: bytes, recall, speed, and ranking metrics where there are grades.
+    """Return the table of methods: bytes, recall and speed, and a table of ranking metrics if there are grades.
 
     Parameters
     ----------
@@ -77,21 +100,23 @@ def results_table(measured: Sequence[MethodResult], k: int, what: str = "") -> s
     Returns
     -------
     str
-        A header, and one line per method.
+        A header, and one line per method; after an empty line the same for the ranking metrics.
     """
     exact = measured[0].mean
-    header = [what, "bytes/vector", f"recall@{k}"]
-    if exact.ndcg is not None:
-        header += [f"nDCG@{k}", "% of float", "95 % interval", f"relevant@{k}", f"MRR@{k}"]
     rows = []
     for method in measured:
-        mean = method.mean
-        row = [method.name, bytes_text(method.bytes), f"{mean.recall:.3f}"]
-        if exact.ndcg is not None and mean.ndcg is not None:
-            row += [f"{mean.ndcg:.4f}", *_percent_of_floats(mean.values["ndcg"], exact.values["ndcg"])]
-            row += [f"{mean.values[measure].mean():.4f}" for measure in ("relevant_recall", "mrr")]
-        rows.append([*row, f"{mean.queries_per_second:,.0f}"])
-    return _plain([*header, "queries/s"], rows)
+        size, mean = bytes_text(method.bytes), method.mean
+        rows.append([method.name, size, f"{mean.recall:.3f}", f"{mean.queries_per_second:,.0f}"])
+    table = _plain([what, "bytes/vector", f"recall@{k}", "queries/s"], rows)
+    if exact.ndcg is None:
+        return table
+    rows = []
+    for method in measured:
+        values = method.mean.values
+        cells = [f"{values[measure].mean():.4f}" for measure in ("ndcg", "relevant_recall", "mrr")]
+        rows.append([method.name, *cells, *_percent_of_floats(values["ndcg"], exact.values["ndcg"])])
+    header = [what, f"nDCG@{k}", f"relevant@{k}", f"MRR@{k}", "% of float", "95 % interval"]
+    return f"{table}\n\n{_plain(header, rows)}"
 
 
 def task_table(measured: Sequence[TaskResult]) -> str:
@@ -125,7 +150,7 @@ def _percent_of_floats(values: PerQuery, floats: PerQuery) -> tuple[str, str]:
 
 def _plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     align = ["left"] + ["right"] * (len(header) - 1)
-    return tabulate(rows, header, tablefmt="plain", colalign=align, disable_numparse=True)
+    return tabulate([header, *rows], tablefmt="plain", colalign=align, disable_numparse=True)
 
 
 def bytes_text(size: tuple[int, int]) -> str:
@@ -252,6 +277,12 @@ def facts(rows: Iterable[tuple[str, Any]]) -> str:
     Returns
     -------
     str
-        The lines, with the values aligned.
+        Lines of 80 columns or fewer, with the values aligned.
     """
-    return "\n".join(f"{name:<12}{value}" for name, value in rows)
+    lines = []
+    for name, value in rows:
+        first, *others = textwrap.wrap(
+            str(value), COLUMNS - INDENT, break_long_words=False, break_on_hyphens=False
+        ) or [""]
+        lines += [f"{name:<{INDENT}}{first}", *(" " * INDENT + line for line in others)]
+    return "\n".join(lines)
