@@ -166,7 +166,7 @@ def fit_split(
 
 
 def discard_checkpoint(config: FitConfig) -> None:
-    """Remove the checkpoint of a training that is over, if there is one; its log stays."""
+    """Remove the files of a training that is over, if there are any; the quantizer has its log."""
     if config.train is not None and config.train.checkpoint is not None:
         from faiss_qama.training.gradient.checkpoint import discard  # here, because it needs torch
 
