@@ -455,7 +455,7 @@ FILTERS = [
 ]
 
 
-@pytest.mark.parametrize("filter", FILTERS, ids=map(str, FILTERS))
+@pytest.mark.parametrize("filter", FILTERS, ids=["function" if callable(each) else str(each) for each in FILTERS])
 def test_filters_are_those_of_the_faiss_store(filter, store):
     theirs = pytest.importorskip("langchain_community.vectorstores").FAISS._create_filter_func(filter)
     wanted = {text for i, text in enumerate(TEXTS) if theirs({"even": i % 2 == 0, "number": i})}
