@@ -87,7 +87,9 @@ def fit(
     >>> quantizer.encode(x).shape
     (2000, 12)
     """
-    config = config or FitConfig()
+    config = FitConfig() if config is None else config
+    if not isinstance(config, FitConfig):
+        raise TypeError(f"config is a FitConfig, such as FitConfig(layout='2x192'); got {type(config).__name__}")
     if bytes is not None:
         config = replace(config, layout=None, bytes=bytes)
     if pairs is not None:

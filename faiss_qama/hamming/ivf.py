@@ -28,6 +28,7 @@ from faiss_qama.threads import even_slices, parallel_map
 QUERIES, HITS = 1024, 1 << 19  # queries that scan a list together, at most, and their hits
 BULK = 1 / 4  # an append of this share of the codes or more rebuilds all lists in order
 ITERATIONS = 10  # of k-means
+MAX_LISTS = 1 << 24  # more than any corpus needs: four times the root of 17 trillion vectors
 STEPS = 64  # steps of a centroid from one level to the next
 NEAR = 8  # lists that may be a code's own: those that it would probe first
 Centroids = NDArray[np.uint8]
@@ -48,12 +49,12 @@ class IVFCodeIndex(FlatCodeIndex):
     layout : CodeLayout
         Layout of the codes.
     nlist : int
-        Number of lists, 1 or more.
+        Number of lists, 1 to ``MAX_LISTS``.
     """
 
     def __init__(self, layout: CodeLayout, nlist: int) -> None:
-        if nlist < 1:
-            raise ValueError(f"base: lists must be 1 or more; got {nlist}")
+        if not 1 <= nlist <= MAX_LISTS:
+            raise ValueError(f"base: lists must be 1 to {MAX_LISTS:,}; got {nlist}")
         super().__init__(layout)
         self.nlist, self.nprobe = nlist, 1
         self._set_centroids(np.empty((0, layout.units), np.uint8))
