@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 import shutil
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,11 +21,11 @@ from faiss_qama.arrays import Floats
 from faiss_qama.index.lock import ReadWriteLock
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.integrations.langchain_documents import Metadatas, Names, Pairs, dump, load, make_documents, make_filter
+from faiss_qama.integrations.self_fitting import SMALL, fitted
 from faiss_qama.storage import atomic_files, bundle
 from faiss_qama.threads import defer_interrupt
 from faiss_qama.vectors import PathLike
 
-SMALL = 10_000  # texts up to which comparing every vector is fast, and after which the store fits its index anew
 STRATEGIES = {  # the metric of the index, and whether vectors are normalized
     "EUCLIDEAN_DISTANCE": (faiss.METRIC_L2, False),
     "MAX_INNER_PRODUCT": (faiss.METRIC_INNER_PRODUCT, False),
@@ -335,7 +334,7 @@ class QamaVectorStore(VectorStore):
             return []
         x = self._scaled(vectors)
         with self._lock.write(), defer_interrupt():
-            index = self.index if self.index is not None else _fitted(x, self._metric)
+            index = self.index if self.index is not None else QamaIndex(fitted(x, self._metric))
             index.add(x)  # first, as it may refuse the vectors
             fitted_on_some, self.index = self.index is not None, index
             self._remove(new)
@@ -386,15 +385,6 @@ class QamaVectorStore(VectorStore):
 
 def _fitted_anew(index: QamaIndex) -> QamaIndex:
     """Return an index of the same vectors, fitted on them all."""
-    anew = _fitted(x := index.reconstruct_n(), index.metric_type)
+    anew = QamaIndex(fitted(x := index.reconstruct_n(), index.metric_type))
     anew.add(x)
     return anew
-
-
-def _fitted(x: Floats, metric: int) -> QamaIndex:
-    """Return an empty index fitted on the vectors ``x`` (n, d), however few."""
-    from faiss_qama.training import fit  # here, because run time does not depend on training
-
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="fitted on")  # few vectors, which are all compared
-        return QamaIndex(fit(x if len(x) > 1 else np.repeat(x, 2, axis=0), metric=metric))
