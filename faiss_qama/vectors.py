@@ -151,6 +151,8 @@ class Corpus:
     ids : ndarray of shape (n,), int64, or None
         Their ids, if these are not the row numbers: as the files hold them, or row numbers in the source if rows were
         left out.
+    n_stored : int
+        Number of rows in the source, those left out included.
     paths : list of Path
         The files among the sources.
     metric : str or None
@@ -188,6 +190,7 @@ class Corpus:
             self.nbytes += self.shape[1] * part.shape[0] * part.dtype.itemsize
             self.dtype = "bfloat16" if is_bfloat16(part.dtype) else str(part.dtype)
         self.metric = self._parts[0][0].metric
+        self.n_stored = self.shape[0]
         self.ids = self._stored_ids()
         self._kept: Ids | None = None  # the stored rows that are read, if not all
         if drop_bad_rows:
