@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 import faiss
+import numpy as np
 from click.core import ParameterSource
 
 from faiss_qama._version import __version__

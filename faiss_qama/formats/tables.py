@@ -20,10 +20,11 @@ def read_parquet(path: Path, want: Want) -> Reader:
     """Return a reader of a column of a Parquet file; parameters and errors are those of :func:`_read`."""
     parquet = library("pyarrow.parquet", path, "parquet")
 
-    def batches(columns: list[str] | None, rows: int) -> Iterator[Any]:
+    def batches(column: str, rows: int) -> Iterator[Any]:
         # Without a buffer the library reads a row group at once, which may be the whole file.
         with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
-            yield from file.iter_batches(rows, columns=columns, use_threads=False)
+            for batch in file.iter_batches(rows, columns=[column], use_threads=False):
+                yield batch.column(column)
 
     def facts() -> tuple[Any, int]:
         with parquet.ParquetFile(path) as file:
@@ -34,29 +35,24 @@ def read_parquet(path: Path, want: Want) -> Reader:
 
 def read_arrow(path: Path, want: Want) -> Reader:
     """Return a reader of a column of an Arrow or Feather file, or of an Arrow stream, as :func:`read_parquet`."""
-    ipc = library("pyarrow.ipc", path, "parquet")
+    pa, ipc = library("pyarrow", path, "parquet"), library("pyarrow.ipc", path, "parquet")
 
-    def opened(file: Any, columns: list[str] | None) -> tuple[Any, Iterator[Any]]:
-        """Return the schema of the columns and their batches, which are read when they are asked for."""
+    def opened(file: Any) -> tuple[Any, Iterator[Any]]:
+        """Return the schema and the batches, which are views of the file where that is not compressed."""
         is_file = file[: len(ARROW_FILE)] == ARROW_FILE
-        open_ = ipc.open_file if is_file else ipc.open_stream
-        buffer = library("pyarrow", path, "parquet").py_buffer(file)
-        names = open_(buffer).schema.names
-        fields = None if columns is None else [names.index(column) for column in columns]
-        reader = open_(buffer, options=ipc.IpcReadOptions(included_fields=fields))
-        found = (reader.get_batch(i) for i in range(reader.num_record_batches)) if is_file else iter(reader)
-        return reader.schema, found
+        reader = (ipc.open_file if is_file else ipc.open_stream)(pa.py_buffer(file))
+        return reader.schema, map(reader.get_batch, range(reader.num_record_batches)) if is_file else iter(reader)
 
-    def batches(columns: list[str] | None, rows: int) -> Iterator[Any]:
+    def batches(column: str, rows: int) -> Iterator[Any]:
         file = _map(path)
-        for batch in opened(file, columns)[1]:
+        for batch in opened(file)[1]:
             for start in range(0, len(batch), rows):
-                yield batch.slice(start, rows)
+                yield batch.column(column).slice(start, rows)
                 if hasattr(mmap, "MADV_DONTNEED"):
                     file.madvise(mmap.MADV_DONTNEED)  # what was read does not pile up in resident memory
 
     def facts() -> tuple[Any, int]:
-        schema, found = opened(_map(path), None)
+        schema, found = opened(_map(path))
         return schema, sum(len(batch) for batch in found)
 
     return _read(path, want, "Arrow", facts, batches)
@@ -72,7 +68,7 @@ def _read(
     want: Want,
     what: str,
     facts: Callable[[], tuple[Any, int]],
-    batches: Callable[[list[str] | None, int], Iterator[Any]],
+    batches: Callable[[str, int], Iterator[Any]],
 ) -> Reader:
     """Return a reader of a column of lists.
 
@@ -87,7 +83,7 @@ def _read(
     facts : callable
         Returns schema and number of rows.
     batches : callable
-        Takes the names of columns and a number of rows, and yields batches of at most so many rows.
+        Takes the name of a column and a number of rows, and yields the column in arrays of at most so many rows.
 
     Returns
     -------
@@ -115,18 +111,18 @@ def _read(
     dtype = _dtype(pa, schema.field(key).type)
     if dtype is None:
         raise TypeError(f"{path}: column {key!r} holds {held[key]}; lists of floats, int8 or uint8 are needed")
-    d = _dimension(schema.field(key).type, (batch.column(0) for batch in batches([key], 256)))
+    d = _dimension(schema.field(key).type, batches(key, 256))
 
     def windows(step: int) -> Iterator[NDArray[Any]]:
         first = 0
-        for batch in batches([key], min(step, max(1, BATCH_BYTES // (4 * max(d, 1))))):
-            yield _matrix(batch.column(0), d, path, first)
-            first += len(batch)
+        for column in batches(key, min(step, max(1, BATCH_BYTES // (4 * max(d, 1))))):
+            yield _matrix(column, d, path, first)
+            first += len(column)
 
     ids = None
     if want.ids is not None:
         chosen(path, want.ids, held, [], "column")
-        column = [batch.column(0) for batch in batches([want.ids], 1 << 16)]
+        column = list(batches(want.ids, 1 << 16))
         nulls = sum(part.null_count for part in column)
         if nulls:
             raise ValueError(f"{path}: ids in {want.ids!r}: {nulls:,} of {n:,} are null; each row needs one")
