@@ -96,7 +96,7 @@ def eval_command(
     options = drop_none(recall=recall, oversample=oversample)
     settings = drop_none(nprobe=nprobe, efSearch=ef_search)
     if queries_path is None and (target / bundle.MANIFEST).exists():
-        raise ValueError(f"{target} is an index: pass QUERIES too")
+        raise ValueError(f"{target} is an index: pass QUERIES (.npy) too")
     if queries_path is not None:
         if methods or train_queries or seeds > 1:
             raise ValueError("--method, --train-queries and --seeds are for a data set folder; an index is as it is")
