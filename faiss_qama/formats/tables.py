@@ -52,8 +52,8 @@ def read_arrow(path: Path, want: Want) -> Reader:
                     file.madvise(mmap.MADV_DONTNEED)  # what was read does not pile up in resident memory
 
     def facts() -> tuple[Any, int]:
-        schema, found = opened(_map(path))
-        return schema, sum(len(batch) for batch in found)
+        schema = opened(_map(path))[0]
+        return schema, sum(map(len, batches(schema.names[0], 1 << 16))) if schema.names else 0
 
     return _read(path, want, "Arrow", facts, batches)
 
