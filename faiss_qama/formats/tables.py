@@ -21,7 +21,7 @@ def read_parquet(path: Path, want: Want) -> Reader:
     parquet = library("pyarrow.parquet", path, "parquet")
 
     def batches(column: str, rows: int) -> Iterator[Any]:
-        # Without a buffer the library reads a row group at once, which may be the whole file.
+        # Only both options together keep the library from reading a row group at once, which may be the whole file.
         with parquet.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             for batch in file.iter_batches(rows, columns=[column], use_threads=False):
                 yield batch.column(column)
