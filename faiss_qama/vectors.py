@@ -133,7 +133,8 @@ class Corpus:
     scale : float
         A factor that the values are multiplied by when they are read.
     queries : bool
-        Whether a file that holds both, as those of ann-benchmarks do, is read for its queries.
+        Whether these are queries: a file that holds both, as those of ann-benchmarks do, is read for them, and ids in
+        a file are left aside.
     ids : str, optional
         The column, array or dataset beside the vectors that holds their ids.
     drop_bad_rows : bool
@@ -191,7 +192,7 @@ class Corpus:
             self.dtype = "bfloat16" if is_bfloat16(part.dtype) else str(part.dtype)
         self.metric = self._parts[0][0].metric
         self.n_stored = self.shape[0]
-        self.ids = self._stored_ids()
+        self.ids = None if queries else self._stored_ids()
         self._kept: Ids | None = None  # the stored rows that are read, if not all
         if drop_bad_rows:
             self._drop_bad_rows()
@@ -233,12 +234,14 @@ class Corpus:
             out[order[where]] = x
         return out
 
-    def rows_of(self, ids: NDArray[np.int64]) -> Ids:
-        """Return the row of each of ``ids`` (m,), -1 where there is none; of several with an id the first."""
+    def rows_of(self, ids: NDArray[np.int64]) -> tuple[Ids, Ids]:
+        """Return, for each vector that has one of ``ids`` (m,), the place in ``ids`` and its row, (n,) int64 each."""
         known = np.arange(len(self)) if self.ids is None else self.ids
         order = np.argsort(known, kind="stable")
-        places = order[np.minimum(np.searchsorted(known, ids, sorter=order), len(known) - 1)]
-        return np.where(known[places] == ids, places, -1)
+        first, end = (np.searchsorted(known, ids, side=side, sorter=order) for side in ("left", "right"))
+        places = np.repeat(np.arange(len(ids)), end - first)
+        before = np.cumsum(end - first) - (end - first)
+        return places, order[np.arange(len(places)) - np.repeat(before - first, end - first)]
 
     def _windows(self, rows: Ids | None) -> Iterator[tuple[slice, Floats]]:
         """Yield parts in order: of every stored row, or of the sorted ``rows`` with their places among them."""

@@ -316,7 +316,7 @@ def test_bad_rows_are_counted_and_what_is_left_keeps_its_ids(tmp_path, name):
     np.testing.assert_array_equal(corpus.ids, GOOD)
     np.testing.assert_array_equal(corpus.read(), X[GOOD])
     np.testing.assert_array_equal(corpus.take(np.array([696, 5, 6])), X[GOOD][[696, 5, 6]])
-    np.testing.assert_array_equal(corpus.rows_of(np.array([4, 5, 6, 699, 700])), [4, -1, 5, 696, -1])
+    np.testing.assert_array_equal(corpus.rows_of(np.array([4, 5, 6, 699, 700])), [[0, 2, 3], [4, 5, 696]])
     if suffix not in ("npy", "fvecs"):
         with pytest.warns(UserWarning, match="left out"):
             np.testing.assert_array_equal(Corpus(path, ids="id", drop_bad_rows=True).ids, IDS[GOOD])
@@ -624,3 +624,33 @@ def test_memory_does_not_grow_with_the_file(suffix, tmp_path):
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     assert lines[::2] == [str(n) for n in sizes]
     assert int(lines[3]) - int(lines[1]) < 24_000
+
+
+def test_vectors_that_share_an_id_are_found_by_row_and_labelled_together(tmp_path, monkeypatch):
+    """As the passages of one document: the recall of the fit is that of its vectors, whatever their ids."""
+    monkeypatch.chdir(tmp_path)
+    ids = np.arange(N) // 4
+    pq.write_table(table(fixed(X), doc=ids), "x.parquet")
+    recalls = [re.findall(r"\d\.\d{3}", run("fit", "x.parquet", *options)) for options in ([], ["--ids", "doc"])]
+    assert recalls[0] == recalls[1]
+    assert len(recalls[0]) == 3
+    index = QamaIndex.load("x.qama")
+    np.testing.assert_array_equal(index.ids, ids)
+    corpus = Corpus("x.parquet", ids="doc")
+    places, rows = corpus.rows_of(np.array([3, 500, 0]))
+    np.testing.assert_array_equal(places, [0] * 4 + [2] * 4)
+    np.testing.assert_array_equal(rows, [12, 13, 14, 15, 0, 1, 2, 3])
+
+
+def test_queries_of_an_index_are_told_by_their_rows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("x.npy", X)
+    save_index("queries.faiss", X[:20], "IDMap,Flat", ids=np.arange(20) + 900)
+    run("fit", "x.npy")
+    lines = run("search", "x.qama", "queries.faiss", "-k", 1).splitlines()[1:]
+    assert [line.split("\t")[0] for line in lines] == [str(q) for q in range(20)]
+    np.savez("queries.npz", a=X[:20], b=X[:3])
+    before = (tmp_path / "queries.npz").read_bytes()
+    assert "queries.npz" in run("eval", "x.qama", "queries.npz:a", "--json", "queries.npz", check=2)
+    assert "queries.npz" in run("search", "x.qama", "queries.npz:a", "-o", "queries", check=2)
+    assert (tmp_path / "queries.npz").read_bytes() == before

@@ -31,7 +31,8 @@ from faiss_qama.comparison.tasks import Task, TaskResult, load_task
 from faiss_qama.evaluation.datasets import Dataset, read_labels
 from faiss_qama.evaluation.recall import evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
-from faiss_qama.index.by_row import ByRow
+from faiss_qama.formats.paths import files_of
+from faiss_qama.index.by_row import by_row
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files, bundle
@@ -89,7 +90,8 @@ def eval_command(
     how candidates are re-ranked.
     """
     if json_path is not None:
-        read = [queries_path, qrels, corpus_path, *target.glob("*")]
+        named = [path for path in (queries_path, corpus_path) if path is not None]
+        read = [*(file for path in named for file, _ in files_of(path)), qrels, *target.glob("*")]
         atomic_files.check_writable(
             json_path, [path for path in read if path is not None]
         )  # before anything is measured
@@ -105,7 +107,7 @@ def eval_command(
         queries = Corpus(queries_path, index.d, queries=True, drop_bad_rows=drop_bad_rows)
         dataset = _dataset_of(index, target, queries, qrels, corpus)
         truth = exact(dataset, k, index.metric_type)
-        results = [evaluate(ByRow(index), dataset, truth, **options, **settings)]
+        results = [evaluate(by_row(index), dataset, truth, **options, **settings)]
         measured = [MethodResult(target.name, index.bytes_per_vector, results, index.quantizer.fit_record.to_dict())]
     else:
         if qrels or corpus_path or settings:

@@ -146,19 +146,18 @@ def id_bound(vectors: Corpus) -> int | None:
 def to_rows(labels: NDArray[np.int64], what: str, queries: Corpus, corpus: Corpus) -> NDArray[np.int64]:
     """Return ``labels`` (m, columns) with rows in place of ids; ``what`` is their name in the warning.
 
-    Labels of ids that are not there are left out; a warning counts them.
+    A label counts for every vector with its id. Labels of ids that are not there are left out; a warning counts them.
     """
-    labels = labels.copy()
+    n, found = len(labels), np.arange(len(labels))
     for column, vectors in enumerate((queries, corpus)):
         if vectors.ids is not None:
-            labels[:, column] = vectors.rows_of(labels[:, column])
-    there = (labels[:, :2] >= 0).all(axis=1)
-    if not there.all():
-        count = np.count_nonzero(~there)
-        warnings.warn(
-            f"{what}: {count:,} of {len(labels):,} pairs name what is not there; they are left out", stacklevel=3
-        )
-    return labels[there]
+            places, rows = vectors.rows_of(labels[:, column])
+            labels, found = labels[places], found[places]
+            labels[:, column] = rows
+    missing = n - len(np.unique(found))
+    if missing:
+        warnings.warn(f"{what}: {missing:,} of {n:,} pairs name what is not there; they are left out", stacklevel=3)
+    return labels
 
 
 def read_rows(path: PathLike, columns: int, sizes: tuple[int | None, int | None]) -> NDArray[np.int64]:
