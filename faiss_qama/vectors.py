@@ -318,7 +318,24 @@ def _parts(source: Source, what: str, want: Want) -> tuple[list[tuple[Reader, st
         return [(Reader.of(np.asarray(source)), what)], []
     files = [file for one in sources for file in files_of(one)]
     parts = [(read_vectors(path, replace(want, name=name)), str(path)) for path, name in files]
-    return [part for part in parts if part[0].shape[0]] or parts[:1], [path for path, _ in files]
+    parts = [part for part in parts if part[0].shape[0]] or parts[:1]
+    d = next((part.shape[-1] for part, _ in parts if all(part.shape)), want.d)
+    return [(_of_nulls(part, d) if part.null and d else part, name) for part, name in parts], [
+        path for path, _ in files
+    ]
+
+
+def _of_nulls(part: Reader, d: int) -> Reader:
+    """Return a part of a table; one without any vector, whose dimension cannot be known, as one of dimension ``d``."""
+    n = part.shape[0]
+    if part.shape[1]:
+        return part
+
+    def windows(step: int) -> Iterator[Floats]:
+        for start in range(0, n, step):
+            yield np.full((min(step, n - start), d), np.nan, np.float32)
+
+    return replace(part, shape=(n, d), windows=windows)
 
 
 def _bad_in(part: Reader, step: int) -> Ids:

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+import zipfile
 
 import faiss
 import numpy as np
@@ -20,6 +21,7 @@ from faiss_qama import QamaIndex, vectors
 from faiss_qama.cli.app import cli
 from faiss_qama.index.build import build_index
 from faiss_qama.training import fit
+from faiss_qama.training.pairs import read_pairs
 from faiss_qama.vectors import Corpus, as_vectors, load_vectors
 
 pa = pytest.importorskip("pyarrow")
@@ -534,8 +536,23 @@ WRONG = {
         lambda p: np.save(p, SMALL),
         "has no columns or arrays .*; got 'a'",
     ),
+    "a PyTorch file": (
+        "x.bin",
+        lambda p: zip_of(p, "x/data.pkl"),
+        "a zip archive .* of a PyTorch file np.save the tensor",
+    ),
+    "an index with negative ids": (
+        "x.faiss",
+        lambda p: save_index(p, SMALL, "IDMap,Flat", ids=np.arange(6) - 3),
+        "got -3",
+    ),
     "missing": ("none.parquet:embedding", lambda p: None, "none.parquet"),
 }
+
+
+def zip_of(path, name):
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, b"")
 
 
 def save_npy(path, x):
@@ -556,7 +573,7 @@ def test_a_wrong_file_is_told_in_one_line(name, tmp_path):
 @pytest.mark.parametrize(
     ("ids", "error", "message"),
     [
-        (pa.array(["a1", "b2", "c3"]), TypeError, "got object, such as 'a1'; without --ids, ids are row numbers"),
+        (pa.array(["a1", "b2", "c3"]), TypeError, "got text such as 'a1'; without --ids, ids are row numbers"),
         (pa.array([0.5, 1.0, 2.0]), TypeError, "int64 is needed; got float64"),
         (pa.array([1, None, 2]), ValueError, "1 of 3 are null"),
         (pa.array([1, 2, 2**63], pa.uint64()), ValueError, "0 to 2\\^63 - 1 is needed.*got 9223372036854775808"),
@@ -654,3 +671,42 @@ def test_queries_of_an_index_are_told_by_their_rows(tmp_path, monkeypatch):
     assert "queries.npz" in run("eval", "x.qama", "queries.npz:a", "--json", "queries.npz", check=2)
     assert "queries.npz" in run("search", "x.qama", "queries.npz:a", "-o", "queries", check=2)
     assert (tmp_path / "queries.npz").read_bytes() == before
+
+
+def test_a_shard_without_any_vector_is_bad_rows(tmp_path):
+    for i, column in enumerate(([X[0].tolist()], [None, None], [X[1].tolist()])):
+        pq.write_table(pa.table({"e": pa.array(column, pa.list_(pa.float32()))}), tmp_path / f"{i}.parquet")
+    with pytest.raises(ValueError, match="1.parquet: 2 rows of 2 hold null.*: 0, 1; --drop-bad-rows"):
+        Corpus(tmp_path).read()
+    with pytest.warns(UserWarning, match="left out of 3 files: 2 rows of 4 hold null, NaN or infinity .*: 1, 2$"):
+        corpus = Corpus(tmp_path, drop_bad_rows=True)
+    np.testing.assert_array_equal(corpus.read(), X[:2])
+    np.testing.assert_array_equal(corpus.ids, [0, 3])
+    with pytest.raises(ValueError, match=r"1.parquet: no vectors, shape \(2, 0\)"):
+        Corpus(tmp_path / "1.parquet")
+
+
+def test_ids_of_inverted_lists_are_those_of_their_vectors(tmp_path):
+    ids = np.random.default_rng(0).permutation(N) * 3
+    save_index(tmp_path / "x.faiss", X, "IVF8,Flat", ids=ids)
+    corpus = Corpus(tmp_path / "x.faiss")
+    np.testing.assert_array_equal(np.sort(corpus.ids), np.sort(ids))
+    np.testing.assert_array_equal(corpus.read(), X[np.argsort(ids)][np.argsort(np.argsort(corpus.ids))])
+
+
+def test_pairs_name_documents_and_queries_by_their_ids(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pq.write_table(table(fixed(X, BAD), doc=np.arange(N) // 2), "x.parquet")
+    np.save("q.npy", HOLED[:20])
+    (tmp_path / "qrels.tsv").write_text("4\t1\t1\n5\t1\t1\n6\t2\t3\n7\t9999\t1\n8\t0\t0\n")
+    with pytest.warns(UserWarning, match="left out"):
+        corpus = Corpus("x.parquet", ids="doc", drop_bad_rows=True)
+        queries = Corpus("q.npy", queries=True, drop_bad_rows=True)
+    with pytest.warns(UserWarning, match="qrels.tsv: 2 of 5 pairs name what is not there; they are left out"):
+        pairs = read_pairs(queries, "qrels.tsv", corpus)
+    np.testing.assert_array_equal(corpus.ids[pairs.qrels[:, 1]], [1, 1, 2])
+    np.testing.assert_array_equal(corpus.take(pairs.qrels[:, 1]), X[[2, 3, 4]])
+    np.testing.assert_array_equal(queries.take(pairs.qrels[:, 0]), X[[4, 4, 6]])
+    np.testing.assert_array_equal(pairs.qrels[:, 2], [1, 1, 3])
+    with pytest.warns(UserWarning, match="qrels: 1 of 2 pairs"):
+        assert read_pairs(queries, [(5, 2, 1), (6, 2, 1)], corpus).qrels.tolist() == [[5, 4, 1]]

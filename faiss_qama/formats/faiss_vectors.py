@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, Ids
-from faiss_qama.formats.reader import Reader, Want
+from faiss_qama.formats.reader import Reader, Want, as_file_ids
 from faiss_qama.progress import progress
 
 CHUNK = 16_384  # vectors that are read at a time
@@ -142,6 +142,6 @@ def read_faiss(path: Path, want: Want) -> Reader:
         shape=(len(vectors), vectors.d),
         dtype=np.dtype(np.float32),
         windows=windows,
-        ids=vectors.ids,
+        ids=None if vectors.ids is None else as_file_ids(vectors.ids, path, "the index"),
         metric="l2" if index.metric_type == faiss.METRIC_L2 else "ip",
     )

@@ -93,7 +93,7 @@ def read_vectors(path: Path, want: Want) -> Reader:
     kind = next((kind for kind in KINDS if kind.begins and re.match(kind.begins, head, re.S)), None)
     if kind is not None and kind.suffixes == (".npz",) and not _holds_npy(path):
         kind = None
-    if kind is None and (named is None or named.begins or _is_text(head)):
+    if kind is None and (named is None or named.begins or _is_text(head) or head.startswith(b"PK\x03\x04")):
         known = "" if named else f"; vectors are read from files whose names end in {', '.join(BY_SUFFIX)}"
         raise ValueError(f"{path}: not a whole {named.what if named else '.npy file'}, but {_other(head)}{known}")
     if kind is not None and named is not None and kind is not named and named.suffixes != plain_files.RAW:
