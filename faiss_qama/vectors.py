@@ -149,9 +149,9 @@ class Corpus:
         Bytes of the vectors as they are stored.
     dtype : str
         Type of the stored values, in the last part of the source.
-    ids : ndarray of shape (n,), int64, or None
-        Their ids, if these are not the row numbers: as the files hold them, or row numbers in the source if rows were
-        left out.
+    ids
+        Their ids, an ndarray of shape (n,), int64: as the files hold them, or row numbers in the source if rows were
+        left out. None if ids are row numbers.
     n_stored : int
         Number of rows in the source, those left out included.
     paths : list of Path
@@ -320,9 +320,8 @@ def _parts(source: Source, what: str, want: Want) -> tuple[list[tuple[Reader, st
     parts = [(read_vectors(path, replace(want, name=name)), str(path)) for path, name in files]
     parts = [part for part in parts if part[0].shape[0]] or parts[:1]
     d = next((part.shape[-1] for part, _ in parts if all(part.shape)), want.d)
-    return [(_of_nulls(part, d) if part.null and d else part, name) for part, name in parts], [
-        path for path, _ in files
-    ]
+    whole = [(_of_nulls(part, d) if part.null and d else part, name) for part, name in parts]
+    return whole, [path for path, _ in files]
 
 
 def _of_nulls(part: Reader, d: int) -> Reader:

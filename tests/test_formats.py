@@ -701,6 +701,7 @@ def test_pairs_name_documents_and_queries_by_their_ids(tmp_path, monkeypatch):
     (tmp_path / "qrels.tsv").write_text("4\t1\t1\n5\t1\t1\n6\t2\t3\n7\t9999\t1\n8\t0\t0\n")
     with pytest.warns(UserWarning, match="left out"):
         corpus = Corpus("x.parquet", ids="doc", drop_bad_rows=True)
+    with pytest.warns(UserWarning, match="left out"):
         queries = Corpus("q.npy", queries=True, drop_bad_rows=True)
     with pytest.warns(UserWarning, match="qrels.tsv: 2 of 5 pairs name what is not there; they are left out"):
         pairs = read_pairs(queries, "qrels.tsv", corpus)
