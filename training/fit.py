@@ -88,7 +88,9 @@ def fit(
     >>> quantizer.encode(x).shape
     (2000, 12)
     """
-    config = config or FitConfig()
+    config = FitConfig() if config is None else config
+    if not isinstance(config, FitConfig):
+        raise TypeError(f"config is a FitConfig, such as FitConfig(layout='2x192'); got {type(config).__name__}")
     if bytes is not None:
         config = replace(config, layout=None, bytes=bytes)
     if pairs is not None:
@@ -167,7 +169,7 @@ def fit_split(
 
 
 def discard_checkpoint(config: FitConfig) -> None:
-    """Remove the checkpoint of a training that is over, if there is one; its log stays."""
+    """Remove the files of a training that is over, if there are any; the quantizer has its log."""
     if config.train is not None and config.train.checkpoint is not None:
         from faiss_qama.training.gradient.checkpoint import discard  # here, because it needs torch
 
