@@ -14,6 +14,7 @@ from faiss_qama.evaluation.recall import Truth, evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index.build import build_index
+from faiss_qama.index.by_row import by_row
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
@@ -180,7 +181,7 @@ def _measured(index: QamaIndex, dataset: Dataset, truth: Truth) -> list[MethodRe
     else:
         stages = {"codes only": index.with_rescore("codes"), f"codes + {index.rescore} re-ranking": index}
     # The last first, as inverted lists keep a second copy of the codes once codes have re-ranked.
-    results = {name: evaluate(stage, dataset, truth) for name, stage in reversed(stages.items())}
+    results = {name: evaluate(by_row(stage), dataset, truth) for name, stage in reversed(stages.items())}
     return [
         truth.measured,
         *(MethodResult(name, stage.bytes_per_vector, [results[name]]) for name, stage in stages.items()),

@@ -41,7 +41,8 @@ def fit(
     Parameters
     ----------
     corpus : array of shape (n, d), str, Path, list of these, or Corpus
-        Vectors of any float type: an array, a memory map, a .npy file, or several (shards of one corpus).
+        Vectors of any float type: an array, a memory map, a file (``docs/formats.md``), or several (shards of
+        one corpus).
     config : FitConfig, optional
         Settings. By default 2 bits for half of the components, without training.
     metric : int
@@ -96,7 +97,7 @@ def fit(
         config = config.for_pairs()
     source = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     if queries is not None and not isinstance(queries, Corpus):
-        queries = Corpus(queries, source.shape[1], "queries")
+        queries = Corpus(queries, source.shape[1], "queries", queries=True)
     if queries is not None and queries.shape[1] != source.shape[1]:
         raise ValueError(f"queries: dimension {queries.shape[1]}, but {source.shape[1]} is needed")
     spec = IndexSpec(rescore=rescore or default_rescore(config, pairs=pairs is not None), recall=recall)
