@@ -275,6 +275,9 @@ class Quantizer:
 
         Raises KeyError, TypeError or ValueError for parts that are missing, unknown or of a wrong shape.
         """
+        norm, normalized = settings["rms_norm"], settings["normalized"]
+        if not (isinstance(norm, float | int) and 0 < norm < float("inf") and isinstance(normalized, bool)):
+            raise ValueError(f"rms_norm is a number above 0 and normalized a bool; got {norm!r} and {normalized!r}")
         calibrations = {}
         for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):
             curves = arrays[f"{name}.floats"], arrays[f"{name}.codes"]
@@ -293,8 +296,8 @@ class Quantizer:
             thresholds=arrays["thresholds"],
             decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
             metric=METRICS[settings["metric"]],
-            normalized=settings["normalized"],
-            rms_norm=settings["rms_norm"],
+            normalized=normalized,
+            rms_norm=norm,
             query_transform=from_arrays(arrays, "query_transform"),
             query_adapter=Linear(arrays["query_adapter.matrix"], arrays["query_adapter.bias"])
             if "query_adapter.matrix" in arrays
