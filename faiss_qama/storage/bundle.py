@@ -17,6 +17,7 @@ leaves the old index or the new one. The manifest holds the SHA-256 of every fil
     norms-G.npy                  norms of the decoded sums: (n,) float16 of unit vectors, float32 under L2
     ids-G.npy                    (n,) int64, the user's own ids
     alive-G.npy                  (n,) bool, false for a removed row
+    documents-G.json             documents of the store of a framework
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ class Bundle:
         The kind of its rescorer.
     base : CodeIndex
         The codes. It may be filled while the chunks of a stream are consumed.
-    parts : mapping of str to ndarray or Stream
-        The arrays of the rescorer and of the ids, by name.
+    parts : mapping of str to ndarray, Stream or str
+        The arrays of the rescorer and of the ids, and the text of the documents, by name.
     """
 
     quantizer: Quantizer
@@ -202,11 +203,6 @@ def verify(path: PathLike) -> dict[str, Any]:
     return manifest
 
 
-def fingerprint(path: PathLike) -> str:
-    """Return a str that tells the saved state of the bundle at ``path`` from every other: its manifest's checksum."""
-    return str(read_manifest(Path(path))["sha256"])
-
-
 class Parts:
     """The files of one generation, read on request (a :class:`~faiss_qama.hamming.code_index.PartReader`).
 
@@ -270,6 +266,10 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         if isinstance(part, faiss.IndexBinary):
             path = files[name] = folder / f"{name}-{generation}.faissindex"
             atomic_files.write_faiss(path, part)
+            return
+        if isinstance(part, str):
+            files[name] = folder / f"{name}-{generation}.json"
+            files[name].write_text(part, encoding="utf-8", newline="\n")
             return
         files[name] = folder / f"{name}-{generation}.npy"
         atomic_files.write_stream(files[name], part)

@@ -15,9 +15,9 @@ BEFORE_RELEASE = "faiss-qama"  # the format of bundles that were written before 
 NEEDED: dict[str, type] = {"generation": int, "ntotal": int, "base": str, "rescore": str, "written_by": str}
 NEEDED |= {"base_settings": dict, "quantizer": dict, "files": dict}
 MANIFEST = "manifest.json"
-ENDINGS = ("npy", "safetensors", "faissindex")
+ENDINGS = ("npy", "safetensors", "faissindex", "json")
 _OURS = re.compile(
-    r"(?:quantizer|codes|rows|places|sizes|centroids|vectors|residual|norms|ids|alive)-([0-9]+)\."
+    r"(?:quantizer|codes|rows|places|sizes|centroids|vectors|residual|norms|ids|alive|documents)-([0-9]+)\."
     rf"(?:{'|'.join(ENDINGS)})"
 )
 
