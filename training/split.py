@@ -155,7 +155,8 @@ def _hold_out(asked: NDArray[np.int64], qrels: NDArray[np.int64], rng: np.random
 
     def after(held: int) -> NDArray[np.int64]:
         """Return what shares no document with the first ``held`` of the order."""
-        return order[held:][cluster[order[held:]] != cluster[order[held - 1]]]
+        rest: NDArray[np.int64] = order[held:][cluster[order[held:]] != cluster[order[held - 1]]]
+        return rest
 
     seen = rng.permutation([q for q in after(most) if size[q] > 1])[:most].astype(np.int64)
     new = order[: 2 * most - len(seen)]
