@@ -274,6 +274,33 @@ def test_wrong_factory_strings(text, message):
         index_factory(D, text)
 
 
+WHOLE = ["BFlat", "BIVF4", "BIVF4_HNSW8", "BHNSW8", "BHash12", "BHash2x8", "Flat", "IVF4"]
+
+
+@pytest.mark.parametrize("base", WHOLE)
+@pytest.mark.parametrize("rest", ["x", "_HSNW8", ",Rflat", ",", " ", "\n", ".5"])
+def test_what_is_not_understood_to_the_last_character_is_refused(base, rest):
+    for make in (lambda: QamaIndex(QUANTIZER, base=base + rest), lambda: index_factory(D, f"Qama2x18,{base}{rest}")):
+        with pytest.raises(ValueError, match="base|is not understood") as refused:
+            make()
+        assert rest.strip(",\n") in str(refused.value)
+
+
+@pytest.mark.parametrize("base", WHOLE)
+def test_a_base_is_written_back_as_it_was_read(base):
+    for text in [base, *(f"{wrapper},{base}" for wrapper in ("IDMap", "IDMap2") if base.startswith("B"))]:
+        assert str(QamaIndex(QUANTIZER, base=text)._core.base) == base
+
+
+@pytest.mark.parametrize("rest", [",RFlatx", ",Refine(SQ8)x", ",Rflat", ",Refine(SQ8),RFlat", ",,RFlat"])
+def test_the_part_of_a_factory_string_that_is_not_understood_is_shown(rest):
+    with pytest.raises(ValueError, match="is not understood") as refused:
+        index_factory(D, f"Qama2x18,Flat{rest}")
+    shown = str(refused.value).rpartition(": ")[2].removesuffix(" is not understood").strip("'")
+    assert shown
+    assert rest.endswith(shown)
+
+
 def test_range_search_far_beyond_the_first_candidates():
     """More hits than a range search starts with."""
     x = make_vectors(5000, seed=53)

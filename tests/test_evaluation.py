@@ -217,6 +217,14 @@ def test_the_mean_over_seeds():
         ("2x18+fp8", r"the second stage is one of \+none, \+codes"),
         ("faiss:Nonsense", "faiss:Nonsense"),
         ("faiss:Flat;nonsense=3", "nonsense"),
+        ("faiss:IVF8,Flat;nprobe=8x", "'nprobe=8x' is not NAME=NUMBER"),
+        ("faiss:IVF8,Flat;nprobe=1.7", "'nprobe=1.7' is not NAME=NUMBER; numbers are whole"),
+        ("faiss:IVF8,Flat;nprobe=-3", "'nprobe=-3' is not"),
+        ("faiss:IVF8,Flat;nprobe=8;efSearch=3", "'nprobe=8;efSearch=3' is not"),
+        ("faiss:IVF8,Flat;nprobe=8,", "'' is not NAME=NUMBER"),
+        ("faiss:HNSW8,", "a part of the factory string is empty"),
+        ("faiss:IVF8_HSNW8,Flat", "IVF8_HSNW8,Flat"),
+        ("2x18,", "unknown method '2x18,'"),
     ],
 )
 def test_unknown_methods_are_refused(name, message):

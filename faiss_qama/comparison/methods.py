@@ -13,6 +13,7 @@ A method that :func:`~faiss_qama.training.fit` fits takes a suffix for the secon
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.rescore.faiss_vectors import parts_of
 from faiss_qama.vectors import Corpus
 
+_PARAMETER = re.compile(r"\w+=\d+|k_factor\w*=\d+\.\d+", re.ASCII)  # FAISS takes 16x for 16
 _RAW = {"projection": "none", "rotation": "none"}
 _SVD = {"projection": "pca", "rotation": "none", "center": False}
 
@@ -313,7 +315,12 @@ def _trained(name: str, x: Floats, metric: int) -> tuple[faiss.Index, dict[str, 
         index = _scalar(x, metric, rotated=name == "rotated-scalar")
         index.train(x)
         return index, {"rotated": name == "rotated-scalar"}
-    factory, _, parameters = name.removeprefix("faiss:").partition(";")
+    factory, semicolon, parameters = name.removeprefix("faiss:").partition(";")
+    if "" in factory.split(","):  # FAISS takes HNSW16, for HNSW16
+        raise ValueError(f"{name}: a part of the factory string is empty")
+    for part in parameters.split(",") if semicolon else ():
+        if not _PARAMETER.fullmatch(part):
+            raise ValueError(f"{name}: {part!r} is not NAME=NUMBER; numbers are whole, except for k_factor")
     try:
         index = faiss.index_factory(x.shape[1], factory, metric)
         index.train(x)
