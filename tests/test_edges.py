@@ -134,6 +134,36 @@ def test_one_id_for_several_vectors_is_as_in_idmap2(index):
     assert sorted(index.search(QUERIES[:1], 5)[1][0].tolist()) == [-1, -1, -1, 6, 7]
 
 
+def test_ids_given_late_are_none_of_those_that_vectors_without_ids_have(index):
+    index.add(X[:10])
+    before = index.search(QUERIES, 12)
+    other = QamaIndex(QUANTIZER, index.rescore, base="Flat")
+    other.add(X[20:22])
+    refusal = "id 5 is taken: 10 vectors were added without ids, and are 0 to 9; give ids from 10 on"
+    for late in (lambda: index.add_with_ids(X[10:12], [12, 5]), lambda: index.merge_from(other, add_id=5)):
+        with pytest.raises(ValueError, match=refusal):
+            late()
+        assert (index.ntotal, other.ntotal) == (10, 2)
+        for a, b in zip(before, index.search(QUERIES, 12), strict=True):
+            np.testing.assert_array_equal(a, b)
+    index.add(X[10:11])  # as before
+    index.add_with_ids(X[11:12], [50])
+    assert index.ids.tolist() == [*range(11), 50]
+    assert index.remove_ids([5]) == 1
+    index.reset()
+    index.add_with_ids(X[:1], [0])
+    assert index.ids.tolist() == [0]
+
+
+def test_ids_given_late_are_refused_before_the_users_index_grows():
+    flat = faiss.IndexFlatIP(D)
+    index = QamaIndex(QUANTIZER, flat)
+    index.add(X[:10])
+    with pytest.raises(ValueError, match="id 0 is taken: 10 vectors"):
+        index.add_with_ids(X[10:11], [0])
+    assert (index.ntotal, flat.ntotal) == (10, 10)
+
+
 def test_duplicates(index):
     index.add(np.tile(X[:1], (2000, 1)))
     _, ids = index.search(X[:1], 30)

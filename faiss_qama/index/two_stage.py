@@ -83,8 +83,14 @@ class TwoStageIndex:
             The vectors, from :meth:`~faiss_qama.rescore.rescorer.Rescorer.encode`.
         ids : ndarray of shape (n,), int64, or None
             The user's own ids.
+
+        Raises
+        ------
+        ValueError
+            For ids of vectors that were added without, and as the second stage.
         """
         there = self.id_map.n
+        self.id_map.check(ids)
         if self.rescorer is not None:
             self.rescorer.append(encoded)
         try:
