@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import pickle
 
 import faiss
@@ -243,6 +244,97 @@ def test_recall_is_promised_only_where_it_can_be_kept():
     hashed.add(x)
     with pytest.raises(ValueError, match="BHash6 finds only what shares a bucket"):
         hashed.search(queries, 10, recall=0.9)
+
+
+DIFFERENCES = {
+    "unknown id": (lambda index: index.reconstruct(999), IndexError, "no vector with id 999 among 300"),
+    "no queries": (lambda index: index.search(X[:0], 3), ValueError, r"queries: no vectors, shape \(0, 36\)"),
+    "k": (lambda index: index.search(X, 0), ValueError, "k must be at least 1"),
+    "integers": (lambda index: index.add(np.ones((2, D), int)), TypeError, "float32 is needed"),
+    "metric": (lambda _: index_factory(D, "Qama2x18", faiss.METRIC_L1).train(X), ValueError, "metric must be"),
+    "labels": (lambda index: index.assign(X, 3, labels=np.empty((300, 3))), ValueError, "labels means nothing to"),
+    "D": (lambda index: index.search(X, 3, D=np.empty((300, 3))), ValueError, "D means nothing to"),
+    "is_trained": (lambda index: setattr(index, "is_trained", True), AttributeError, "no setter|can't set"),
+    "k_factor": (lambda index: setattr(index, "k_factor", 20), AttributeError, "has no k_factor: .* takes oversample="),
+    "nflip": (lambda index: setattr(index, "nflip", 2), AttributeError, "has no nflip: .* base_index has the settings"),
+    "verbose": (lambda index: setattr(index, "verbose", True), AttributeError, "has no verbose: it has nprobe"),
+    "read": (lambda _: QamaIndex(QUANTIZER, base="BHNSW16x"), ValueError, "read as BHNSW16: 'x' is not understood"),
+    "late": (lambda index: index.add_with_ids(X[:1], [5]), ValueError, "id 5 is taken"),
+    "write_index": (lambda index: faiss.write_index(index, "x"), TypeError, "write_index"),
+    "clone_index": (lambda index: faiss.clone_index(index), TypeError, "clone_index"),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENCES)
+def test_differences_from_faiss_are_errors_before_anything_changes(index, what):
+    index.add(X)
+    do, error, message = DIFFERENCES[what]
+    before = index.search(QUERIES, 3)
+    with pytest.raises(error, match=message):
+        do(index)
+    np.testing.assert_array_equal(index.search(QUERIES, 3)[1], before[1])
+    assert (index.ntotal, index.is_trained) == (300, True)
+
+
+@pytest.mark.parametrize("kind", [faiss.SearchParametersIVF, faiss.SearchParametersHNSW])
+def test_fields_of_faiss_search_parameters_that_mean_nothing_are_refused(kind):
+    name, base = {"IVF": ("nprobe", "BIVF4"), "HNSW": ("efSearch", "BHNSW4")}[kind.__name__[16:]]
+    index = QamaIndex(QUANTIZER, "fp32", base=base)
+    index.train(X)
+    index.add(X)
+    values = {"quantizer_params": faiss.SearchParameters()}
+    fields = {field for field, member in vars(kind).items() if isinstance(member, property)}
+    for field in fields - {name, "thisown", "inverted_list_context"}:  # no such context can be made in Python
+        params = kind()
+        setattr(params, field, values.get(field, not getattr(params, field)))
+        message = f"{field} of {kind.__name__} means nothing here, only sel and {name} do"
+        for ask in (index.search, index.search_and_reconstruct, index.range_search):
+            with pytest.raises(ValueError, match=message):
+                ask(QUERIES, 3, params=params)
+    every = kind(**{name: 300}, sel=faiss.IDSelectorRange(5, 9))
+    assert set(index.search(QUERIES, 4, params=every)[1].ravel().tolist()) == {5, 6, 7, 8}
+
+
+def test_the_k_factor_of_faiss_is_the_oversample():
+    index = QamaIndex(QUANTIZER, "fp32")
+    index.add(X)
+    for factor in (1, 2.5, 300):
+        params = faiss.IndexRefineSearchParameters(k_factor=factor)
+        found, want = index.search(QUERIES, 5, params=params), index.search(QUERIES, 5, oversample=factor)
+        np.testing.assert_array_equal(found[0], want[0])
+        np.testing.assert_array_equal(found[1], want[1])
+    for options, message in (
+        ({"oversample": 3}, "pass k_factor or oversample=, not both"),
+        ({"recall": 0.9}, "pass oversample= or recall=, not both"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            index.search(QUERIES, 5, params=params, **options)
+    with pytest.raises(ValueError, match="k_factor means nothing to it"):
+        index.range_search(QUERIES, 0.5, params=params)
+    with pytest.raises(ValueError, match="no second stage"):
+        index.with_rescore("none").search(QUERIES, 5, params=params)
+    base_params = faiss.IndexRefineSearchParameters(base_index_params=faiss.SearchParametersIVF())
+    with pytest.raises(ValueError, match="base_index_params of IndexRefineSearchParameters means nothing"):
+        index.search(QUERIES, 5, params=base_params)
+
+
+def test_a_base_index_that_was_told_that_it_is_trained_is_taken():
+    centroids = faiss.IndexBinaryFlat(8 * QUANTIZER.code_size)
+    centroids.add(QUANTIZER.encode(X[:1]))
+    base = faiss.IndexBinaryIVF(centroids, 8 * QUANTIZER.code_size, 1)
+    base.is_trained = True
+    index = QamaIndex(QUANTIZER, "none", base=base)
+    index.add(X)
+    flat = QamaIndex(QUANTIZER, "none", base="BFlat")
+    flat.add(X)
+    np.testing.assert_array_equal(index.search(QUERIES, 9)[0], flat.search(QUERIES, 9)[0])
+
+
+def test_a_range_search_is_best_first(index):
+    index.add(X)
+    lims, D, _ = index.range_search(QUERIES, 0.5)
+    assert lims[-1] > 4
+    assert all((np.diff(D[a:b]) <= 0).all() for a, b in itertools.pairwise(lims))
 
 
 def test_an_index_is_not_pickled():

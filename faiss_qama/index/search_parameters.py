@@ -88,8 +88,8 @@ class SearchParameters:
         default = kind()
         for unheeded in sorted(set(fields) - {name, "sel", "thisown"}):
             if getattr(params, unheeded) != getattr(default, unheeded):
-                heeded = f"sel and {name}" if name else "sel"
-                raise ValueError(f"{unheeded} of {kind.__name__} means nothing here: of its fields, {heeded} are heeded")
+                heeded = f"sel and {name} do" if name else "sel does"
+                raise ValueError(f"{unheeded} of {kind.__name__} means nothing here, only {heeded}")
         if name == "k_factor":
             if options.get("oversample") is not None:
                 raise ValueError("pass k_factor or oversample=, not both")
