@@ -331,6 +331,8 @@ def _trained(name: str, x: Floats, metric: int) -> tuple[faiss.Index, dict[str, 
             faiss.ParameterSpace().set_index_parameters(index, parameters)
     except RuntimeError as error:
         raise ValueError(f"{name}: {str(error).splitlines()[-1].strip()}") from None
+    if index.metric_type != metric:  # HNSW16_PQ48 is of L2 whatever was asked for
+        raise ValueError(f"{name}: FAISS makes it for another metric than the one asked for")
     return index, {"factory": factory, "parameters": parameters}
 
 
