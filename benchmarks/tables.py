@@ -28,7 +28,7 @@ from rendering.speed_tables import (
     scans_table,
     stages_table,
 )
-from rendering.training_tables import ablation_table, prefixes_table, training_table
+from rendering.training_tables import ablation_table, pairs_table, prefixes_table, training_table
 
 
 def remake() -> None:
@@ -68,8 +68,9 @@ def render() -> dict[Path, str]:
             peers = data[f"peers-{size}"]
             tables |= {f"fastest {size}": fastest_table(peers), f"peers {size}": peers_table(peers)}
     # Training takes longer to measure than all the rest, so its files may not be there.
-    if all(f"training-{name}" in data for name in SETS):
+    if all(f"training{part}-{name}" in data for part in ("", "-pairs") for name in SETS):
         tables |= {"training": training_table(data), "prefixes": prefixes_table(data)}
+        tables |= {"pairs": pairs_table(data)}
     if "rotated-study" in data:
         tables["rotated study"] = rotated_table(data["rotated-study"])
     if f"equal-bytes-{SETS[0]}" in data:

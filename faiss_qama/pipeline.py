@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from faiss_qama.evaluation.datasets import Dataset
-from faiss_qama.evaluation.recall import evaluate, exact
+from faiss_qama.evaluation.recall import Truth, evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index.build import build_index
+from faiss_qama.index.by_row import by_row
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.storage import bundle
 from faiss_qama.vectors import Corpus
 
@@ -52,6 +54,8 @@ class FitResult:
     measured : list of MethodResult
         Exact floats, codes alone, and codes re-ranked, on held-out queries; empty if the corpus is too small to hold
         any out.
+    untrained : MethodResult or None
+        The codes alone without the training, on the same queries; None if no training was kept.
     next_queries : str
         The file of queries in the next command to type.
     """
@@ -65,6 +69,7 @@ class FitResult:
     fit_seconds: float
     queries: str
     measured: list[MethodResult]
+    untrained: MethodResult | None
     next_queries: str = "queries.npy"
 
 
@@ -81,7 +86,7 @@ def fit_index(
 ) -> FitResult:
     """Fit a quantizer to a corpus, write an index of it, and measure it on queries that the fit has not seen.
 
-    A training keeps its log, and until the index is written its checkpoint, in the folder ``path``.training, unless
+    Until the index is written, a training keeps its log and its checkpoint in the folder ``path``.training, unless
     ``config.train.checkpoint`` names another.
 
     Parameters
@@ -131,21 +136,44 @@ def fit_index(
     seconds = time.perf_counter() - start
     index = build_index(path, quantizer, corpus, spec, split.validation if len(split.validation) else None)
     discard_checkpoint(config)
-    measured = _measured(index, corpus, split) if len(split.test) else []
+    measured: list[MethodResult] = []
+    untrained = None
+    if len(split.test):
+        dataset = _test_set(corpus, split)
+        truth = exact(dataset, K, metric)
+        measured = _measured(index, dataset, truth)
+        if quantizer.fit_record.trained:
+            chosen = config.at(layout) if choice is None else choice.applied_to(config)
+            as_it_was, _ = fit_split(split, replace(chosen, train=None), metric, len(corpus), IndexSpec())
+            untrained = _measured_untrained(as_it_was, index, dataset, truth)
     asked = f"{len(split.test)} held-out {'documents' if split.train_queries is None else 'queries'}"
-    return FitResult(index, path, corpus, spec, split, choice, seconds, asked if measured else "nothing", measured)
+    return FitResult(
+        index, path, corpus, spec, split, choice, seconds, asked if measured else "nothing", measured, untrained
+    )
 
 
-def _measured(index: QamaIndex, corpus: Corpus, split: Split) -> list[MethodResult]:
-    """Measure exact floats, codes alone, and codes re-ranked, on the test queries."""
+def _test_set(corpus: Corpus, split: Split) -> Dataset:
     itself = np.stack([np.arange(len(split.test)), split.test_rows], axis=1)
-    dataset = Dataset(
+    return Dataset(
         corpus,
         split.test,
         qrels=split.test_qrels if len(split.test_qrels) else None,
         exclude=itself if split.train_queries is None else None,
     )
-    truth = exact(dataset, K, index.quantizer.metric)
+
+
+def _measured_untrained(quantizer: Quantizer, trained: QamaIndex, dataset: Dataset, truth: Truth) -> MethodResult:
+    """Measure the codes of ``quantizer`` alone, on the test queries; as many components as were trained and kept."""
+    if trained.quantizer.layout.components < quantizer.layout.components:
+        quantizer = quantizer.truncate(trained.quantizer.layout.components)
+    index = QamaIndex(quantizer, "none" if trained.rescore == "none" else "codes")
+    for x in dataset.corpus.chunks():
+        index.add(x)
+    return MethodResult("codes, untrained", index.bytes_per_vector, [evaluate(index, dataset, truth)])
+
+
+def _measured(index: QamaIndex, dataset: Dataset, truth: Truth) -> list[MethodResult]:
+    """Measure exact floats, codes alone, and codes re-ranked, on the test queries."""
     if index.rescore == "none":
         stages = {"codes, Hamming": index}
     elif index.rescore == "codes":
@@ -153,7 +181,7 @@ def _measured(index: QamaIndex, corpus: Corpus, split: Split) -> list[MethodResu
     else:
         stages = {"codes only": index.with_rescore("codes"), f"codes + {index.rescore} re-ranking": index}
     # The last first, as inverted lists keep a second copy of the codes once codes have re-ranked.
-    results = {name: evaluate(stage, dataset, truth) for name, stage in reversed(stages.items())}
+    results = {name: evaluate(by_row(stage), dataset, truth) for name, stage in reversed(stages.items())}
     return [
         truth.measured,
         *(MethodResult(name, stage.bytes_per_vector, [results[name]]) for name, stage in stages.items()),

@@ -334,3 +334,9 @@ def test_layouts_that_do_not_fit_are_refused(corpus):
     for scale in (1e-20, 1e20):
         with pytest.raises(ValueError, match="1e-18 to 1e18 is possible"):
             fit(corpus * np.float32(scale))
+
+
+@pytest.mark.parametrize("config", [{"layout": "2x8"}, "2x8"])
+def test_settings_of_another_type_are_refused(corpus, config):
+    with pytest.raises(TypeError, match=r"config is a FitConfig, such as FitConfig\(layout='2x192'\); got (dict|str)"):
+        fit(corpus, config=config)

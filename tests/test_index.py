@@ -192,6 +192,9 @@ def test_float16_of_any_length_and_its_end():
     with pytest.raises(ValueError, match="row 1 holds 1e\\+20; float16 here ends at .*use rescore='fp32'"):
         index.add(np.stack([x[0], np.full(D, 1e20, np.float32)]))
     assert index.ntotal == 500
+    index.add(np.concatenate([x[:300], np.zeros((5, D), np.float32), np.ones((2, D), np.float32)]))  # a few are fine
+    with pytest.warns(UserWarning, match=r"3 of 5 vectors hold nothing above 3.27e\+04, .*use rescore='fp32'"):
+        index.add(np.concatenate([x[:1], np.zeros((1, D), np.float32), np.ones((3, D), np.float32)]))
 
 
 def test_duplicates_and_zero_vectors(store):

@@ -47,25 +47,27 @@ def rounded(base: IVFCodeIndex) -> np.ndarray:
     return np.concatenate([np.floor(centroids + 0.25), np.floor(centroids + 0.75)], axis=1)
 
 
-def in_the_order_of_probing(base: IVFCodeIndex, code: np.ndarray) -> np.ndarray:
-    """All lists (n, nlist), nearest first by the L1 distance of levels."""
-    levels = np.tile(bit_packing.levels(code, base.layout).astype(float), 2)
-    distances = np.abs(levels[:, None] - rounded(base)[None]).sum(axis=2)
-    return np.argsort(distances, axis=1, kind="stable")
+def in_the_order_of_probing(base: IVFCodeIndex, code: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """Some ``lists`` for each code (n, len(lists)): by the L1 distance of levels, but the first eight by L2."""
+    levels = bit_packing.levels(code, base.layout).astype(float)
+    distances = np.abs(np.tile(levels, 2)[:, None] - rounded(base)[lists]).sum(axis=2)
+    order = lists[np.argsort(distances, axis=1, kind="stable")]
+    near = order[:, :8]
+    squares = np.square(levels[:, None] - base._centroids[near] / 64).sum(axis=2)
+    near = np.take_along_axis(near, np.argsort(squares, axis=1, kind="stable"), axis=1)
+    return np.concatenate([near, order[:, 8:]], axis=1)
 
 
 def own_lists(base: IVFCodeIndex, code: np.ndarray) -> np.ndarray:
-    """The list (n,) of each code: of the eight that come first, the one whose centroid is nearest by L2 distance."""
-    levels = bit_packing.levels(code, base.layout).astype(float)
-    near = in_the_order_of_probing(base, code)[:, :8]
-    squares = np.square(levels[:, None] - base._centroids[near] / 64).sum(axis=2)
-    return np.take_along_axis(near, squares.argmin(axis=1)[:, None], axis=1)[:, 0]
+    """The list (n,) of each code: the one that it would probe first."""
+    return in_the_order_of_probing(base, code, np.arange(base.nlist))[:, 0]
 
 
 def probed(base: IVFCodeIndex, code: np.ndarray, query: np.ndarray, nprobe: int) -> np.ndarray:
     """The distances (n,) of the codes from a query, the worst outside of the lists that it probes."""
-    lists = in_the_order_of_probing(base, query[None])[0, :nprobe]
-    return np.where(np.isin(own_lists(base, code), lists), bit_packing.hamming(query, code), WORST)
+    own = own_lists(base, code)
+    lists = in_the_order_of_probing(base, query[None], np.unique(own))[0, :nprobe]
+    return np.where(np.isin(own, lists), bit_packing.hamming(query, code), WORST)
 
 
 @pytest.mark.parametrize("text", ["2x7", "1x9", "2x33,1.5x7,1x3,0.5x4"])
@@ -186,3 +188,23 @@ def test_ctrl_c_at_any_line_leaves_everything_as_it_was(kind, n):
             if held is code:
                 base.append(new)
     assert line > 5
+
+
+def test_a_code_finds_itself_in_one_list():
+    base, code = filled("2x33", 800)
+    base.nprobe = 1
+    D, I = base.search(code, 1, None, {})
+    assert not D.any()
+    np.testing.assert_array_equal(code[I[:, 0]], code)
+
+
+def test_of_equal_codes_some_are_found_in_one_list():
+    """All lie in one list of many, and the others are not probed in its place."""
+    layout = CodeLayout.parse("2x16")
+    code = np.repeat(random_codes(layout, 1, 1), 5000, axis=0)
+    base = IVFCodeIndex(layout, 64)
+    base.train(code)
+    base.append(code)
+    D, I = base.search(code[:3], 10, None, {})
+    assert not D.any()
+    assert (I >= 0).all()

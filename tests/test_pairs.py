@@ -96,17 +96,29 @@ def test_pairs_are_drawn_apart_and_point_at_what_they_pointed_at(sample):
         assert found == known
 
 
-def test_queries_that_share_documents_are_held_out_together():
+def test_half_of_what_is_held_out_shares_no_document_with_what_is_trained_on():
     """Chains of five queries, each sharing a document with the next."""
     qrels = [(q, d, 1) for q in range(NQ) for d in (q, q + 1 if q % 5 < 4 else q)]
     split = split_corpus(CORPUS, None, 10_000, 0, read_pairs(QUERIES, qrels, CORPUS))
-    rows = [
-        {int(np.flatnonzero((QUERIES == query).all(axis=1))[0]) // 5 for query in part}
-        for part in (split.train_queries, np.concatenate([split.validation, split.test]))
-    ]
-    assert not rows[0] & rows[1]
+    train, validation, test = (
+        [int(np.flatnonzero((QUERIES == query).all(axis=1))[0]) for query in part]
+        for part in (split.train_queries, split.validation, split.test)
+    )
     assert len(split.train_queries) >= NQ - 50 - 4
-    assert len(split.validation) == len(split.test) == 25
+    assert len(validation) == len(test) == 25
+    chains = {q // 5 for q in train}
+    for part in (validation, test):
+        assert 12 <= sum(q // 5 not in chains for q in part) <= 13
+    learned = {d for q, d, _ in qrels if q in train}
+    seen = [any(d in learned for asked, d, _ in qrels if asked == q) for q in test]
+    np.testing.assert_array_equal(split.test_seen, seen)
+    assert 6 < sum(seen) < 13  # a neighbour in the chain may be held out too
+
+
+def test_where_no_documents_are_shared_all_that_is_held_out_is_new():
+    split = split_corpus(CORPUS, None, 10_000, 0, read_pairs(QUERIES, [(q, q, 1) for q in range(NQ)], CORPUS))
+    assert not split.test_seen.any()
+    assert len(split.test_seen) == len(split.test) == 25
 
 
 def test_unlabelled_queries_beside_pairs_are_for_training():

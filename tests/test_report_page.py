@@ -29,6 +29,7 @@ from faiss_qama.report import page as report_page
 from faiss_qama.report.page_charts import page_charts
 from faiss_qama.report.tables import fit_summary
 from faiss_qama.training import FitConfig
+from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.train_config import TrainConfig
 from faiss_qama.vectors import Corpus
 
@@ -70,7 +71,7 @@ class Page(HTMLParser):
             self.rows[-1][-1] += data
 
 
-def made(folder, x, name="corpus.npy", rescore="fp16", **settings):
+def made(folder, x, name="corpus.npy", rescore="fp16", pairs=None, **settings):
     np.save(folder / name, x)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fitted on")
@@ -80,6 +81,7 @@ def made(folder, x, name="corpus.npy", rescore="fp16", **settings):
             FitConfig(**settings),
             faiss.METRIC_INNER_PRODUCT,
             IndexSpec(rescore=rescore),
+            pairs=pairs,
             compare=True,
         )
     report_page.write_page(outcome, folder / "report.html", COMMAND)
@@ -90,6 +92,29 @@ def made(folder, x, name="corpus.npy", rescore="fp16", **settings):
 def trained(tmp_path_factory):
     train = TrainConfig(epochs=2, steps_per_epoch=3)
     return made(tmp_path_factory.mktemp("page"), make_vectors(1200), HOSTILE, layout="2x18", train=train)
+
+
+LOSSES = {"adc.contrastive": 1, "hamming.contrastive": 1}
+
+
+def test_what_learned_from_pairs_is_judged_by_relevance(tmp_path):
+    x, rng = make_vectors(800), np.random.default_rng(1)
+    rows = rng.integers(0, 500, 400)
+    xq = x[rows] + rng.standard_normal((400, 36)) * ([1.5] * 12 + [0.1] * 24)  # a third of the dimensions mislead
+    train = TrainConfig(epochs=3, steps_per_epoch=30, learning_rate=0.003, losses=LOSSES)
+    pairs = read_pairs(xq, [(q, d, 1) for q, d in enumerate(rows)], Corpus(x))
+    outcome, path = made(tmp_path, x, rescore="codes", pairs=pairs, layout="2x18", train=train)
+    assert outcome.untrained is not None
+    headline, note = report_page.summary(outcome, 1.0)
+    exact, codes = (method.mean.values["ndcg"] for method in (outcome.measured[0], outcome.measured[-1]))
+    share, low, high = map(float, re.search(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\) of the nDCG@10", headline).groups())
+    assert share == pytest.approx(100 * codes.mean() / exact.mean(), abs=0.06)
+    assert low < share < high
+    gains = [float(gain) for gain in re.findall(r"by ([+-][\d.]+) %", note)]
+    before, seen = outcome.untrained.mean.values["ndcg"], outcome.split.test_seen
+    assert gains == pytest.approx([100 * (codes[k].mean() / before[k].mean() - 1) for k in (seen, ~seen)], abs=0.06)
+    tile = re.search(r"nDCG@10, codes only</dt><dd><strong>([\d.]+)", path.read_text())
+    assert float(tile[1]) == pytest.approx(codes.mean(), abs=6e-4)
 
 
 def test_the_page_is_well_formed_loads_nothing_and_runs_nothing(trained):
@@ -184,7 +209,7 @@ def test_it_says_whether_documents_stood_in_for_queries(trained, tmp_path):
     assert "Documents stood in for queries: recall was measured with 120 held-out documents" in path.read_text()
     queries = replace(outcome.split, train_queries=make_vectors(80, seed=1))
     _, note = report_page.summary(replace(outcome, split=queries, queries="40 held-out queries"), 1.0)
-    assert note == "Recall was measured with 40 held-out queries, which the fit did not use."
+    assert note == "It was measured with 40 held-out queries, which the fit did not use."
 
 
 def test_it_says_why_where_codes_alone_are_slower_than_floats(trained):

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each folder may import those before it. Files that lie in faiss_qama itself stand by their own names.
 ORDER = (
-    *("arrays", "progress", "threads", "growing", "vectors", "index_spec", "reference", "kernels", "topk"),
+    *("arrays", "progress", "threads", "growing", "formats", "vectors", "index_spec", "reference", "kernels", "topk"),
     *("quantizer", "hamming", "rescore", "storage", "evaluation", "training", "index", "comparison", "pipeline"),
     *("report", "texts", "integrations", "cli", "__main__"),
 )

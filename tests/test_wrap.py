@@ -8,7 +8,7 @@ import pytest
 from conftest import D, make_vectors, slow_except
 
 from faiss_qama import QamaIndex
-from faiss_qama.rescore.faiss_vectors import FaissVectors
+from faiss_qama.formats.faiss_vectors import FaissVectors
 from faiss_qama.training import FitConfig
 
 N = 900

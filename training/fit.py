@@ -41,7 +41,8 @@ def fit(
     Parameters
     ----------
     corpus : array of shape (n, d), str, Path, list of these, or Corpus
-        Vectors of any float type: an array, a memory map, a .npy file, or several (shards of one corpus).
+        Vectors of any float type: an array, a memory map, a file (``docs/formats.md``), or several (shards of
+        one corpus).
     config : FitConfig, optional
         Settings. By default 2 bits for half of the components, without training.
     metric : int
@@ -87,14 +88,16 @@ def fit(
     >>> quantizer.encode(x).shape
     (2000, 12)
     """
-    config = config or FitConfig()
+    config = FitConfig() if config is None else config
+    if not isinstance(config, FitConfig):
+        raise TypeError(f"config is a FitConfig, such as FitConfig(layout='2x192'); got {type(config).__name__}")
     if bytes is not None:
         config = replace(config, layout=None, bytes=bytes)
     if pairs is not None:
         config = config.for_pairs()
     source = corpus if isinstance(corpus, Corpus) else Corpus(corpus)
     if queries is not None and not isinstance(queries, Corpus):
-        queries = Corpus(queries, source.shape[1], "queries")
+        queries = Corpus(queries, source.shape[1], "queries", queries=True)
     if queries is not None and queries.shape[1] != source.shape[1]:
         raise ValueError(f"queries: dimension {queries.shape[1]}, but {source.shape[1]} is needed")
     spec = IndexSpec(rescore=rescore or default_rescore(config, pairs=pairs is not None), recall=recall)
@@ -166,7 +169,7 @@ def fit_split(
 
 
 def discard_checkpoint(config: FitConfig) -> None:
-    """Remove the checkpoint of a training that is over, if there is one; its log stays."""
+    """Remove the files of a training that is over, if there are any; the quantizer has its log."""
     if config.train is not None and config.train.checkpoint is not None:
         from faiss_qama.training.gradient.checkpoint import discard  # here, because it needs torch
 

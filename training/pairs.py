@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faiss_qama.evaluation.datasets import read_rows
+from faiss_qama.evaluation.datasets import id_bound, read_rows, to_rows
 from faiss_qama.vectors import Corpus, PathLike, Source
 
 Qrels: TypeAlias = ArrayLike | PathLike | Sequence[tuple[int, int, int]]
@@ -40,7 +40,8 @@ def read_pairs(queries: Source | Corpus, qrels: Qrels, corpus: Corpus) -> Pairs:
     queries : array of shape (nq, d), str, Path or Corpus
         The queries.
     qrels : str, Path, or rows
-        A tab-separated file, or rows, of query row, corpus row, grade. Pairs of grade 0 or less are left out.
+        A tab-separated file, or rows, of query row, corpus row, grade; of ids in place of rows where ``queries`` or
+        ``corpus`` have some. Pairs of grade 0 or less are left out.
     corpus : Corpus
         The documents.
 
@@ -54,25 +55,26 @@ def read_pairs(queries: Source | Corpus, qrels: Qrels, corpus: Corpus) -> Pairs:
         For queries of another dimension, for a wrong line or row, naming it, and if no pair is relevant.
     """
     if not isinstance(queries, Corpus):
-        queries = Corpus(queries, corpus.shape[1], "queries")
-    sizes = (len(queries), len(corpus))
+        queries = Corpus(queries, corpus.shape[1], "queries", queries=True)
+    sizes = (id_bound(queries), id_bound(corpus))
     if isinstance(qrels, str | os.PathLike):
         rows, name = read_rows(qrels, 3, sizes), str(qrels)
     else:
         rows, name = _checked(np.asarray(qrels), sizes), "qrels"
+    rows = to_rows(rows, name, queries, corpus)
     relevant = rows[rows[:, 2] > 0]
     if not len(relevant):
         raise ValueError(f"{name}: no relevant pair: none of {len(rows)} grades is above 0")
     return Pairs(queries, relevant)
 
 
-def _checked(rows: NDArray[Any], sizes: tuple[int, int]) -> NDArray[np.int64]:
+def _checked(rows: NDArray[Any], sizes: tuple[int | None, int | None]) -> NDArray[np.int64]:
     if rows.ndim != 2 or rows.shape[1] != 3:
         raise ValueError(f"qrels: rows of (query row, corpus row, grade) are needed; got shape {rows.shape}")
     if not np.issubdtype(rows.dtype, np.integer):
         raise TypeError(f"qrels: whole numbers are needed; got {rows.dtype}")
     for column, (size, what) in enumerate(zip(sizes, ("query", "corpus"), strict=True)):
-        bad = np.flatnonzero((rows[:, column] < 0) | (rows[:, column] >= size))
+        bad = np.flatnonzero((rows[:, column] < 0) | (size is not None and rows[:, column] >= size))
         if len(bad):
             raise ValueError(f"qrels: row {bad[0]}: {what} row {rows[bad[0], column]}, but there are {size}")
     return rows.astype(np.int64)

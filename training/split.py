@@ -46,6 +46,8 @@ class Split:
         Row in the queries of that name, row of ``train``, grade; none without pairs.
     test_qrels : ndarray of shape (m, 3), int64
         The same with rows of the corpus.
+    test_seen : ndarray of shape (nt,), bool
+        Whether the pairs to train on name a document that is relevant to this test query; none without pairs.
     """
 
     train: Floats
@@ -56,6 +58,7 @@ class Split:
     train_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
     validation_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
     test_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
+    test_seen: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
 
     def arrays(self) -> list[NDArray[Any]]:
         """Return all arrays except those for the test."""
@@ -116,20 +119,11 @@ def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ra
     if len(asked) < MIN_QUERIES:
         raise ValueError(f"pairs: at least {MIN_QUERIES} queries with a relevant document are needed; got {len(asked)}")
     asked = rng.permutation(asked)[:sample]
-    # Queries that share a relevant document, directly or through others, are held out together, so that what is learned
-    # by heart does not look like what is learned. Where nearly all of them hang together that cannot be.
-    most = min(HELD_OUT_PAIRS, max(len(asked) // 6, MIN_QUERIES))
-    cluster = _clusters(asked, _of(pairs.qrels, asked))
-    small = np.bincount(cluster)[cluster] <= most
-    whole = small.sum() >= 2 * most
-    if whole:
-        order = np.lexsort([rng.permutation(cluster.max() + 1)[cluster], ~small])
-        asked, cluster = asked[order], cluster[order]
-    held, parts = _split(asked, most)
-    if whole:
-        parts[2] = parts[2][cluster[2 * held :] != cluster[2 * held - 1]]
+    parts = _hold_out(asked, pairs.qrels, rng)
     validation, test, train = (pairs.queries.take(part) for part in parts)
     qrels = [_of(pairs.qrels, part) for part in parts]
+    seen = np.zeros(len(test), dtype=bool)
+    seen[qrels[1][np.isin(qrels[1][:, 1], qrels[2][:, 1]), 0]] = True
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
     rows = np.unique(np.concatenate([rows, qrels[0][:, 1], qrels[2][:, 1]]))
     for i in (0, 2):  # rows of the corpus become rows of the sample
@@ -140,9 +134,35 @@ def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ra
         _, near = faiss.knn(more, held_out, 1, metric=faiss.METRIC_L2)
         known = NearDuplicates(more, faiss.METRIC_L2).among(more, held_out[near])[:, 0]
         train = np.concatenate([train, more[~known]])  # what is held out is not trained on under another name
-    if held < MIN_QUERIES:
+    if len(validation) < MIN_QUERIES:
         validation, qrels[0] = validation[:0], NO_QRELS
-    return Split(corpus.take(rows), train, validation, test, np.full(held, -1), qrels[2], qrels[0], qrels[1])
+    return Split(corpus.take(rows), train, validation, test, np.full(len(test), -1), qrels[2], qrels[0], qrels[1], seen)
+
+
+def _hold_out(asked: NDArray[np.int64], qrels: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Return the queries to validate with, to test with, and to train on.
+
+    A training may learn the documents of its pairs by heart, and rank others worse. So two kinds of queries are held
+    out, if there are enough of both: half of them share no relevant document with those to train on, directly or
+    through others, and half of them share one.
+    """
+    most = min(HELD_OUT_PAIRS, max(len(asked) // 6, MIN_QUERIES), len(asked) // 3)
+    cluster = _clusters(asked, _of(qrels, asked))
+    size = np.bincount(cluster)[cluster]
+    order = np.lexsort([rng.permutation(cluster.max() + 1)[cluster], size > most])
+    if np.count_nonzero(size <= most) < 2 * most:
+        return [asked[:most], asked[most : 2 * most], asked[2 * most :]]
+
+    def after(held: int) -> NDArray[np.int64]:
+        """Return what shares no document with the first ``held`` of the order."""
+        return order[held:][cluster[order[held:]] != cluster[order[held - 1]]]
+
+    seen = rng.permutation([q for q in after(most) if size[q] > 1])[:most].astype(np.int64)
+    new = order[: 2 * most - len(seen)]
+    seen = seen[~np.isin(cluster[seen], cluster[new])]
+    train = np.setdiff1d(after(len(new)), seen, assume_unique=True)
+    a, b = (len(new) + 1) // 2, len(seen) // 2
+    return [asked[np.concatenate(part)] for part in ((new[:a], seen[:b]), (new[a:], seen[b:]), (train,))]
 
 
 def _clusters(queries: NDArray[np.int64], qrels: NDArray[np.int64]) -> NDArray[np.int64]:

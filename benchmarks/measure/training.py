@@ -14,14 +14,14 @@ from typing import Any
 
 import click
 import faiss
+import numpy as np
 import yaml
 from common import METRIC, ROOT, K, write
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hamming
-from faiss_qama.evaluation.ranking_metrics import ndcg
-from faiss_qama.evaluation.recall import Truth, exact, recall
+from faiss_qama.evaluation.recall import Truth, exact, ranking_values, recall
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import FitConfig
 from faiss_qama.training.closed_form import closed_form
@@ -32,8 +32,8 @@ from faiss_qama.vectors import Corpus
 from measure.qama import LAYOUT, QAMA_SETS
 
 # Preset, layout instead of its own or None, what is given besides the corpus, and seeds.
+PAIRS: list[tuple[str, str | None, str, int]] = [("pairs", None, "pairs", 2)]
 TRAININGS: list[tuple[str, str | None, str, int]] = [
-    ("pairs", None, "pairs", 2),
     ("distill", None, "queries", 2),
     ("distill", None, "corpus", 1),
     ("distill", "binary", "queries", 1),
@@ -69,7 +69,7 @@ ABLATION: list[tuple[str, dict[str, float] | None]] = [
     ("adc.correlation, hamming.correlation alone", {"adc.correlation": 1.0, "hamming.correlation": 1.0}),
 ]
 EPOCHS = 6  # of 50 steps, where losses are compared
-PARTS = ("trainings", "qama", "ablation")
+PARTS = ("pairs", "trainings", "qama", "ablation")
 QUANTIZERS = ("straight-through", "sigmoid", "tanh", "stochastic")
 
 
@@ -86,6 +86,10 @@ class Bench:
         self.folder, self.dataset = folder, Dataset.load(folder)
         self.x: Floats = self.dataset.corpus.read()
         self.truth: Truth = exact(self.dataset, K, METRIC)
+        pairs = read_pairs(folder / "train_queries.npy", folder / "train_qrels.tsv", self.dataset.corpus)
+        relevant = self.dataset.qrels[self.dataset.qrels[:, 2] > 0]
+        asked, query = np.unique(relevant[:, 0], return_inverse=True)
+        self.seen = np.bincount(query, np.isin(relevant[:, 1], pairs.qrels[:, 1]), len(asked)) > 0
 
     def train(self, config: FitConfig, given: str) -> tuple[Quantizer, Quantizer | None, dict[str, float]]:
         """Fit, and train if the configuration says so.
@@ -122,7 +126,10 @@ class Bench:
         return closed, trained, seconds | {"trained": time.perf_counter() - start}
 
     def measure(self, quantizer: Quantizer) -> dict[str, Any]:
-        """Return nDCG@10, in % of that of exact floats, and recall@10, by stage."""
+        """Return nDCG@10, in % of that of exact floats, and recall@10, by stage.
+
+        ``seen`` is the nDCG of queries to which a document of the train pairs is relevant, ``others`` of the rest.
+        """
         code = quantizer.encode(self.x)
         queries = self.dataset.queries
         return {
@@ -136,12 +143,13 @@ class Bench:
         return self._quality(faiss.knn(self.dataset.queries, x, K, metric=METRIC)[1])
 
     def _quality(self, found: Ids) -> dict[str, float]:
-        floats = self.truth.measured.mean.ndcg
-        assert floats is not None
-        return {
-            "ndcg": 100 * (ndcg(found, self.dataset.qrels, K) or 0.0) / floats,
-            "recall": recall(found, self.truth, self.dataset),
+        floats = self.truth.measured.mean.values["ndcg"]
+        values = ranking_values(found, self.truth, self.dataset)["ndcg"]
+        kinds = {"ndcg": slice(None), "seen": self.seen, "others": ~self.seen}
+        shares = {
+            name: 100 * values[part].mean() / floats[part].mean() for name, part in kinds.items() if values[part].size
         }
+        return {**shares, "recall": recall(found, self.truth, self.dataset)}
 
 
 def gain(trained: Quantizer) -> float:
@@ -160,10 +168,10 @@ def preset(name: str, layout: str | None, seed: int = 0) -> FitConfig:
     return FitConfig(**values, seed=seed)
 
 
-def trainings(bench: Bench) -> list[dict[str, Any]]:
-    """Measure each of ``TRAININGS`` beside its closed form, and say which of the two a fit would keep."""
+def trainings(bench: Bench, wanted: list[tuple[str, str | None, str, int]]) -> list[dict[str, Any]]:
+    """Measure each of ``wanted`` beside its closed form, and say which of the two a fit would keep."""
     rows = []
-    for name, layout, given, seeds in TRAININGS:
+    for name, layout, given, seeds in wanted:
         for seed in range(seeds):
             config = preset(name, layout, seed)
             assert config.train is not None
@@ -242,8 +250,11 @@ def _ablated(bench: Bench, label: str, adapter: str, losses: dict[str, float] | 
 def training(data: Path, name: str, parts: tuple[str, ...] = PARTS) -> None:
     """Measure ``parts`` on a data set: QAMA's recipe where its table is measured, the losses on nfcorpus alone."""
     bench = Bench(data / name)
+    if "pairs" in parts:
+        kinds = {"seen": int(bench.seen.sum()), "others": int((~bench.seen).sum())}
+        write(f"training-pairs-{name}", {"queries": kinds, "rows": trainings(bench, PAIRS)})
     if "trainings" in parts:
-        write(f"training-{name}", {"rows": trainings(bench)})
+        write(f"training-{name}", {"rows": trainings(bench, TRAININGS)})
     if name in QAMA_SETS and "qama" in parts:
         write(f"training-qama-{name}", {"rows": nested(bench)})
     if name == "nfcorpus" and "ablation" in parts:

@@ -14,7 +14,8 @@ def training_table(data: dict[str, Any]) -> str:
     """Return what each preset is worth beside the untrained quantizer."""
     rows = []
     for name in SETS:
-        for (config, layout, given), seeds in _grouped(data[f"training-{name}"]["rows"]).items():
+        measured = data[f"training-pairs-{name}"]["rows"] + data[f"training-{name}"]["rows"]
+        for (config, layout, given), seeds in _grouped(measured).items():
             row = [f"`{config}`", layout, given, name]
             for stage in ("adc", "hamming"):
                 for measure, form in (("ndcg", ".1f"), ("recall", ".3f")):
@@ -26,6 +27,19 @@ def training_table(data: dict[str, Any]) -> str:
     rows.sort(key=lambda row: order.index(tuple(row[:3])))
     header = ["preset", "layout", "given", "data", "codes: nDCG %", "recall@10", "Hamming: nDCG %", "recall@10"]
     return markdown([*header, "trained one kept", "seconds"], rows)
+
+
+def pairs_table(data: dict[str, Any]) -> str:
+    """Return what pairs are worth for queries about documents of the train pairs, and for others."""
+    rows = []
+    for name in SETS:
+        measured = data[f"training-pairs-{name}"]
+        for kind, what in (("seen", "in the train pairs"), ("others", "others")):
+            if measured["queries"][kind]:
+                sides = [f"{_mean(measured['rows'], side, 'adc', kind):.1f}" for side in ("closed", "trained")]
+                rows.append([name, what, str(measured["queries"][kind]), "100.0", *sides])
+    header = ["data", "relevant documents", "test queries", "floats: nDCG %", "codes, untrained", "codes, trained"]
+    return markdown(header, rows)
 
 
 def prefixes_table(data: dict[str, Any]) -> str:

@@ -11,13 +11,12 @@ import click
 import faiss
 import numpy as np
 from click.core import ParameterSource
-from numpy.typing import NDArray
 
 from faiss_qama._version import __version__
-from faiss_qama.arrays import Floats, Ids
 from faiss_qama.cli.options import (
     METRIC_CHOICES,
     PATH,
+    drop_bad_rows_option,
     drop_none,
     ef_search_option,
     k_option,
@@ -29,13 +28,15 @@ from faiss_qama.cli.options import (
 from faiss_qama.comparison import tasks
 from faiss_qama.comparison.methods import measure
 from faiss_qama.comparison.tasks import Task, TaskResult, load_task
-from faiss_qama.evaluation.datasets import Dataset, read_rows
+from faiss_qama.evaluation.datasets import Dataset, read_labels
 from faiss_qama.evaluation.recall import evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
+from faiss_qama.formats.paths import files_of
+from faiss_qama.index.by_row import by_row
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files, bundle
-from faiss_qama.vectors import Corpus, load_vectors
+from faiss_qama.vectors import Corpus
 
 
 @click.command("eval", short_help="Measure an index, or methods by name.")
@@ -45,6 +46,7 @@ from faiss_qama.vectors import Corpus, load_vectors
 @click.option("--qrels", type=PATH, help="Grades of documents for QUERIES, .tsv.")
 @click.option("--corpus", "corpus_path", type=PATH, help="The vectors, if INDEX keeps none.")
 @click.option("--train-queries", is_flag=True, help="Fit with the folder's train_queries.npy, unlabelled.")
+@drop_bad_rows_option
 @k_option
 @recall_option
 @oversample_option
@@ -67,6 +69,7 @@ def eval_command(
     qrels: Path | None,
     corpus_path: Path | None,
     train_queries: bool,
+    drop_bad_rows: bool,
     k: int,
     recall: float | None,
     oversample: float | None,
@@ -76,7 +79,7 @@ def eval_command(
     seeds: int,
     json_path: Path | None,
 ) -> None:
-    """Measure methods on the data set folder TARGET, or the index TARGET on QUERIES (.npy).
+    """Measure methods on the data set folder TARGET, or the index TARGET on QUERIES.
 
     A data set folder holds corpus.npy and queries.npy, and optionally qrels.tsv, train_queries.npy and exclude.tsv.
     A folder for semantic similarity holds {train,test}_{a,b}.npy and test_scores.npy. A folder for classification
@@ -87,7 +90,8 @@ def eval_command(
     how candidates are re-ranked.
     """
     if json_path is not None:
-        read = [queries_path, qrels, corpus_path, *target.glob("*")]
+        named = [path for path in (queries_path, corpus_path) if path is not None]
+        read = [*(file for path in named for file, _ in files_of(path)), qrels, *target.glob("*")]
         atomic_files.check_writable(
             json_path, [path for path in read if path is not None]
         )  # before anything is measured
@@ -99,9 +103,11 @@ def eval_command(
         if methods or train_queries or seeds > 1:
             raise ValueError("--method, --train-queries and --seeds are for a data set folder; an index is as it is")
         index = QamaIndex.load(target, mmap=True)
-        dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
+        corpus = None if corpus_path is None else Corpus(corpus_path, index.d, drop_bad_rows=drop_bad_rows)
+        queries = Corpus(queries_path, index.d, queries=True, drop_bad_rows=drop_bad_rows)
+        dataset = _dataset_of(index, target, queries, qrels, corpus)
         truth = exact(dataset, k, index.metric_type)
-        results = [evaluate(_ByRow(index), dataset, truth, **options, **settings)]
+        results = [evaluate(by_row(index), dataset, truth, **options, **settings)]
         measured = [MethodResult(target.name, index.bytes_per_vector, results, index.quantizer.fit_record.to_dict())]
     else:
         if qrels or corpus_path or settings:
@@ -112,7 +118,7 @@ def eval_command(
         if task is not None:
             _eval_task(task, target, methods, seeds, json_path)
             return
-        dataset = Dataset.load(target)
+        dataset = Dataset.load(target, drop_bad_rows=drop_bad_rows)
         truth = exact(dataset, k, METRIC_CHOICES[metric])
         measured = [
             measure(method, dataset, truth, train_queries=train_queries, seeds=seeds, **options)
@@ -135,7 +141,7 @@ def eval_command(
 def _eval_task(task: Task, target: Path, methods: tuple[str, ...], seeds: int, json_path: Path | None) -> None:
     """Measure methods on a similarity or classification folder."""
     context = click.get_current_context()
-    for name in ("train_queries", "k", "recall", "oversample", "metric"):
+    for name in ("train_queries", "drop_bad_rows", "k", "recall", "oversample", "metric"):
         if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             flag = "-k" if name == "k" else f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag} is for retrieval; {target} holds a {type(task).__name__.lower()} task")
@@ -158,31 +164,12 @@ def _write(
         atomic_files.write_text(path, json.dumps(record, indent=2) + "\n")
 
 
-class _ByRow:
-    """An index whose hits are rows of the corpus, whatever its ids are."""
-
-    def __init__(self, index: QamaIndex) -> None:
-        self._index, self._ids = index, index.ids
-        self._order = np.argsort(self._ids, kind="stable")
-
-    def search(self, x: Floats, k: int, **options: Any) -> tuple[NDArray[Any], Ids]:
-        """Return scores and rows, (nq, k) each."""
-        D, I = self._index.search(x, k, **options)
-        places = np.searchsorted(self._ids, I, sorter=self._order)
-        return D, np.where(I >= 0, self._order[np.minimum(places, len(self._order) - 1)], -1)
-
-
-def _dataset_of(
-    index: QamaIndex, path: Path, queries_path: Path, qrels: Path | None, corpus_path: Path | None
-) -> Dataset:
-    """Return the data set that an index and some queries make."""
-    queries = load_vectors(queries_path, index.d)
-    if corpus_path is not None:
-        corpus = Corpus(corpus_path, index.d)
-    elif index.vectors is not None:
-        corpus = index.vectors
-    else:
-        raise ValueError(f"{path} keeps no vectors to compare with; pass --corpus with the .npy it was made from")
+def _dataset_of(index: QamaIndex, path: Path, queries: Corpus, qrels: Path | None, corpus: Corpus | None) -> Dataset:
+    """Return the data set that an index and some queries make; ``qrels`` names documents by their ids in the index."""
+    corpus = corpus or index.vectors
+    if corpus is None:
+        raise ValueError(f"{path} keeps no vectors to compare with; pass --corpus with the file it was made from")
     if len(corpus) != index.ntotal:
-        raise ValueError(f"{corpus_path} has {len(corpus)} vectors; {path} has {index.ntotal}")
-    return Dataset(corpus, queries, None if qrels is None else read_rows(qrels, 3, (len(queries), len(corpus))))
+        raise ValueError(f"{corpus.paths[0]} has {len(corpus)} vectors; {path} has {index.ntotal}")
+    corpus.ids = None if np.array_equal(index.ids, np.arange(index.ntotal)) else index.ids
+    return Dataset(corpus, queries.read(), None if qrels is None else read_labels(qrels, 3, queries, corpus))

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import shlex
 import sys
+import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from faiss_qama.cli.options import (
     METRIC_CHOICES,
     PATH,
     base_option,
+    dim_option,
+    drop_bad_rows_option,
     drop_none,
     ef_search_option,
+    ids_option,
     metric_option,
     nprobe_option,
+    open_corpus,
 )
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
@@ -28,16 +35,19 @@ from faiss_qama.vectors import Corpus
 
 @click.command(short_help="Fit a quantizer, write an index, and measure it.")
 @click.argument("corpus", nargs=-1, required=True, type=PATH)
+@dim_option
+@ids_option
+@drop_bad_rows_option
 @click.option("-o", "--output", type=PATH, help="Folder to write; an index there is replaced.  [default: CORPUS.qama]")
 @click.option("--config", "config_path", type=PATH, help="Settings of the fit, YAML (see configs/).")
 @click.option("--layout", help="Layout of the code, such as 2x192 or 2x96,1x192, or a name: binary, ternary, ...")
 @click.option("--bytes", "size", type=int, help="Bytes per vector: the best layout is chosen by measuring.")
-@click.option("--queries", "queries_path", type=PATH, help="Unlabelled queries like those to come, .npy.")
+@click.option("--queries", "queries_path", type=PATH, help="Unlabelled queries like those to come.")
 @click.option(
     "--pairs",
     type=(PATH, PATH),
     metavar="QUERIES QRELS",
-    help="Train on queries, .npy, and relevant documents, .tsv: query row, corpus row, grade.",
+    help="Train on queries, and relevant documents, .tsv: query row, corpus row (or id), grade.",
 )
 @click.option(
     "--rescore",
@@ -57,6 +67,9 @@ from faiss_qama.vectors import Corpus
 @click.option("--report", "page", type=PATH, help="HTML page to write: recall and speed by bytes per vector.")
 def fit(
     corpus: tuple[Path, ...],
+    dim: int | None,
+    ids: str | None,
+    drop_bad_rows: bool,
     output: Path | None,
     config_path: Path | None,
     layout: str | None,
@@ -72,7 +85,12 @@ def fit(
     metric: str,
     page: Path | None,
 ) -> None:
-    """Fit a quantizer to CORPUS (one .npy file or several shards), write an index of it, and measure it."""
+    """Fit a quantizer to CORPUS, write an index of it, and measure it.
+
+    CORPUS is a file of vectors, several shards, a folder of them or a quoted glob: .npy, .npz, .safetensors, .parquet,
+    .arrow, .feather, .hdf5, .fvecs, .bvecs, .fbin, .u8bin, .i8bin, .faiss, or float32 without a header. CORPUS:NAME
+    names a column or an array.
+    """
     from faiss_qama.training import FitConfig  # here, because the other commands do not need it
     from faiss_qama.training.fit import default_rescore
     from faiss_qama.training.pairs import read_pairs
@@ -82,9 +100,10 @@ def fit(
         config = replace(config, layout=layout, bytes=size)
     if pairs is not None:
         config = config.for_pairs()
-    vectors = Corpus(list(corpus))
-    queries = None if queries_path is None else Corpus(queries_path, vectors.shape[1])
-    output = output or corpus[0].with_suffix(".qama")
+    vectors = open_corpus(corpus, dim, ids, drop_bad_rows)
+    read_queries = partial(Corpus, d=vectors.shape[1], queries=True, drop_bad_rows=drop_bad_rows)
+    queries = None if queries_path is None else read_queries(queries_path)
+    output = output or _default_output(corpus[0], vectors)
     spec = IndexSpec(
         base=base,
         rescore=rescore or default_rescore(config, pairs=pairs is not None),
@@ -92,17 +111,18 @@ def fit(
         recall=recall,
         memory=memory,
     )
-    labelled = None if pairs is None else read_pairs(*pairs, vectors)
+    labelled = None if pairs is None else read_pairs(read_queries(pairs[0]), pairs[1], vectors)
     if page is not None:
         from faiss_qama.report.page import write_page  # here, because it says what to install before anything is fitted
 
-        others = [*vectors.paths, output, config_path, queries_path, *(pairs or ())]
+        read = [*(queries.paths if queries else ()), *(labelled.queries.paths if labelled else ())]
+        others = [*vectors.paths, *read, output, config_path, pairs and pairs[1]]
         atomic_files.check_writable(page, [path for path in others if path is not None])
     result = fit_index(
         vectors,
         output,
         config,
-        METRIC_CHOICES[metric],
+        METRIC_CHOICES[_metric_of(vectors, metric)],
         spec,
         queries=queries,
         pairs=labelled,
@@ -114,3 +134,24 @@ def fit(
     if page is not None:
         write_page(result, page, shlex.join(["faiss-qama", *sys.argv[1:]]))
         click.echo(f"wrote {page}")
+
+
+def _default_output(source: Path, corpus: Corpus) -> Path:
+    """Return where the index goes: beside the folder of shards, or beside the first file."""
+    return (
+        source.with_name(f"{source.resolve().name}.qama") if source.is_dir() else corpus.paths[0].with_suffix(".qama")
+    )
+
+
+def _metric_of(corpus: Corpus, metric: str) -> str:
+    """Return the metric to fit for: that of the command line, or what the file of the corpus says."""
+    asked = click.get_current_context().get_parameter_source("metric") is ParameterSource.COMMANDLINE
+    if asked or corpus.metric is None:
+        return metric
+    if corpus.metric in METRIC_CHOICES:
+        return corpus.metric
+    warnings.warn(
+        f"{corpus.paths[0]} is compared by {corpus.metric}, and the metric is {metric}: the same for vectors of norm 1",
+        stacklevel=2,
+    )
+    return metric

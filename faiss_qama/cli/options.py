@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from faiss_qama.formats.paths import natural
 from faiss_qama.hamming.factory import DEFAULT
 from faiss_qama.quantizer.quantizer import METRICS
 from faiss_qama.rescore.factory import RESCORE_KINDS
+from faiss_qama.vectors import Corpus
 
 METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
 PATH = click.Path(path_type=Path)
@@ -39,6 +43,25 @@ rescore_option = click.option(
     show_default=True,
     help="How candidates are re-ranked.",
 )
+
+
+dim_option = click.option("--dim", type=click.IntRange(min=1), help="Dimension of vectors without a header.")
+ids_option = click.option("--ids", metavar="NAME", help="Column or array of ids.  [default: row numbers]")
+drop_bad_rows_option = click.option(
+    "--drop-bad-rows", is_flag=True, help="Leave out rows that hold null, NaN or infinity; the others keep their ids."
+)
+
+
+def open_corpus(sources: Sequence[Path], d: int | None, ids: str | None, drop_bad_rows: bool) -> Corpus:
+    """Return the corpus that a command is given, with a note if a shell has put shard-10 before shard-2."""
+    numbered = sorted(sources, key=natural)
+    if list(sources) == sorted(sources, key=str) != numbered:
+        moved = next(i for i, (a, b) in enumerate(zip(sources, numbered, strict=True)) if a != b)
+        warnings.warn(
+            f"{sources[moved]} is read before {numbered[moved]}, as given; a folder or a quoted glob goes by numbers",
+            stacklevel=2,
+        )
+    return Corpus(list(sources), d, ids=ids, drop_bad_rows=drop_bad_rows)
 
 
 def drop_none(**options: Any) -> dict[str, Any]:

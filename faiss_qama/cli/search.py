@@ -10,10 +10,13 @@ import numpy as np
 from faiss_qama.cli.options import (
     PATH,
     base_option,
+    drop_bad_rows_option,
     drop_none,
     ef_search_option,
+    ids_option,
     k_option,
     nprobe_option,
+    open_corpus,
     oversample_option,
     recall_option,
     rescore_option,
@@ -26,12 +29,14 @@ from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files, bundle
-from faiss_qama.vectors import Corpus, load_vectors
+from faiss_qama.vectors import Corpus
 
 
 @click.command(short_help="Index other vectors with the quantizer of an index.")
 @click.argument("index_path", metavar="INDEX", type=PATH)
 @click.argument("corpus", nargs=-1, required=True, type=PATH)
+@ids_option
+@drop_bad_rows_option
 @click.option("-o", "--output", type=PATH, required=True, help="Folder to write.")
 @rescore_option
 @base_option
@@ -40,6 +45,8 @@ from faiss_qama.vectors import Corpus, load_vectors
 def build(
     index_path: Path,
     corpus: tuple[Path, ...],
+    ids: str | None,
+    drop_bad_rows: bool,
     output: Path,
     rescore: str,
     base: str,
@@ -49,7 +56,7 @@ def build(
     """Write an index of CORPUS with the quantizer of INDEX, without fitting another."""
     quantizer = QamaIndex.load(index_path, mmap=True).quantizer
     spec = IndexSpec(base=base, rescore=rescore, settings=drop_none(nprobe=nprobe, efSearch=ef_search))
-    index = build_index(output, quantizer, Corpus(list(corpus), quantizer.d), spec)
+    index = build_index(output, quantizer, open_corpus(corpus, quantizer.d, ids, drop_bad_rows), spec)
     size = tables.bytes_text(index.bytes_per_vector)
     click.echo(f"wrote {output}: {index.ntotal:,} x {index.d}, {size} bytes per vector")
 
@@ -77,6 +84,7 @@ def export_command(index_path: Path, output: Path, kind: str) -> None:
 @oversample_option
 @nprobe_option
 @ef_search_option
+@drop_bad_rows_option
 @click.option("-o", "--output", type=PATH, help="Write scores D and ids I to this .npz instead.")
 def search(
     index_path: Path,
@@ -86,17 +94,24 @@ def search(
     oversample: float | None,
     nprobe: int | None,
     ef_search: int | None,
+    drop_bad_rows: bool,
     output: Path | None,
 ) -> None:
-    """Search INDEX for the rows of QUERIES (.npy), and print query, rank, id and score, tab-separated."""
+    """Search INDEX for the rows of QUERIES, and print query, rank, id and score, tab-separated."""
     index = QamaIndex.load(index_path, mmap=True)
+    queries = Corpus(queries_path, index.d, queries=True, drop_bad_rows=drop_bad_rows)
     if output is None:
         k = min(k, max(index.ntotal, 1))  # what is missing is not printed
     else:
         output = output if output.suffix == ".npz" else output.with_name(output.name + ".npz")
-        atomic_files.check_writable(output, [queries_path, *index_path.glob("*")])
+        atomic_files.check_writable(output, [*queries.paths, *index_path.glob("*")])
     options = {"recall": recall, "oversample": oversample, **drop_none(nprobe=nprobe, efSearch=ef_search)}
-    D, I = search_in_blocks(index, load_vectors(queries_path, index.d), k, **options)
+    D, I = search_in_blocks(index, queries.read(), k, **options)
+    if queries.ids is not None:  # what was left out has no hits
+        missing = index.search(np.zeros((1, index.d), np.float32), k, sel=np.empty(0, np.int64))
+        whole = tuple(np.repeat(row, queries.n_stored, axis=0) for row in missing)
+        whole[0][queries.ids], whole[1][queries.ids] = D, I
+        D, I = whole
     if output is not None:
         with atomic_files.replacing(output) as part, part.open("wb") as file:
             np.savez(file, D=D, I=I)

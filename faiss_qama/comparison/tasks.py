@@ -19,7 +19,8 @@ from faiss_qama.arrays import Floats, scale_to_norm
 from faiss_qama.comparison.methods import codec
 from faiss_qama.evaluation.bootstrap import Resample, bootstrap_interval, percent
 from faiss_qama.evaluation.ranking_metrics import PerQuery
-from faiss_qama.vectors import Corpus, PathLike, load_vectors, open_npy
+from faiss_qama.formats.numpy_files import open_npy
+from faiss_qama.vectors import Corpus, PathLike, load_vectors
 
 Features: TypeAlias = Callable[[Floats], Floats]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, Ids
-from faiss_qama.vectors import Corpus, PathLike, load_vectors
+from faiss_qama.vectors import Corpus, PathLike
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +39,7 @@ class Dataset:
     exclude: NDArray[np.int64] | None = None
 
     @classmethod
-    def load(cls, folder: PathLike) -> Dataset:
+    def load(cls, folder: PathLike, *, drop_bad_rows: bool = False) -> Dataset:
         """Read a data set folder.
 
         The folder holds ``corpus.npy`` and ``queries.npy``. It may also hold ``qrels.tsv``, ``train_queries.npy`` and
@@ -48,6 +49,8 @@ class Dataset:
         ----------
         folder : str or os.PathLike
             The folder.
+        drop_bad_rows : bool
+            Leave out vectors with NaN or infinity, and what is labelled with them.
 
         Returns
         -------
@@ -62,16 +65,15 @@ class Dataset:
             If a file is malformed. The message names the file and the line.
         """
         path = Path(folder)
-        corpus = Corpus(path / "corpus.npy")
-        queries = load_vectors(path / "queries.npy", corpus.shape[1])
-        sizes = (len(queries), len(corpus))
+        corpus = Corpus(path / "corpus.npy", drop_bad_rows=drop_bad_rows)
+        queries = Corpus(path / "queries.npy", corpus.shape[1], drop_bad_rows=drop_bad_rows)
         train = path / "train_queries.npy"
         return cls(
             corpus,
-            queries,
-            read_rows(path / "qrels.tsv", 3, sizes) if (path / "qrels.tsv").exists() else None,
-            Corpus(train, corpus.shape[1]) if train.exists() else None,
-            read_rows(path / "exclude.tsv", 2, sizes) if (path / "exclude.tsv").exists() else None,
+            queries.read(),
+            read_labels(path / "qrels.tsv", 3, queries, corpus) if (path / "qrels.tsv").exists() else None,
+            Corpus(train, corpus.shape[1], drop_bad_rows=drop_bad_rows) if train.exists() else None,
+            read_labels(path / "exclude.tsv", 2, queries, corpus) if (path / "exclude.tsv").exists() else None,
         )
 
     @property
@@ -109,7 +111,56 @@ class Dataset:
         return D[:, :k], I[:, :k]
 
 
-def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[np.int64]:
+def read_labels(path: PathLike, columns: int, queries: Corpus, corpus: Corpus) -> NDArray[np.int64]:
+    """Read a tab-separated file of labels, which names queries and documents by their ids.
+
+    Parameters
+    ----------
+    path : str or os.PathLike
+        The file.
+    columns : int
+        How many columns it must have. The first two are a query and a document.
+    queries : Corpus
+        The queries. Without ids of their own, their rows are their ids.
+    corpus : Corpus
+        The documents, likewise.
+
+    Returns
+    -------
+    ndarray of shape (m, columns), int64
+        Its lines, with rows of ``queries`` and of ``corpus``. Lines about others are left out; a warning counts them.
+
+    Raises
+    ------
+    ValueError
+        As :func:`read_rows`.
+    """
+    return to_rows(read_rows(path, columns, (id_bound(queries), id_bound(corpus))), str(path), queries, corpus)
+
+
+def id_bound(vectors: Corpus) -> int | None:
+    """Return the number that ids are below; None if they are not rows."""
+    return len(vectors) if vectors.ids is None else None
+
+
+def to_rows(labels: NDArray[np.int64], what: str, queries: Corpus, corpus: Corpus) -> NDArray[np.int64]:
+    """Return ``labels`` (m, columns) with rows in place of ids; ``what`` is their name in the warning.
+
+    A label counts for every vector with its id. Labels of ids that are not there are left out; a warning counts them.
+    """
+    n, found = len(labels), np.arange(len(labels))
+    for column, vectors in enumerate((queries, corpus)):
+        if vectors.ids is not None:
+            places, rows = vectors.rows_of(labels[:, column])
+            labels, found = labels[places], found[places]
+            labels[:, column] = rows
+    missing = n - len(np.unique(found))
+    if missing:
+        warnings.warn(f"{what}: {missing:,} of {n:,} pairs name what is not there; they are left out", stacklevel=3)
+    return labels
+
+
+def read_rows(path: PathLike, columns: int, sizes: tuple[int | None, int | None]) -> NDArray[np.int64]:
     """Read a tab-separated file of whole numbers. A first line without a whole number is a header.
 
     Parameters
@@ -118,8 +169,8 @@ def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[n
         The file.
     columns : int
         How many columns it must have. The first two are a query row and a corpus row.
-    sizes : tuple of int
-        The number of queries and of documents, which the rows are checked against.
+    sizes : tuple of int or None
+        The number of queries and of documents, which the rows are checked against; None for any number.
 
     Returns
     -------
@@ -146,7 +197,7 @@ def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[n
         if len(row) != columns:
             raise ValueError(f"{path}: line {number}: {columns} tab-separated columns are needed; got {len(row)}")
         for value, size, what in zip(row, sizes, ("query", "corpus"), strict=False):
-            if not 0 <= value < size:
+            if value < 0 or (size is not None and value >= size):
                 raise ValueError(f"{path}: line {number}: {what} row {value}, but there are {size}")
         rows.append(row)
     if not rows:

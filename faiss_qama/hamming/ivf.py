@@ -28,6 +28,7 @@ from faiss_qama.threads import even_slices, parallel_map
 QUERIES, HITS = 1024, 1 << 19  # queries that scan a list together, at most, and their hits
 BULK = 1 / 4  # an append of this share of the codes or more rebuilds all lists in order
 ITERATIONS = 10  # of k-means
+MAX_LISTS = 1 << 24  # more than any corpus needs: four times the root of 17 trillion vectors
 STEPS = 64  # steps of a centroid from one level to the next
 NEAR = 8  # lists that may be a code's own: those that it would probe first
 Centroids = NDArray[np.uint8]
@@ -37,21 +38,23 @@ class IVFCodeIndex(FlatCodeIndex):
     """Lists of codes that lie near each other; a search probes the nearest lists.
 
     A list is a chain of groups of ``LANES`` codes; the last group may have empty lanes. Centroids are means of levels,
-    found by k-means, and lie between levels. A code belongs to the list with the nearest centroid. A scan finds the
-    lists to probe: each centroid is rounded to levels twice, with 1/4 and with 3/4 of a level added before it is
-    rounded down. The sum of both Hamming distances is twice the L1 distance, to within half a level per component.
+    found by k-means, and lie between levels. A scan finds the lists to probe: each centroid is rounded to levels
+    twice, with 1/4 and with 3/4 of a level added before it is rounded down. The sum of both Hamming distances is twice
+    the L1 distance, to within half a level per component. Of the first ``NEAR`` lists, those with the nearest centroids
+    are probed first. A code belongs to the list that it would probe first, so an equal query finds it with ``nprobe``
+    1. Lists without codes are not probed.
 
     Parameters
     ----------
     layout : CodeLayout
         Layout of the codes.
     nlist : int
-        Number of lists, 1 or more.
+        Number of lists, 1 to ``MAX_LISTS``.
     """
 
     def __init__(self, layout: CodeLayout, nlist: int) -> None:
-        if nlist < 1:
-            raise ValueError(f"base: lists must be 1 or more; got {nlist}")
+        if not 1 <= nlist <= MAX_LISTS:
+            raise ValueError(f"base: lists must be 1 to {MAX_LISTS:,}; got {nlist}")
         super().__init__(layout)
         self.nlist, self.nprobe = nlist, 1
         self._set_centroids(np.empty((0, layout.units), np.uint8))
@@ -114,7 +117,7 @@ class IVFCodeIndex(FlatCodeIndex):
         self._set_centroids(np.rint(STEPS * kmeans.centroids).astype(np.uint8))
 
     def append(self, codes: Codes) -> None:
-        words, lists = self._pack(codes), self._nearest_lists(codes)
+        words, lists = self._pack(codes), self._own_lists(codes)
         if len(codes) >= BULK * self._n:
             there = np.arange(self._n)
             words = np.concatenate([self._gather(there), words])
@@ -194,7 +197,9 @@ class IVFCodeIndex(FlatCodeIndex):
         return topk.padded(D, I, k, np.int32(WORST))
 
     def _probe(self, queries: Codes, k: int, rows: Mask | None, nprobe: int) -> tuple[Distances, Ids]:
-        """Return distances and rows (nq, k) of the nearest codes in the ``nprobe`` nearest lists."""
+        """Return distances and rows (nq, k) of the nearest codes in the ``nprobe`` nearest lists that hold any."""
+        held = self._sizes > 0
+        nprobe, filled = min(nprobe, int(held.sum())), None if held.all() else held
         D, I = np.full((len(queries), k), WORST, np.int32), np.full((len(queries), k), -1)
         compiled, words = kernel("scanning"), self._pack(queries)
         allowed = np.empty(0, bool) if rows is None else rows
@@ -203,7 +208,7 @@ class IVFCodeIndex(FlatCodeIndex):
             step = max(1, min(QUERIES, HITS // k))
             for start in range(part.start, min(part.stop, len(queries)), step):
                 block = slice(start, min(start + step, part.stop))
-                probes = self._coarse.search(twice(queries[block], self.layout), nprobe, None, {})[1]
+                probes = self._nearest_lists(queries[block], nprobe, filled)
                 if compiled is None:
                     self._without_lists(queries[block], probes, allowed, D[block], I[block])
                     continue
@@ -227,19 +232,24 @@ class IVFCodeIndex(FlatCodeIndex):
                 rows = rows[allowed[rows]]
             D[q : q + 1], I[q : q + 1] = nearest_of(self, queries[q : q + 1], rows, D.shape[1])
 
-    def _nearest_lists(self, code: Codes) -> NDArray[np.int32]:
-        """Return the list (n,) of each code: the nearest by L2 distance of the ``NEAR`` that it would probe first."""
-        lists, near = np.empty(len(code), np.int32), min(NEAR, self.nlist)
-        centroids = self._centroids.astype(np.float32)
+    def _own_lists(self, code: Codes) -> NDArray[np.int32]:
+        """Return the list (n,) of each code: the one that it would probe first."""
+        lists = np.empty(len(code), np.int32)
         for start in range(0, len(code), CHUNK):
-            some = code[start : start + CHUNK]
-            probes = self._coarse.search(twice(some, self.layout), near, None, {})[1]
-            points = np.float32(STEPS) * levels(some, self.layout)
-            distances = np.empty(probes.shape, np.float32)
-            pointers = [faiss.swig_ptr(array) for array in (distances, points, centroids, probes)]
-            faiss.fvec_L2sqr_by_idx(*pointers, points.shape[1], len(some), near)
-            lists[start : start + CHUNK] = probes[np.arange(len(some)), distances.argmin(axis=1)]
+            lists[start : start + CHUNK] = self._nearest_lists(code[start : start + CHUNK], 1, None)[:, 0]
         return lists
+
+    def _nearest_lists(self, code: Codes, n: int, allowed: Mask | None) -> Ids:
+        """Return the ``n`` nearest lists (nq, n) of each code; fewer than ``NEAR`` are the nearest of so many by L2."""
+        near = max(n, min(NEAR, self.nlist if allowed is None else int(allowed.sum())))
+        lists = self._coarse.search(twice(code, self.layout), near, allowed, {})[1]
+        if n >= near:
+            return lists
+        points, centroids = np.float32(STEPS) * levels(code, self.layout), self._centroids.astype(np.float32)
+        distances = np.empty(lists.shape, np.float32)
+        pointers = [faiss.swig_ptr(array) for array in (distances, points, centroids, lists)]
+        faiss.fvec_L2sqr_by_idx(*pointers, points.shape[1], len(code), near)
+        return np.take_along_axis(lists, np.argsort(distances, axis=1, kind="stable")[:, :n], axis=1)
 
     def _fill(self, words: Words, lists: NDArray[np.int32]) -> None:
         """Replace all rows by ``words`` (n, words) in ``lists`` (n,), in one step at the end."""

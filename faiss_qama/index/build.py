@@ -47,7 +47,7 @@ def build_index(
     quantizer : Quantizer
         From :func:`faiss_qama.training.fit`.
     corpus : Corpus
-        Vectors, read once, in chunks.
+        Vectors, read once, in chunks; the index gets its ids.
     spec : IndexSpec, optional
         The stages, and the recall that base ``auto`` must reach. The default is ``Flat`` and ``fp16``.
     queries : array of shape (nq, d), optional
@@ -102,7 +102,7 @@ def build_index(
         for rows in encoded():
             if rescorer is not None:
                 rescorer.append(rows)
-    saving.write(path, TwoStageIndex(quantizer, base, IdMap(len(corpus)), rescorer), vectors)
+    saving.write(path, TwoStageIndex(quantizer, base, IdMap(len(corpus), corpus.ids), rescorer), vectors)
     index = QamaIndex.load(path, mmap=True)
     index.base_trials = trials
     return index

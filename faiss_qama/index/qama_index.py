@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama import topk
 from faiss_qama.arrays import Floats, Ids
+from faiss_qama.formats.faiss_vectors import FaissVectors
 from faiss_qama.hamming.factory import DEFAULT
 from faiss_qama.index import export, saving
 from faiss_qama.index.id_map import as_ids
@@ -20,7 +21,6 @@ from faiss_qama.index.tuning import BaseTrial, fastest, trial_queries, tune
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.quantizer.calibration import RECALL
 from faiss_qama.rescore.codes import CodeRescorer
-from faiss_qama.rescore.faiss_vectors import FaissVectors
 from faiss_qama.vectors import PathLike, as_vectors
 
 if TYPE_CHECKING:
@@ -356,8 +356,8 @@ class QamaIndex(IndexState):
         wrapped = cls(fit(sample, config=config, metric=index.metric_type, queries=queries), vectors, base=base)
         if not wrapped.is_trained:
             wrapped.train(sample)
-        for x, ids in vectors.chunks():
-            wrapped._append(x, None if ids is None else as_ids(ids, len(x)))
+        for x, rows, ids in vectors.chunks():
+            wrapped._append(as_vectors(x, None, "the index to wrap", rows), ids if ids is None else as_ids(ids, len(x)))
         return wrapped
 
     def truncate(self, components: int) -> QamaIndex:

@@ -32,7 +32,8 @@ def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
 
     Returns
     -------
-    (n, layout.code_size) uint8
+    ndarray of shape (n, layout.code_size), uint8
+        The codes.
     """
     compiled = kernel("encoding")
     if compiled is not None:
@@ -89,7 +90,7 @@ def of_levels(levels: NDArray[np.uint8], layout: CodeLayout) -> Codes:
 
 
 def truncate(codes: Codes, layout: CodeLayout) -> Codes:
-    """Return the codes of the prefix ``layout`` of the layout that ``codes`` have: their first bits."""
+    """Return the codes (n, layout.code_size) of a prefix ``layout`` of that of ``codes`` (n, >= code_size)."""
     out = codes[:, : layout.code_size].copy()
     if layout.n_bits % 8:
         out[:, -1] &= (1 << layout.n_bits % 8) - 1
@@ -97,11 +98,11 @@ def truncate(codes: Codes, layout: CodeLayout) -> Codes:
 
 
 def twice(codes: Codes, layout: CodeLayout) -> Codes:
-    """Return each code followed by itself, bit by bit: codes of the layout that has its segments twice."""
+    """Return each code (n, layout.code_size) followed by itself, bit by bit, as a layout of twice the segments."""
     return np.packbits(np.tile(unpack(codes, layout), 2), axis=1, bitorder="little")
 
 
 def hamming(a: Codes, b: Codes) -> NDArray[np.int32]:
-    """Return the Hamming distances of codes along the last axis; the others broadcast."""
+    """Return the Hamming distances int32 of codes (..., code_size), whose other axes broadcast."""
     distances: NDArray[np.int32] = np.bitwise_count(a ^ b).sum(axis=-1, dtype=np.int32)
     return distances

@@ -73,7 +73,7 @@ class Linear:
         return Linear(self.matrix, np.float32(factor) * self.bias)
 
     def arrays(self) -> dict[str, Floats]:
-        """Return its arrays by name."""
+        """Return its arrays by name, of the shapes that :meth:`shapes` gives."""
         return {"matrix": self.matrix, "bias": self.bias}
 
     @staticmethod
@@ -152,7 +152,7 @@ def from_arrays(arrays: Mapping[str, NDArray[Any]], name: str) -> Transform:
 
 
 def gelu(x: Floats) -> Floats:
-    """Return the tanh form of GELU, computed in place where it can be."""
+    """Return the tanh form of GELU of an array of any shape, in an array of its own."""
     inner = x * x
     inner *= np.float32(0.044715)
     inner += 1

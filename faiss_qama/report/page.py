@@ -13,9 +13,10 @@ import faiss
 from faiss_qama.comparison.methods import shared_bytes
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import speedup
+from faiss_qama.evaluation.results import mean_interval
 from faiss_qama.pipeline import FitResult
 from faiss_qama.quantizer.calibration import K
-from faiss_qama.report.tables import fit_summary
+from faiss_qama.report.tables import fit_summary, percent_interval
 from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import PathLike
 
@@ -48,13 +49,14 @@ def write_page(result: FitResult, path: PathLike, command: str) -> None:
     headline, note = summary(result, faster)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("faiss_qama", "report"), autoescape=True)
     page = environment.get_template("page.html.jinja").render(
-        name=", ".join(source.name for source in result.corpus.paths) or "a corpus",
+        name=", ".join("/".join(source.resolve().parts[-2:]) for source in result.corpus.paths) or "a corpus",
         date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         headline=headline,
         note=note,
         tiles=_tiles(result, faster),
         charts=page_charts(result, faster),
         printed=fit_summary(result),
+        next=f"faiss-qama search {result.path} {result.next_queries} -k {K}",
         command=command,
         versions=_versions(),
     )
@@ -106,16 +108,38 @@ def summary(result: FitResult, faster: float | None) -> tuple[str, str]:
         return headline, "The corpus is too small to hold any vectors out, so nothing was measured."
     rescore = result.index.rescore
     how = {"none": "By Hamming distance alone", "codes": "From the codes alone"}
-    found = math.floor(1000 * result.measured[-1].mean.recall + 1e-6) / 10  # never more than was measured
-    headline += (
-        f" {how.get(rescore, f'With {rescore} re-ranking from disk')}, a search finds {found} % of the true {K} "
-        f"nearest at {faster:.1f} times the speed of exact search."
-    )
+    stage = how.get(rescore, f"With {rescore} re-ranking from disk")
+    headline += f" {stage}, a search {_quality(result)}, at {faster:.1f} times the speed of exact search."
     if result.split.train_queries is None:
         return headline, (
             f"Documents stood in for queries: recall was measured with {result.queries}. Real queries are often harder."
         )
-    return headline, f"Recall was measured with {result.queries}, which the fit did not use."
+    return headline, f"It was measured with {result.queries}, which the fit did not use. {_by_kind(result)}".strip()
+
+
+def _quality(result: FitResult) -> str:
+    """Return what a search is worth, by relevance if there are grades, and its 95 % interval."""
+    exact, index = result.measured[0].mean.values, result.measured[-1].mean.values
+    if "ndcg" in index and exact["ndcg"].any():
+        share = 100 * index["ndcg"].mean() / exact["ndcg"].mean()
+        low, high = percent_interval(index["ndcg"], exact["ndcg"])
+        return f"reaches {share:.1f} % ({low:.1f} to {high:.1f}) of the nDCG@{K} of exact search"
+    found = math.floor(1000 * index["recall"].mean() + 1e-6) / 10  # never more than was measured
+    low, high = (100 * bound for bound in mean_interval(index["recall"]))
+    return f"finds {found} % ({low:.1f} to {high:.1f}) of the true {K} nearest"
+
+
+def _by_kind(result: FitResult) -> str:
+    """Return what the training was worth for documents that it saw, and for others."""
+    seen, untrained = result.split.test_seen, result.untrained
+    if untrained is None or not seen.any() or seen.all():
+        return ""
+    before, after = (method.mean.values["ndcg"] for method in (untrained, result.measured[-1]))
+    gains = [100 * (after[part].mean() / max(before[part].mean(), 1e-9) - 1) for part in (seen, ~seen)]
+    return (
+        f"The training changed nDCG@{K} by {gains[0]:+.1f} % for queries about documents that it saw, "
+        f"and by {gains[1]:+.1f} % for the others."
+    )
 
 
 def _tiles(result: FitResult, faster: float | None) -> list[dict[str, str]]:
@@ -136,8 +160,10 @@ def _tiles(result: FitResult, faster: float | None) -> list[dict[str, str]]:
         },
     ]
     for method in result.measured[1:]:
-        recall = f"{method.mean.recall:.3f}"
-        tiles.append({"name": f"recall@{K}, {method.name}", "value": recall, "note": f"with {result.queries}"})
+        measure, value = ("recall", method.mean.recall) if method.mean.ndcg is None else ("nDCG", method.mean.ndcg)
+        tiles.append(
+            {"name": f"{measure}@{K}, {method.name}", "value": f"{value:.3f}", "note": f"with {result.queries}"}
+        )
     if result.measured and faster is not None:
         speed = result.measured[-1].mean.queries_per_second
         note = f"{faster:.1f} times exact search, measured in turns"

@@ -79,9 +79,12 @@ def _recall_by_bytes(result: FitResult, sample: Floats) -> Chart:
     if result.index.rescore not in ("none", "codes"):
         key.append((f"candidates to re-rank for recall {RECALL}", candidates(chosen)))
     key += [("measured on", f"a sample of {len(sample):,} vectors"), ("queries", _validation_queries(result))]
+    if result.measured:
+        on_all = result.measured[1].mean.recall
+        key.append((f"recall@{K} of its codes on all {len(result.corpus):,} vectors", f"{on_all:.3f}"))
     return Chart(
         "Recall by bytes per vector",
-        "Recall of the codes alone, without re-ranking; the higher and the farther left, the better.",
+        "Recall of the codes alone on a sample, without re-ranking; the higher and the farther left, the better.",
         charts.recall_by_bytes(
             [(trial.bytes, trial.recall(rescore)) for trial in choice.trials],
             others,

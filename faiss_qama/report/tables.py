@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from faiss_qama.comparison.tasks import TaskResult
@@ -50,7 +52,9 @@ def fit_summary(result: FitResult) -> str:
         rows += training_facts(quantizer.fit_record.training)
     table = "(too few vectors to hold any out, so nothing was measured)"
     if result.measured:
-        table = results_table(result.measured, K, f"on {result.queries}")
+        exact, *others = result.measured
+        methods = [exact, *([] if result.untrained is None else [result.untrained]), *others]
+        table = results_table(methods, K, f"on {result.queries}") + seen_table(methods, result.split.test_seen)
     codes, kept = (n * part for part in index.bytes_per_vector)
     kept_text = f" + {size_text(kept)} {'residual codes' if index.rescore == 'codes' else 'vectors'}" if kept else ""
     end = f"wrote {result.path} ({size_text(codes)}{kept_text})"
@@ -119,6 +123,32 @@ def results_table(measured: Sequence[MethodResult], k: int, what: str = "") -> s
     return f"{table}\n\n{_plain(header, rows)}"
 
 
+def seen_table(measured: Sequence[MethodResult], seen: NDArray[np.bool_]) -> str:
+    """Return the table that keeps apart queries about documents that were trained on, and queries about others.
+
+    Parameters
+    ----------
+    measured : sequence of MethodResult
+        The methods, with ranking metrics.
+    seen : ndarray of shape (nq,), bool
+        Whether the pairs that were trained on name a document that is relevant to the query.
+
+    Returns
+    -------
+    str
+        An empty line, a header, and one line per method; nothing if all queries are of one kind.
+    """
+    if not seen.any() or seen.all():
+        return ""
+    kinds = {"trained on": seen, "others": ~seen}
+    header = [f"nDCG@{K}, relevant documents are"] + [f"{kind} ({part.sum()})" for kind, part in kinds.items()]
+    rows = [
+        [method.name, *(f"{method.mean.values['ndcg'][part].mean():.4f}" for part in kinds.values())]
+        for method in measured
+    ]
+    return f"\n\n{_plain(header, rows)}"
+
+
 def task_table(measured: Sequence[TaskResult]) -> str:
     """Return the table of methods on a task: bytes, score, percent of float and its 95 % interval.
 
@@ -140,11 +170,27 @@ def task_table(measured: Sequence[TaskResult]) -> str:
     return _plain(["", "bytes/vector", measured[0].task.measure, "% of float", "95 % interval"], rows)
 
 
+def percent_interval(values: PerQuery, floats: PerQuery) -> tuple[float, float]:
+    """Return the 95 % interval of a mean in percent of the floats' mean.
+
+    Parameters
+    ----------
+    values, floats : ndarray of shape (nq,), float64
+        One value per query, of the same queries.
+
+    Returns
+    -------
+    low, high : float
+        The bounds of the interval.
+    """
+    return bootstrap_interval(lambda rows: percent(values[rows].mean(), floats[rows].mean()), len(values))
+
+
 def _percent_of_floats(values: PerQuery, floats: PerQuery) -> tuple[str, str]:
     """Return a mean in percent of the floats' mean, and its interval, both over the same queries."""
     if not floats.any():
         return "-", "-"
-    low, high = bootstrap_interval(lambda rows: percent(values[rows].mean(), floats[rows].mean()), len(values))
+    low, high = percent_interval(values, floats)
     return f"{100 * values.mean() / floats.mean():.1f}", f"{low:.1f} to {high:.1f}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import faiss
@@ -19,6 +20,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "fp16": np.dtype(np.float16),
     "fp32": np.dtype(np.float32),
 }
+SMALLEST, INFINITE = 0x0400, 0x7C00  # bits of the smallest float16 of full precision, and of infinity
+MANY = 0.01  # share of vectors; a few that are next to zero rank last whatever their digits
 
 
 def row_width(kind: str, d: int) -> int:
@@ -66,12 +69,22 @@ class StoredVectors(VectorRescorer):
             return np.concatenate([steps, step.view(np.int8)], axis=1)
         with np.errstate(over="ignore"):
             encoded = (x / np.float32(self.scale)).astype(self.dtype)
-        if self.dtype == np.float16 and not np.isfinite(encoded).all():
-            row = int(np.flatnonzero(~np.isfinite(encoded).all(axis=1))[0])
-            raise ValueError(
-                f"vectors: row {first + row} holds {np.abs(x[row]).max():.3g}; float16 here ends at "
-                f"{65504 * self.scale:.3g}; use rescore='fp32'"
-            )
+        if self.kind == "fp16":
+            largest = (encoded.view(np.uint16) & 0x7FFF).max(axis=1)  # without signs bits are in the order of values
+            too_large = np.flatnonzero(largest >= INFINITE)
+            if len(too_large):
+                row = int(too_large[0])
+                raise ValueError(
+                    f"vectors: row {first + row} holds {np.abs(x[row]).max():.3g}; float16 here ends at "
+                    f"{65504 * self.scale:.3g}; use rescore='fp32'"
+                )
+            lost = np.count_nonzero((largest < SMALLEST) & x.any(axis=1))
+            if lost > MANY * len(x):
+                warnings.warn(
+                    f"{lost:,} of {len(x):,} vectors hold nothing above {6.1e-5 * self.scale:.3g}, where float16 loses "
+                    f"digits beside vectors of norm {self.quantizer.rms_norm:.3g}; use rescore='fp32'",
+                    stacklevel=4,
+                )
         return encoded
 
     def append(self, encoded: NDArray[Any]) -> None:

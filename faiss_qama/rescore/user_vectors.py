@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, Ids, Mask
+from faiss_qama.formats.faiss_vectors import FaissVectors
 from faiss_qama.growing import GrowingArray
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.faiss_vectors import FaissVectors
 from faiss_qama.rescore.rescorer import VectorRescorer
 from faiss_qama.vectors import check_dtype_and_shape
 

@@ -39,11 +39,12 @@ from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError
 
 from faiss_qama._version import __version__
+from faiss_qama.formats.numpy_files import open_npy
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import read_base
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.storage import atomic_files
-from faiss_qama.vectors import PathLike, open_npy
+from faiss_qama.vectors import PathLike
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -105,8 +105,11 @@ def locked(folder: Path | None) -> Iterator[None]:
 
 
 def discard(folder: Path) -> None:
-    """Remove the checkpoint of a training that is over; its log stays."""
-    (folder / CHECKPOINT).unlink(missing_ok=True)
+    """Remove the files of a training that is over, whose log the quantizer has; the folder too, if nothing is left."""
+    for name in (CHECKPOINT, LOG, LOCK):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

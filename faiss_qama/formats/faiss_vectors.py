@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import faiss
@@ -10,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, Ids
+from faiss_qama.formats.reader import Reader, Want, as_file_ids
 from faiss_qama.progress import progress
-from faiss_qama.vectors import as_vectors
 
 CHUNK = 16_384  # vectors that are read at a time
 PROBES, HITS = 16, 64  # vectors that the index is searched for, and hits of each, to compare its scores with ours
@@ -109,14 +110,11 @@ class FaissVectors:
         places = np.random.default_rng(seed).choice(len(self), min(len(self), n), replace=False)
         return self.take(np.sort(places))
 
-    def chunks(self) -> Iterator[tuple[Floats, Ids | None]]:
-        """Yield all vectors in order, (m, d) float32 and checked, with the user's own ids (m,) or None."""
+    def chunks(self) -> Iterator[tuple[Floats, Ids, Ids | None]]:
+        """Yield all vectors in order, (m, d) float32 and not checked, with their places and the user's own ids (m,)."""
         for start in progress(range(0, len(self), CHUNK), "encoding"):
             places = np.arange(start, min(start + CHUNK, len(self)))
-            yield (
-                as_vectors(self.take(places), what="the index to wrap", rows=places),
-                (None if self.ids is None else self.ids[places]),
-            )
+            yield self.take(places), places, None if self.ids is None else self.ids[places]
 
     def add(self, x: Floats) -> None:
         """Append ``x`` (m, d) float32. Raises ValueError for an index with ids of its own, or mapped from a file."""
@@ -151,6 +149,31 @@ class FaissVectors:
         if self.ids is None:
             self.ids = keys
         return keys
+
+
+def read_faiss(path: Path, want: Want) -> Reader:
+    """Return a reader of the vectors in a FAISS index on disk, with its ids and its metric.
+
+    Its vectors are mapped where FAISS can map them. Raises ValueError for a file that FAISS cannot read, and for an
+    index without vectors of floats.
+    """
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+        vectors = FaissVectors(index)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
+
+    def windows(step: int) -> Iterator[Floats]:
+        for start in range(0, len(vectors), step):
+            yield vectors.take(np.arange(start, min(start + step, len(vectors))))
+
+    return Reader(
+        shape=(len(vectors), vectors.d),
+        dtype=np.dtype(np.float32),
+        windows=windows,
+        ids=None if vectors.ids is None else as_file_ids(vectors.ids, path, "the index"),
+        metric="l2" if index.metric_type == faiss.METRIC_L2 else "ip",
+    )
 
 
 def parts_of(index: Any) -> Iterator[Any]:

@@ -1,0 +1,1 @@
+"""Files that hold vectors: a reader for each format, all alike to their callers."""
