@@ -217,11 +217,28 @@ def test_the_mean_over_seeds():
         ("2x18+fp8", r"the second stage is one of \+none, \+codes"),
         ("faiss:Nonsense", "faiss:Nonsense"),
         ("faiss:Flat;nonsense=3", "nonsense"),
+        ("faiss:IVF8,Flat;nprobe=8x", "'nprobe=8x' is not NAME=NUMBER"),
+        ("faiss:IVF8,Flat;nprobe=1.7", "'nprobe=1.7' is not NAME=NUMBER; numbers are whole"),
+        ("faiss:IVF8,Flat;nprobe=-3", "'nprobe=-3' is not"),
+        ("faiss:IVF8,Flat;nprobe=8;efSearch=3", "'nprobe=8;efSearch=3' is not"),
+        ("faiss:IVF8,Flat;nprobe=8,", "'' is not NAME=NUMBER"),
+        ("faiss:HNSW8_PQ2x4np", "makes it for another metric than the one asked for"),
+        ("faiss:HNSW8,", "a part of the factory string is empty"),
+        ("faiss:IVF8_HSNW8,Flat", "IVF8_HSNW8,Flat"),
+        ("2x18,", "unknown method '2x18,'"),
     ],
 )
 def test_unknown_methods_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         methods.build(name, make_dataset(), faiss.METRIC_INNER_PRODUCT)
+
+
+def test_rabitq_quantizes_queries_to_8_bits():
+    """FAISS's default is 4."""
+    for name in ("faiss:RaBitQ", "faiss:RR36,RaBitQ4", "faiss:IVF4,RaBitQ2;nprobe=4"):
+        index = methods.build(name, make_dataset(), faiss.METRIC_INNER_PRODUCT).index
+        inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+        assert inner.qb == 8
 
 
 def test_folder_is_read_and_train_queries_are_asked_for(tmp_path):

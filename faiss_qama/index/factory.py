@@ -60,10 +60,12 @@ def index_factory(d: int, description: str, metric: int = faiss.METRIC_L2) -> Qa
     """
     from faiss_qama.training import FitConfig  # here, because run time does not depend on training
 
-    form = _FORM.fullmatch(description)
-    if form is None:
+    form = _FORM.match(description)
+    rest = description[form.end() :] if form else description
+    if form is None or rest:
         raise ValueError(
-            f"{description!r} is not Qama2x192 or Qama(LAYOUT or NAME)[,BASE][,Refine({'|'.join(_STAGES)})]"
+            f"{description!r} is not Qama2x192 or Qama(LAYOUT or NAME)[,BASE][,Refine({'|'.join(_STAGES)})]: "
+            f"{rest!r} is not understood"
         )
     stage = (form["refine"] or "").removeprefix("Refine(").removesuffix(")")
     if stage and stage not in _STAGES:

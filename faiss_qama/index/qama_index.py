@@ -338,7 +338,7 @@ class QamaIndex(IndexState):
         Raises
         ------
         ValueError
-            For an index that cannot reconstruct, holds fewer than 2 vectors, or has ids that cannot be kept.
+            For an index that gives back other vectors than it ranks by, holds fewer than 2, or has unfit ids.
 
         Examples
         --------

@@ -54,6 +54,8 @@ class IndexState:
     :class:`~faiss_qama.index.qama_index.QamaIndex` describes the parameters.
     """
 
+    __slots__ = ("_core", "_lock", "_mapped", "_parent", "_version", "base_trials")
+
     def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = DEFAULT) -> None:
         check_rescore(rescore)
         if not isinstance(quantizer, Quantizer | Unfitted):
@@ -79,6 +81,15 @@ class IndexState:
         self._core, self._lock, self._mapped, self._parent, self._version = core, lock, mapped, parent, version
         self.base_trials: list[BaseTrial] = []
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what is there. Raises AttributeError for other names, such as settings of FAISS's indexes."""
+        if not hasattr(type(self), name):
+            raise AttributeError(
+                f"a {type(self).__name__} has no {name}: it has nprobe and efSearch, search takes oversample=, "
+                "recall=, truncate_dim= and sel=, and base_index has the settings of a FAISS index of the codes"
+            )
+        super().__setattr__(name, value)
 
     @property
     def quantizer(self) -> Quantizer:

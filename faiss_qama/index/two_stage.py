@@ -83,8 +83,14 @@ class TwoStageIndex:
             The vectors, from :meth:`~faiss_qama.rescore.rescorer.Rescorer.encode`.
         ids : ndarray of shape (n,), int64, or None
             The user's own ids.
+
+        Raises
+        ------
+        ValueError
+            For ids of vectors that were added without, and as the second stage.
         """
         there = self.id_map.n
+        self.id_map.check(ids)
         if self.rescorer is not None:
             self.rescorer.append(encoded)
         try:
@@ -210,8 +216,11 @@ class TwoStageIndex:
         """Return scores and rows (hits,) of each query, of all vectors nearer than ``radius``, best first.
 
         Candidates are doubled until the farther half of them holds no hit; without a second stage until the farthest is
-        no hit. ``xq`` (nq, d) are float32 queries. The scores are those of :meth:`search`.
+        no hit. ``xq`` (nq, d) are float32 queries. The scores are those of :meth:`search`. Raises ValueError for an
+        oversample, and as :meth:`search`.
         """
+        if parameters.oversample is not None:
+            raise ValueError("a range search takes as many candidates as it needs, so k_factor means nothing to it")
         mask, left = self._mask(parameters.sel)
         code, todo = self.quantizer.encode_queries_unchecked(xq), np.arange(len(xq))
         hits: list[tuple[NDArray[Any], Ids]] = [(np.empty(0), np.empty(0, np.int64))] * len(xq)

@@ -55,6 +55,8 @@ class UserVectors(VectorRescorer):
             raise ValueError(
                 f"rescore: {needed} vectors are needed, and there are {there}: put them there before adding them here"
             )
+        if not isinstance(self._source, np.ndarray):
+            self._source.check()
         if needed > there:
             self._source.add(encoded)
         if self._places is not None:
