@@ -231,7 +231,8 @@ def choose_layout(
     if not len(split.validation) or not (free or compare):
         return None
     d = split.train.shape[1]
-    small = replace(split, train=split.train[:: -(-len(split.train) // TRIAL_DOCUMENTS)])
+    step = -(-len(split.train) // TRIAL_DOCUMENTS)
+    small = replace(split, train=split.train[::step], share=split.share / step)
     sizes = _sizes(budget, d, spec.base, fewer=recall is not None, more=compare)
     of_size = {size: _layouts_of_size(size, small, config, metric, spec) for size in sizes}
     layouts = [*([] if free else [config.layout_in(d)]), *(layout for found in of_size.values() for layout in found)]

@@ -25,7 +25,7 @@ NO_QRELS = np.empty((0, 3), dtype=np.int64)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A sample of the corpus, and queries held out of the fit; no two parts share a vector.
+    """A sample of the corpus, and queries held out of the fit; no two parts share a vector, or near copies of one.
 
     Without real queries documents stand in for them: the same documents validate, with noise added, and test, as they
     are.
@@ -46,6 +46,8 @@ class Split:
         Row in the queries of that name, row of ``train``, grade; none without pairs.
     test_qrels : ndarray of shape (m, 3), int64
         The same with rows of the corpus.
+    share : float
+        The share of the corpus that the sample was drawn as, at most 1.
     """
 
     train: Floats
@@ -56,6 +58,7 @@ class Split:
     train_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
     validation_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
     test_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
+    share: float = 1.0
 
     def arrays(self) -> list[NDArray[Any]]:
         """Return all arrays except those for the test."""
@@ -96,10 +99,10 @@ def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int,
     if queries is None:
         held = min(HELD_OUT, len(corpus) // 10)
         rows = rng.choice(len(corpus), min(len(corpus), sample + held), replace=False)
-        test = corpus.take(rows[:held])
-        train = corpus.take(np.sort(rows[held:]))
-        validation = add_noise(test, train.mean(axis=0), QUERY_NOISE, rng) if held >= MIN_QUERIES else test[:0]
-        return Split(train, None, validation, test, rows[:held])
+        share = len(rows) / len(corpus)
+        train, test = _without_copies(corpus.take(np.sort(rows[held:])), corpus.take(rows[:held]))
+        validation = add_noise(test, train.mean(axis=0), QUERY_NOISE, rng) if len(test) >= MIN_QUERIES else test[:0]
+        return Split(train, None, validation, test, rows[: len(test)], share=share)
     if len(queries) < MIN_QUERIES:
         raise ValueError(f"queries: at least {MIN_QUERIES} are needed; got {len(queries)}")
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
@@ -108,7 +111,22 @@ def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int,
     validation, test, train = (queries.take(part) for part in parts)
     if held < MIN_QUERIES:
         validation = validation[:0]
-    return Split(corpus.take(np.sort(rows)), train, validation, test, np.full(held, -1))
+    share = len(rows) / len(corpus)
+    return Split(corpus.take(np.sort(rows)), train, validation, test, np.full(held, -1), share=share)
+
+
+def _without_copies(train: Floats, test: Floats) -> tuple[Floats, Floats]:
+    """Return ``train`` without near copies of ``test``, and as many of ``test`` as leave half of ``train``.
+
+    A copy would be the nearest of what is held out, and so near that any code finds it.
+    """
+    if not len(test):
+        return train, test
+    copies = NearDuplicates(train, faiss.METRIC_L2).between(test, train)
+    copied, first = copies.any(axis=0), copies.argmax(axis=0)
+    gone = np.cumsum(np.bincount(first[copied], minlength=len(test)))
+    held = int(np.searchsorted(gone, len(train) // 2, side="right"))
+    return train[~(copied & (first < held))], test[:held]
 
 
 def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.random.Generator, pairs: Pairs) -> Split:
@@ -142,7 +160,8 @@ def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ra
         train = np.concatenate([train, more[~known]])  # what is held out is not trained on under another name
     if held < MIN_QUERIES:
         validation, qrels[0] = validation[:0], NO_QRELS
-    return Split(corpus.take(rows), train, validation, test, np.full(held, -1), qrels[2], qrels[0], qrels[1])
+    itself, share = np.full(held, -1), len(rows) / len(corpus)
+    return Split(corpus.take(rows), train, validation, test, itself, qrels[2], qrels[0], qrels[1], share)
 
 
 def _clusters(queries: NDArray[np.int64], qrels: NDArray[np.int64]) -> NDArray[np.int64]:
