@@ -87,9 +87,9 @@ def test_a_calibrated_recall_is_reached_on_queries_to_come(real_queries, metric,
     flat.add(x)
     for k in (1, 10, 50) if unit else (10, 50):  # where lengths vary, more than 1024 candidates hold the nearest
         truth = flat.search(xq[400:], k)[1]
-        for recall in (0.8, 0.95):
-            found = index.search(xq[400:], k, recall=recall)[1]
-            assert np.mean([len(set(a) & set(b)) / k for a, b in zip(found, truth, strict=True)]) >= recall
+        for wanted in (0.8, 0.95):
+            found = index.search(xq[400:], k, recall=wanted)[1]
+            assert np.mean([len(set(a) & set(b)) / k for a, b in zip(found, truth, strict=True)]) >= wanted
 
 
 def make_texts(n, seed=0):
@@ -135,6 +135,14 @@ def test_copies_of_what_is_held_out_are_not_fitted_on():
     np.testing.assert_array_equal(x[split.test_rows], split.test)
 
 
+def test_copies_of_held_out_queries_are_not_fitted_on_either():
+    """As in a collection of questions: every query is a document too."""
+    x = make_vectors(900)
+    split = split_corpus(Corpus(x), Corpus(x[300:]), 100_000, 0)
+    assert (len(split.validation), len(split.train)) == (200, 700)
+    assert faiss.pairwise_distances(split.validation, split.train).min() > 1e-3
+
+
 def test_few_texts_are_not_all_held_out():
     """Fifty texts, 40 times each: as many are held out as leave half of the corpus."""
     split = split_corpus(Corpus(np.tile(make_vectors(50), (40, 1))), None, 100_000, 0)
@@ -142,7 +150,7 @@ def test_few_texts_are_not_all_held_out():
     assert 900 < len(split.train) <= 1100
     assert faiss.pairwise_distances(split.test, split.train).min() > 1e-3
     alike = split_corpus(Corpus(np.ones((400, 5), np.float32)), None, 100_000, 0)
-    assert (len(alike.train), len(alike.test), len(alike.validation)) == (360, 0, 0)
+    assert (len(alike.train), len(alike.test), len(alike.validation)) == (360, 40, 40)
 
 
 def test_copies_in_the_corpus_are_estimated_from_those_in_a_sample():

@@ -25,7 +25,9 @@ NO_QRELS = np.empty((0, 3), dtype=np.int64)
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """A sample of the corpus, and queries held out of the fit; no two parts share a vector, or near copies of one.
+    """A sample of the corpus, and queries held out of the fit; no two parts share a vector.
+
+    Without pairs the sample holds no near copies of what validates either.
 
     Without real queries documents stand in for them: the same documents validate, with noise added, and test, as they
     are.
@@ -109,24 +111,25 @@ def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int,
     order = rng.choice(len(queries), min(len(queries), sample), replace=False)
     held, parts = _split(order, HELD_OUT)
     validation, test, train = (queries.take(part) for part in parts)
-    if held < MIN_QUERIES:
+    documents, validation = _without_copies(corpus.take(np.sort(rows)), validation)
+    if len(validation) < MIN_QUERIES:
         validation = validation[:0]
-    share = len(rows) / len(corpus)
-    return Split(corpus.take(np.sort(rows)), train, validation, test, np.full(held, -1), share=share)
+    return Split(documents, train, validation, test, np.full(held, -1), share=len(rows) / len(corpus))
 
 
 def _without_copies(train: Floats, test: Floats) -> tuple[Floats, Floats]:
     """Return ``train`` without near copies of ``test``, and as many of ``test`` as leave half of ``train``.
 
-    A copy would be the nearest of what is held out, and so near that any code finds it.
+    A copy would be the nearest of what is held out, and so near that any code finds it. Collections of questions hold
+    copies of queries too. Fewer than ``MIN_QUERIES`` texts are all left as they are.
     """
-    if not len(test):
+    if len(test) < MIN_QUERIES:
         return train, test
     copies = NearDuplicates(train, faiss.METRIC_L2).between(test, train)
     copied, first = copies.any(axis=0), copies.argmax(axis=0)
     gone = np.cumsum(np.bincount(first[copied], minlength=len(test)))
     held = int(np.searchsorted(gone, len(train) // 2, side="right"))
-    return train[~(copied & (first < held))], test[:held]
+    return (train[~(copied & (first < held))], test[:held]) if held >= MIN_QUERIES else (train, test)
 
 
 def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.random.Generator, pairs: Pairs) -> Split:
