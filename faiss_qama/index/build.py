@@ -27,6 +27,7 @@ from faiss_qama.storage.atomic_files import Stream
 from faiss_qama.vectors import Corpus, PathLike
 
 SAMPLE = 50_000  # vectors that a base index is trained on
+NORMS = 5000  # vectors whose norms are compared with those of the fit
 
 
 def build_index(
@@ -80,6 +81,8 @@ def build_index(
     bundle.check_writable(path, corpus.paths)
     base, codes, trials = _base(quantizer, corpus, spec, queries)
     rescorer = make_rescorer(spec.rescore, quantizer, base)
+    core = TwoStageIndex(quantizer, base, IdMap(len(corpus)), rescorer)
+    core.heed_norms(_sample(corpus, NORMS))
 
     def encoded() -> Iterator[NDArray[Any]]:
         """Yield rows for the rescorer; the codes go to the base on the way."""
@@ -98,7 +101,7 @@ def build_index(
         for rows in encoded():
             if rescorer is not None:
                 rescorer.append(rows)
-    saving.write(path, TwoStageIndex(quantizer, base, IdMap(len(corpus)), rescorer), vectors)
+    saving.write(path, core, vectors)
     index = QamaIndex.load(path, mmap=True)
     index.base_trials = trials
     return index
@@ -121,5 +124,5 @@ def _base(
     return base, None, []
 
 
-def _sample(corpus: Corpus) -> NDArray[np.float32]:
-    return corpus.take(np.unique(np.linspace(0, len(corpus) - 1, SAMPLE, dtype=np.int64)))
+def _sample(corpus: Corpus, n: int = SAMPLE) -> NDArray[np.float32]:
+    return corpus.take(np.unique(np.linspace(0, len(corpus) - 1, n, dtype=np.int64)))

@@ -431,15 +431,14 @@ class QamaIndex(IndexState):
     def _append(self, x: Floats, ids: Ids | None) -> None:
         code, core = self.quantizer.encode(x), self._core
         self._check_trained()
-        encoded = x
-        if isinstance(core, TwoStageIndex) and core.rescorer is not None:
-            encoded = core.rescorer.encode(x, code)
+        encoded = core.rescorer.encode(x, code) if isinstance(core, TwoStageIndex) and core.rescorer is not None else x
         with self._lock.write():
             self._check_writable()
             self._check_trained()
             core = self._fitted
             if ids is None and core.id_map.ids is not None:
                 raise ValueError("this index has ids of its own: use add_with_ids")
+            core.heed_norms(x)
             core.append(code, encoded, ids)
 
     def _search(self, xq: Floats, k: int, parameters: SearchParameters) -> tuple[NDArray[Any], Ids, Ids]:

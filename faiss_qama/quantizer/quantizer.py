@@ -22,6 +22,9 @@ from faiss_qama.threads import parallel_map
 from faiss_qama.vectors import as_vectors
 
 ENCODE_CHUNK = 4096  # vectors whose columns stay in cache until they are packed
+# If every level of a query is the lowest or the highest, the L1 distance is a constant minus an inner product with the
+# signs of the query, whatever the norms of the documents. A query that spreads so many times as far nearly is so.
+LINEAR_GAIN = 16.0
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
 
 
@@ -233,6 +236,16 @@ class Quantizer:
             residual=None,
             calibration=self.calibration.prefixes.get(components) if self.calibration else None,
         )
+
+    def of_any_norm(self) -> Quantizer:
+        """Return the quantizer with queries encoded for documents of any norm: the codes of documents stay.
+
+        For the inner product only. A query side that was trained stays as it is.
+        """
+        if self.metric == faiss.METRIC_L2 or self.fit_record.trained or not isinstance(self.transform, Linear):
+            return self
+        far = self.transform.then(LINEAR_GAIN, -LINEAR_GAIN * self.transform.bias)
+        return replace(self, query_transform=far, fit_record=replace(self.fit_record, query_gain=LINEAR_GAIN))
 
     def is_compatible_with(self, other: Quantizer) -> bool:
         """Return whether codes and stored vectors of ``other`` mean the same as those of this quantizer."""
