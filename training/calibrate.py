@@ -109,7 +109,8 @@ def copies_near(split: Split, metric: int) -> NDArray[np.float64]:
     there = NearDuplicates(x, faiss.METRIC_L2).between(x[near[:, 0]], x).sum(axis=1)
     copies = 1 + (there - 1) / split.share
     copies = np.maximum(copies, copies.mean())  # what is there once may have as many as the others
-    return np.minimum(copies / there, 1 / split.share)
+    out: NDArray[np.float64] = np.minimum(copies / there, 1 / split.share)
+    return out
 
 
 def _curves(

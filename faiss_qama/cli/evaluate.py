@@ -185,4 +185,5 @@ def _dataset_of(
         raise ValueError(f"{path} keeps no vectors to compare with; pass --corpus with the .npy it was made from")
     if len(corpus) != index.ntotal:
         raise ValueError(f"{corpus_path} has {len(corpus)} vectors; {path} has {index.ntotal}")
-    return Dataset(corpus, queries, None if qrels is None else read_rows(qrels, 3, (len(queries), len(corpus))))
+    sizes = (len(queries), len(corpus))
+    return Dataset(corpus, queries, None if qrels is None else read_rows(qrels, 3, sizes, missing=True))

@@ -24,7 +24,8 @@ class Dataset:
     queries : ndarray of shape (nq, d), float32
         The queries to measure with.
     qrels : ndarray of shape (m, 3), int64, or None
-        Rows of query row, corpus row and grade. A grade above 0 means relevant.
+        Rows of query row, corpus row and grade. A grade above 0 means relevant. The corpus row of a document that is
+        not in the corpus is -1; no search finds it, and the measures count it as missed.
     train_queries : Corpus or None
         Unlabelled queries of the same kind, which a fit may use.
     exclude : ndarray of shape (e, 2), int64, or None
@@ -69,7 +70,7 @@ class Dataset:
         return cls(
             corpus,
             queries,
-            read_rows(path / "qrels.tsv", 3, sizes) if (path / "qrels.tsv").exists() else None,
+            read_rows(path / "qrels.tsv", 3, sizes, missing=True) if (path / "qrels.tsv").exists() else None,
             Corpus(train, corpus.shape[1]) if train.exists() else None,
             read_rows(path / "exclude.tsv", 2, sizes) if (path / "exclude.tsv").exists() else None,
         )
@@ -109,7 +110,7 @@ class Dataset:
         return D[:, :k], I[:, :k]
 
 
-def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[np.int64]:
+def read_rows(path: PathLike, columns: int, sizes: tuple[int, int], *, missing: bool = False) -> NDArray[np.int64]:
     """Read a tab-separated file of whole numbers. A first line without a whole number is a header.
 
     Parameters
@@ -120,6 +121,8 @@ def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[n
         How many columns it must have. The first two are a query row and a corpus row.
     sizes : tuple of int
         The number of queries and of documents, which the rows are checked against.
+    missing : bool
+        Whether a corpus row may be -1, which stands for a document that is not in the corpus.
 
     Returns
     -------
@@ -146,7 +149,7 @@ def read_rows(path: PathLike, columns: int, sizes: tuple[int, int]) -> NDArray[n
         if len(row) != columns:
             raise ValueError(f"{path}: line {number}: {columns} tab-separated columns are needed; got {len(row)}")
         for value, size, what in zip(row, sizes, ("query", "corpus"), strict=False):
-            if not 0 <= value < size:
+            if not 0 <= value < size and not (missing and value == -1 and what == "corpus"):
                 raise ValueError(f"{path}: line {number}: {what} row {value}, but there are {size}")
         rows.append(row)
     if not rows:

@@ -23,7 +23,7 @@ def ranking_metrics(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> dict[str
     I : ndarray of shape (nq, >= k), int64
         Rows of the corpus, best first, -1 where there is no hit.
     qrels : ndarray of shape (m, 3), int64, or None
-        Rows of query row, corpus row and grade.
+        Rows of query row, corpus row and grade. Corpus row -1 is a document that is not there, which counts as missed.
     k : int
         How many hits of each query count.
 
@@ -35,9 +35,9 @@ def ranking_metrics(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> dict[str
         in the order of their rows. Empty where no query has one.
     """
     grades: dict[int, dict[int, int]] = {}
-    for query, document, grade in [] if qrels is None else qrels.tolist():
-        if grade > 0:
-            grades.setdefault(query, {})[document] = grade
+    for row, (query, document, grade) in enumerate([] if qrels is None else qrels.tolist()):
+        if grade > 0:  # each document that is not there gets a number that no hit has
+            grades.setdefault(query, {})[document if document >= 0 else -2 - row] = grade
     if not grades:
         return {}
     discount = 1 / np.log2(np.arange(2, k + 2))
