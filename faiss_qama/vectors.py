@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faiss_qama.arrays import Floats
+from faiss_qama.arrays import Floats, scale_to_norm
 from faiss_qama.progress import progress
 
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -106,7 +107,7 @@ class Corpus:
     """
 
     def __init__(self, source: Source, d: int | None = None, what: str = "corpus", scale: float = 1.0) -> None:
-        self._scale = np.float32(scale)
+        self._scale, self._normalizes = np.float32(scale), False
         shards = source if isinstance(source, list | tuple) and _all_paths(source) else [source]
         self._parts = [(Path(s), str(s)) if isinstance(s, str | os.PathLike) else (np.asarray(s), what) for s in shards]
         self.shape, self.nbytes = (0, d or 0), 0
@@ -119,6 +120,12 @@ class Corpus:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def normalized(self) -> Corpus:
+        """Return the same vectors, scaled to norm 1 when they are read; zero vectors stay zero."""
+        other = copy.copy(self)
+        other._normalizes = True
+        return other
 
     @property
     def paths(self) -> list[Path]:
@@ -176,7 +183,7 @@ class Corpus:
         out = as_vectors(chunk, self.shape[1], name, rows)
         if self._scale != 1:
             out *= self._scale
-        return out
+        return scale_to_norm(out, 1.0) if self._normalizes else out
 
 
 def load_vectors(path: PathLike, d: int | None = None) -> Floats:

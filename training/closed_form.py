@@ -13,7 +13,7 @@ from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.decoder import Decoder
 from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.quantizer.quantizer import LINEAR_GAIN, METRICS, Quantizer
+from faiss_qama.quantizer.quantizer import COSINE, LINEAR_GAIN, METRICS, Quantizer
 from faiss_qama.quantizer.transform import Linear
 from faiss_qama.training import rotation, thresholds
 from faiss_qama.training.calibrate import choose_query_side
@@ -50,7 +50,7 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
         For another metric, a layout that the dimension cannot have, and vectors too long or too short for float32.
     """
     if metric not in METRICS.values():
-        raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {metric}")
+        raise ValueError(f"metric must be '{COSINE}', METRIC_INNER_PRODUCT or METRIC_L2; got {metric!r}")
     x = split.train
     layout = replace(config.layout_in(x.shape[1]), residual=None)
     if len(x) < 4 * layout.components:

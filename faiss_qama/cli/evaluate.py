@@ -33,6 +33,7 @@ from faiss_qama.evaluation.datasets import Dataset, read_rows
 from faiss_qama.evaluation.recall import evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.quantizer.quantizer import COSINE, METRICS
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files, bundle
 from faiss_qama.vectors import Corpus, load_vectors
@@ -101,6 +102,8 @@ def eval_command(
         index = QamaIndex.load(target, mmap=True)
         dataset = _dataset_of(index, target, queries_path, qrels, corpus_path)
         truth = exact(dataset, k, index.metric_type)
+        kind = COSINE if index.quantizer.cosine else index.metric_type
+        metric = next(name for name, choice in METRIC_CHOICES.items() if choice == kind)
         results = [evaluate(_ByRow(index), dataset, truth, **options, **settings)]
         measured = [MethodResult(target.name, index.bytes_per_vector, results, index.quantizer.fit_record.to_dict())]
     else:
@@ -113,7 +116,9 @@ def eval_command(
             _eval_task(task, target, methods, seeds, json_path)
             return
         dataset = Dataset.load(target)
-        truth = exact(dataset, k, METRIC_CHOICES[metric])
+        if metric == COSINE:
+            dataset = dataset.normalized()
+        truth = exact(dataset, k, METRICS["L2" if metric == "l2" else "inner product"])
         measured = [
             measure(method, dataset, truth, train_queries=train_queries, seeds=seeds, **options)
             for method in methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",)
@@ -126,7 +131,7 @@ def eval_command(
         "corpus": [n, d],
         "queries": len(dataset.queries),
         "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, **options, **settings},
-        "metric": next(name for name, metric_type in METRIC_CHOICES.items() if metric_type == truth.metric),
+        "metric": metric,
         "threads": faiss.omp_get_max_threads(),
     }
     _write(json_path, target, about, [truth.measured, *measured])
@@ -183,6 +188,8 @@ def _dataset_of(
         corpus = index.vectors
     else:
         raise ValueError(f"{path} keeps no vectors to compare with; pass --corpus with the .npy it was made from")
+    if index.quantizer.cosine:
+        corpus = corpus.normalized()
     if len(corpus) != index.ntotal:
         raise ValueError(f"{corpus_path} has {len(corpus)} vectors; {path} has {index.ntotal}")
     sizes = (len(queries), len(corpus))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from faiss_qama.arrays import row_norms
 from faiss_qama.cli.options import (
     METRIC_CHOICES,
     PATH,
@@ -108,6 +109,13 @@ def fit(
         pairs=labelled,
         compare=page is not None,
     )
+    if metric == "ip" and not result.index.quantizer.normalized:
+        norms = row_norms(result.split.train)
+        click.echo(
+            f"note: vectors have norm {norms.min():.3g} to {norms.max():.3g}, and inner products rank by it; "
+            "--metric cosine does not",
+            err=True,
+        )
     if queries_path is not None:
         result = replace(result, next_queries=str(queries_path))
     click.echo(fit_summary(result))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.arrays import Floats, Ids
+from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.vectors import Corpus, PathLike, load_vectors
 
 
@@ -74,6 +74,12 @@ class Dataset:
             Corpus(train, corpus.shape[1]) if train.exists() else None,
             read_rows(path / "exclude.tsv", 2, sizes) if (path / "exclude.tsv").exists() else None,
         )
+
+    def normalized(self) -> Dataset:
+        """Return the data set with documents and queries of norm 1: inner products are cosines then."""
+        train = None if self.train_queries is None else self.train_queries.normalized()
+        corpus, queries = self.corpus.normalized(), scale_to_norm(self.queries, 1.0)
+        return replace(self, corpus=corpus, queries=queries, train_queries=train)
 
     @property
     def max_excluded(self) -> int:

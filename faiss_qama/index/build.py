@@ -77,7 +77,7 @@ def build_index(
     >>> I.ravel()
     array([0, 1, 2])
     """
-    spec = spec or IndexSpec()
+    spec, corpus = spec or IndexSpec(), corpus.normalized() if quantizer.cosine else corpus
     bundle.check_writable(path, corpus.paths)
     base, codes, trials = _base(quantizer, corpus, spec, queries)
     rescorer = make_rescorer(spec.rescore, quantizer, base)
