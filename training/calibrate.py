@@ -28,9 +28,10 @@ def choose_query_side(quantizers: Sequence[Quantizer], split: Split) -> Quantize
     What counts is the share of the 10 nearest documents that are among 40 candidates, on the validation queries. The
     quantizers differ only in how they encode queries.
     """
-    xq, x = split.validation, split.train[:: -(-len(split.train) // QUERY_SIDE_DOCUMENTS)]
-    if len(quantizers) == 1 or len(xq) == 0 or len(x) < 40:
+    if len(quantizers) == 1 or len(split.validation) == 0 or len(split.train) < 40:
         return quantizers[0]
+    split = replace(split, train=split.train[:: -(-len(split.train) // QUERY_SIDE_DOCUMENTS)]).without_copies()
+    xq, x = split.validation, split.train
     _, near = faiss.knn(xq, x, 10, metric=quantizers[0].metric)
     code, recalls = quantizers[0].encode(x), []
     for quantizer in quantizers:
@@ -57,6 +58,7 @@ def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = ()) 
     """
     if len(split.validation) == 0:
         return quantizer
+    split = split.without_copies()
     nested = {components: _measure(quantizer.truncate(components), split) for components in prefixes}
     return replace(quantizer, calibration=replace(_measure(quantizer, split), prefixes=nested))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import faiss
@@ -26,8 +26,6 @@ NO_QRELS = np.empty((0, 3), dtype=np.int64)
 @dataclass(frozen=True, eq=False)
 class Split:
     """A sample of the corpus, and queries held out of the fit; no two parts share a vector.
-
-    Without pairs the sample holds no near copies of what validates either.
 
     Without real queries documents stand in for them: the same documents validate, with noise added, and test, as they
     are.
@@ -67,6 +65,24 @@ class Split:
         queries = self.validation[:0] if self.train_queries is None else self.train_queries
         return [self.train, queries, self.validation, self.train_qrels, self.validation_qrels]
 
+    def without_copies(self) -> Split:
+        """Return the split to measure on: the sample holds no near copies of what validates.
+
+        A copy would be the nearest document, and so near that any code finds it. Collections of questions hold copies
+        of queries too. Only so many queries validate as leave half of the sample; fewer than ``MIN_QUERIES`` texts are
+        left as they are.
+        """
+        own = self.test if self.train_queries is None else self.validation
+        if not len(self.validation):
+            return self
+        copies = NearDuplicates(self.train, faiss.METRIC_L2).between(own, self.train)
+        copied, first = copies.any(axis=0), copies.argmax(axis=0)
+        gone = np.cumsum(np.bincount(first[copied], minlength=len(own)))
+        held = int(np.searchsorted(gone, len(self.train) // 2, side="right"))
+        if held < MIN_QUERIES:
+            return self
+        return replace(self, train=self.train[~(copied & (first < held))], validation=self.validation[:held])
+
 
 def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int, pairs: Pairs | None = None) -> Split:
     """Draw a sample to fit on, and hold queries out of it.
@@ -102,34 +118,20 @@ def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int,
         held = min(HELD_OUT, len(corpus) // 10)
         rows = rng.choice(len(corpus), min(len(corpus), sample + held), replace=False)
         share = len(rows) / len(corpus)
-        train, test = _without_copies(corpus.take(np.sort(rows[held:])), corpus.take(rows[:held]))
-        validation = add_noise(test, train.mean(axis=0), QUERY_NOISE, rng) if len(test) >= MIN_QUERIES else test[:0]
-        return Split(train, None, validation, test, rows[: len(test)], share=share)
+        test = corpus.take(rows[:held])
+        train = corpus.take(np.sort(rows[held:]))
+        validation = add_noise(test, train.mean(axis=0), QUERY_NOISE, rng) if held >= MIN_QUERIES else test[:0]
+        return Split(train, None, validation, test, rows[:held], share=share)
     if len(queries) < MIN_QUERIES:
         raise ValueError(f"queries: at least {MIN_QUERIES} are needed; got {len(queries)}")
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
     order = rng.choice(len(queries), min(len(queries), sample), replace=False)
     held, parts = _split(order, HELD_OUT)
     validation, test, train = (queries.take(part) for part in parts)
-    documents, validation = _without_copies(corpus.take(np.sort(rows)), validation)
-    if len(validation) < MIN_QUERIES:
+    if held < MIN_QUERIES:
         validation = validation[:0]
-    return Split(documents, train, validation, test, np.full(held, -1), share=len(rows) / len(corpus))
-
-
-def _without_copies(train: Floats, test: Floats) -> tuple[Floats, Floats]:
-    """Return ``train`` without near copies of ``test``, and as many of ``test`` as leave half of ``train``.
-
-    A copy would be the nearest of what is held out, and so near that any code finds it. Collections of questions hold
-    copies of queries too. Fewer than ``MIN_QUERIES`` texts are all left as they are.
-    """
-    if len(test) < MIN_QUERIES:
-        return train, test
-    copies = NearDuplicates(train, faiss.METRIC_L2).between(test, train)
-    copied, first = copies.any(axis=0), copies.argmax(axis=0)
-    gone = np.cumsum(np.bincount(first[copied], minlength=len(test)))
-    held = int(np.searchsorted(gone, len(train) // 2, side="right"))
-    return (train[~(copied & (first < held))], test[:held]) if held >= MIN_QUERIES else (train, test)
+    share = len(rows) / len(corpus)
+    return Split(corpus.take(np.sort(rows)), train, validation, test, np.full(held, -1), share=share)
 
 
 def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.random.Generator, pairs: Pairs) -> Split:
