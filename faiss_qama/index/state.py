@@ -16,13 +16,13 @@ from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.lock import ReadWriteLock
 from faiss_qama.index.tuning import BaseTrial
 from faiss_qama.index.two_stage import TwoStageIndex
-from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.quantizer.quantizer import COSINE, Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.rescore.factory import check_rescore, make_rescorer
 from faiss_qama.rescore.rescorer import Rescorer
 from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.rescore.user_vectors import UserVectors
-from faiss_qama.vectors import Corpus
+from faiss_qama.vectors import Corpus, as_vectors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,8 +35,22 @@ class Unfitted:
     """A quantizer that ``train`` will fit: the dimension and the metric of its vectors, and the settings of the fit."""
 
     d: int
-    metric: int
+    fit_metric: int | str
     config: FitConfig
+
+    @property
+    def cosine(self) -> bool:
+        """Whether vectors are scaled to norm 1."""
+        return self.fit_metric == COSINE
+
+    @property
+    def metric(self) -> int:
+        """``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``."""
+        return faiss.METRIC_INNER_PRODUCT if isinstance(self.fit_metric, str) else self.fit_metric
+
+    def checked(self, x: ArrayLike, what: str = "vectors") -> Floats:
+        """Return ``x`` (n, d) as float32, which a fit scales. Raises errors that call it ``what``."""
+        return as_vectors(x, self.d, what)
 
 
 @dataclass(frozen=True)
@@ -197,6 +211,7 @@ class IndexState:
 
     def __repr__(self) -> str:
         metric = "inner product" if self.metric_type == faiss.METRIC_INNER_PRODUCT else "L2"
+        metric = COSINE if self._core.quantizer.cosine else metric
         return f"QamaIndex({self.factory_string!r}, {self.ntotal} x {self.d}, {metric})"
 
     def reconstruct(self, key: int) -> Floats:
