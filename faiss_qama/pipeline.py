@@ -12,7 +12,7 @@ import numpy as np
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import Truth, evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
-from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
+from faiss_qama.hamming.factory import AUTO, DEFAULT, check_lists, make_base
 from faiss_qama.index.build import build_index
 from faiss_qama.index.by_row import by_row
 from faiss_qama.index.qama_index import QamaIndex
@@ -128,7 +128,9 @@ def fit_index(
 
     bundle.check_writable(path, corpus.paths)
     layout = planned_layout(config, spec, corpus.shape[1])
-    make_base(DEFAULT if spec.base == AUTO else spec.base, layout).set(spec.settings)  # refused before anything is read
+    base = make_base(DEFAULT if spec.base == AUTO else spec.base, layout)  # refused before anything is read
+    base.set(spec.settings)
+    check_lists(base, len(corpus))
     if config.train is not None and config.train.checkpoint is None:
         config = replace(config, train=replace(config.train, checkpoint=path.with_name(path.name + ".training")))
     if metric == COSINE:

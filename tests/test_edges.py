@@ -191,6 +191,8 @@ def test_ready_objects_and_id_maps():
     for base, error, message in [
         ("nonsense", ValueError, "base 'nonsense' is not one of BFlat, BIVFn"),
         ("BHNSW1", ValueError, "links 2 or more"),
+        ("HNSW32", ValueError, "base 'HNSW32' is an index of floats; the index of codes is 'BHNSW32'"),
+        ("Hash12", ValueError, "the index of codes is 'BHash12'"),
         ("BIVF0", ValueError, "lists must be 1 or more"),
         ("IVF0", ValueError, "lists must be 1 to 16,777,216; got 0"),
         ("IVF99999999999", ValueError, "lists must be 1 to 16,777,216; got 99999999999"),

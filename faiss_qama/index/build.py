@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.arrays import Codes
 from faiss_qama.hamming.code_index import CodeIndex
-from faiss_qama.hamming.factory import AUTO, make_base
+from faiss_qama.hamming.factory import AUTO, check_lists, make_base
 from faiss_qama.index import saving
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.qama_index import QamaIndex
@@ -28,7 +28,7 @@ from faiss_qama.storage import bundle
 from faiss_qama.storage.atomic_files import Stream
 from faiss_qama.vectors import Corpus, PathLike
 
-SAMPLE = 50_000  # vectors that a base index is trained on
+SAMPLE, PER_LIST = 50_000, 4  # vectors that a base index is trained on: at least in all, and per list
 NORMS = 5000  # vectors whose norms are compared with those of the fit
 
 
@@ -124,7 +124,8 @@ def _base(
     base = make_base(spec.base, quantizer.layout)
     base.set(spec.settings)
     if not base.is_trained:
-        base.train(quantizer.encode(_sample(corpus)))
+        check_lists(base, len(corpus))
+        base.train(quantizer.encode(_sample(corpus, max(SAMPLE, PER_LIST * getattr(base, "nlist", 0)))))
     return base, None, []
 
 
