@@ -125,3 +125,22 @@ def test_warmup_of_a_cache_that_cannot_be_written_is_an_error(tmp_path, nowhere)
     assert done.stderr.endswith("cannot be written: set NUMBA_CACHE_DIR to a folder that can\n")
     wrong = python("-m", "faiss_qama", "warmup", "2x", cwd=tmp_path, check=2)
     assert wrong.stderr.startswith("error: layout '2x' is not BITSxCOMPONENTS")
+
+
+HALVES = """
+import numpy as np
+from faiss_qama.kernels import kernel
+
+halves = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+halves = halves[np.isfinite(halves)][:, None]
+rows, out = np.arange(len(halves))[None], np.empty((1, len(halves)), np.float32)
+kernel("scoring").scores(True)(halves.view(np.uint16), rows, np.ones((1, 1), np.float32), out)
+assert np.array_equal(out[0], halves[:, 0].astype(np.float32))
+"""
+
+
+@pytest.mark.parametrize("processor", ["generic", ""])
+def test_each_half_precision_number_is_itself_on_any_processor(tmp_path, processor):
+    """Those of virtual machines may lack the instructions, and LLVM's own replacement ends the process."""
+    chosen = {"NUMBA_CPU_NAME": processor} if processor else {}
+    python("-c", HALVES, cwd=tmp_path, NUMBA_CACHE_DIR=tmp_path / "kept", **chosen)
