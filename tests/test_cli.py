@@ -385,7 +385,7 @@ def test_names_of_outputs_are_the_true_ones(folder):
 
 
 def test_every_command_explains_itself(tmp_path):
-    for command in ("fit", "search", "eval", "inspect", "embed", "demo"):
+    for command in ("fit", "search", "eval", "inspect", "embed", "demo", "warmup"):
         assert "Usage" in run(command, "--help", cwd=tmp_path).stdout
     assert "0.1.0" in run("--version", cwd=tmp_path).stdout
 
