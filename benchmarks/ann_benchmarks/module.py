@@ -1,7 +1,7 @@
 """faiss-qama for ann-benchmarks: this folder is ``ann_benchmarks/algorithms/faiss_qama`` there.
 
-Copy it, then ``python install.py --algorithm faiss_qama`` and ``python run.py --algorithm faiss-qama --dataset ...``, or
-``run.py --local`` where faiss-qama is installed.
+Copy it, then ``python install.py --algorithm faiss_qama``, and ``python run.py --algorithm faiss-qama --dataset NAME``.
+Where faiss-qama is installed, ``run.py --local`` needs no Docker.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any
 
 import faiss
 import numpy as np
+
 from faiss_qama import QamaIndex
 from faiss_qama.training import FitConfig, fit
 
@@ -31,13 +32,14 @@ class FaissQama(BaseANN):  # type: ignore[misc]
     def __init__(self, metric: str, options: dict[str, Any]) -> None:
         self._metric = {"angular": faiss.METRIC_INNER_PRODUCT, "euclidean": faiss.METRIC_L2}[metric]
         self._options = options
+        self._index: Any = None
         self._search: dict[str, float] = {}
 
     def fit(self, X: np.ndarray) -> None:
         """Fit codes to the vectors ``X`` (n, d), and index them."""
         x, options = self._vectors(X), self._options
         quantizer = fit(x, config=FitConfig(bytes=options.get("bytes")), metric=self._metric)
-        self._index = QamaIndex(quantizer, options["rescore"], options["base"])
+        self._index = QamaIndex(quantizer, options["rescore"], base=options["base"])
         if not self._index.is_trained:
             self._index.train(x)
         self._index.add(x)
@@ -62,7 +64,7 @@ class FaissQama(BaseANN):  # type: ignore[misc]
 
     def done(self) -> None:
         """Free the index."""
-        del self._index
+        self._index = None
 
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in (self._options | self._search).items())
