@@ -24,26 +24,26 @@ class FaissQama(BaseANN):  # type: ignore[misc]
     Parameters
     ----------
     metric : str
-        ``angular``, which is the inner product of vectors of norm 1, or ``euclidean``.
+        ``angular`` or ``euclidean``.
     options : dict
         ``base`` and ``rescore`` of the index, and the ``bytes`` per vector of its codes, if not as many as by default.
     """
 
     def __init__(self, metric: str, options: dict[str, Any]) -> None:
-        self._metric = {"angular": faiss.METRIC_INNER_PRODUCT, "euclidean": faiss.METRIC_L2}[metric]
+        self._metric = {"angular": "cosine", "euclidean": faiss.METRIC_L2}[metric]
         self._options = options
         self._index: Any = None
         self._search: dict[str, float] = {}
 
     def fit(self, X: np.ndarray) -> None:
         """Fit codes to the vectors ``X`` (n, d), and index them."""
-        x, options = self._vectors(X), self._options
-        quantizer = fit(x, config=FitConfig(bytes=options.get("bytes")), metric=self._metric)
+        options = self._options
+        quantizer = fit(X, config=FitConfig(bytes=options.get("bytes")), metric=self._metric)
         self._index = QamaIndex(quantizer, options["rescore"], base=options["base"])
         if not self._index.is_trained:
-            self._index.train(x)
-        self._index.add(x)
-        self._index.search(x[:1], 1)  # compiles the kernels, which are not to be timed
+            self._index.train(X)
+        self._index.add(X)
+        self._index.search(X[:1], 1)  # compiles the kernels, which are not to be timed
 
     def set_query_arguments(self, oversample: float, nprobe: int | None = None) -> None:
         """Re-rank ``oversample`` candidates per neighbour, from ``nprobe`` lists."""
@@ -56,7 +56,7 @@ class FaissQama(BaseANN):  # type: ignore[misc]
 
     def batch_query(self, X: np.ndarray, n: int) -> None:
         """Search for the ``n`` nearest vectors of each of ``X`` (nq, d)."""
-        self.res = self._index.search(self._vectors(X), n, **self._search)[1]
+        self.res = self._index.search(X, n, **self._search)[1]
 
     def get_batch_results(self) -> Sequence[np.ndarray]:
         """Return the ids that each query of :meth:`batch_query` found."""
@@ -69,9 +69,3 @@ class FaissQama(BaseANN):  # type: ignore[misc]
     def __str__(self) -> str:
         settings = ", ".join(f"{name}={value}" for name, value in (self._options | self._search).items())
         return f"faiss-qama({settings})"
-
-    def _vectors(self, X: np.ndarray) -> np.ndarray:
-        x = np.array(X, dtype=np.float32, order="C")  # a copy: the runner measures distances with X afterwards
-        if self._metric == faiss.METRIC_INNER_PRODUCT:
-            faiss.normalize_L2(x)
-        return x

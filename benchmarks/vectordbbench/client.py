@@ -22,6 +22,12 @@ from faiss_qama.vectors import Corpus
 from .config import FaissQamaIndexConfig
 
 INDEX, VECTORS, ROWS = "index.qama", "vectors.f32", "rows.bin"
+METRICS = {  # the index normalises for the cosine, so VectorDBBench need not
+    MetricType.COSINE: "cosine",
+    MetricType.IP: faiss.METRIC_INNER_PRODUCT,
+    MetricType.DP: faiss.METRIC_INNER_PRODUCT,
+    MetricType.L2: faiss.METRIC_L2,
+}
 ROW = np.dtype([("id", np.int64), ("label", "S32")])
 
 
@@ -85,10 +91,6 @@ class FaissQama(VectorDB):  # type: ignore[misc]
         finally:
             self._index = self._rows = self._selector = None
 
-    def need_normalize_cosine(self) -> bool:
-        """Return True: the cosine is the inner product of vectors of norm 1."""
-        return True
-
     def insert_embeddings(
         self, embeddings: Sequence[Any], metadata: list[int], labels_data: list[str] | None = None, **kwargs: Any
     ) -> tuple[int, Exception | None]:
@@ -103,21 +105,19 @@ class FaissQama(VectorDB):  # type: ignore[misc]
     def optimize(self, data_size: int | None = None) -> None:
         """Fit codes to the vectors, and write the index."""
         x = np.memmap(self.path / VECTORS, np.float32, "r").reshape(-1, self.dim)
-        metric = faiss.METRIC_L2 if self.config.metric_type == MetricType.L2 else faiss.METRIC_INNER_PRODUCT
-        quantizer = fit(x, config=FitConfig(bytes=self.config.bytes), metric=metric)
-        build_index(
-            self.path / INDEX, quantizer, Corpus(x), IndexSpec(base=self.config.base, rescore=self.config.rescore)
-        )
+        settings, spec = self.config, IndexSpec(base=self.config.base, rescore=self.config.rescore)
+        quantizer = fit(x, config=FitConfig(bytes=settings.bytes), metric=METRICS[settings.metric_type])
+        build_index(self.path / INDEX, quantizer, Corpus(x), spec)
 
     def prepare_filter(self, filters: Filter) -> None:
         """Let searches find only rows of at least an id, or of a label."""
         if filters.type == FilterOp.NonFilter:
             self._selector = None
             return
-        at_least = filters.type == FilterOp.NumGE
-        passed = (
-            self._rows["id"] >= filters.int_value if at_least else self._rows["label"] == filters.label_value.encode()
-        )
+        if filters.type == FilterOp.NumGE:
+            passed = self._rows["id"] >= filters.int_value
+        else:
+            passed = self._rows["label"] == filters.label_value.encode()
         self._selector = faiss.IDSelectorBatch(np.flatnonzero(passed))
 
     def search_embedding(self, query: list[float], k: int = 100, **kwargs: Any) -> list[int]:
