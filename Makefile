@@ -67,6 +67,7 @@ clean:  ## remove the environment and all that was built
 $(VENV)/dev.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) torch
 	$(PIP) --editable '.[dev]'
+	$(PIP) --force-reinstall --no-deps docstring-parser-fork  # haystack-ai brings another package of the same name
 	touch $@
 
 $(VENV)/demo.stamp: pyproject.toml constraints.txt | $(VENV)/bin/python

@@ -30,3 +30,8 @@ def scale_to_norm(x: Floats, norm: float) -> Floats:
     out = np.empty(x.shape, dtype=np.float32)
     np.multiply(x, norm / np.where(own > 0, own, 1), out=out, casting="same_kind")  # no copy in float64
     return out
+
+
+def are_normalized(norms: NDArray[np.float64]) -> bool:
+    """Return whether ``norms`` (n,) are 1, up to float16's rounding; zero vectors do not count."""
+    return bool(norms.any() and np.abs(norms[norms > 0] - 1).max() < 2e-3)

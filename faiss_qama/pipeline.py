@@ -12,13 +12,13 @@ import numpy as np
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import Truth, evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
-from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
+from faiss_qama.hamming.factory import AUTO, DEFAULT, check_lists, make_base
 from faiss_qama.index.build import build_index
 from faiss_qama.index.by_row import by_row
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
-from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.quantizer.quantizer import COSINE, Quantizer
 from faiss_qama.storage import bundle
 from faiss_qama.vectors import Corpus
 
@@ -77,7 +77,7 @@ def fit_index(
     corpus: Corpus,
     path: Path,
     config: FitConfig,
-    metric: int,
+    metric: int | str,
     spec: IndexSpec,
     *,
     queries: Corpus | None = None,
@@ -98,8 +98,8 @@ def fit_index(
     config : FitConfig
         Settings of the fit. If they give bytes, or ``spec`` a recall and they no layout, the layout is chosen by
         measuring.
-    metric : int
-        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+    metric : int or str
+        ``faiss.METRIC_INNER_PRODUCT``, ``faiss.METRIC_L2`` or ``cosine``.
     spec : IndexSpec
         The index to build.
     queries : Corpus, optional
@@ -121,15 +121,20 @@ def fit_index(
     OSError
         If ``path`` cannot be written.
     """
-    from faiss_qama.training.fit import discard_checkpoint, fit_split  # here: run time does not depend on training
+    # Imported here, because run time does not depend on training.
+    from faiss_qama.training.fit import discard_checkpoint, fit_split, normalized
     from faiss_qama.training.layout_choice import planned_layout
     from faiss_qama.training.split import split_corpus
 
     bundle.check_writable(path, corpus.paths)
     layout = planned_layout(config, spec, corpus.shape[1])
-    make_base(DEFAULT if spec.base == AUTO else spec.base, layout).set(spec.settings)  # refused before anything is read
+    base = make_base(DEFAULT if spec.base == AUTO else spec.base, layout)  # refused before anything is read
+    base.set(spec.settings)
+    check_lists(base, len(corpus))
     if config.train is not None and config.train.checkpoint is None:
         config = replace(config, train=replace(config.train, checkpoint=path.with_name(path.name + ".training")))
+    if metric == COSINE:
+        corpus, queries, pairs = normalized(corpus, queries, pairs)
     start = time.perf_counter()
     split = split_corpus(corpus, queries, config.sample, config.seed, pairs)
     quantizer, choice = fit_split(split, config, metric, len(corpus), spec, compare=compare)
@@ -140,7 +145,7 @@ def fit_index(
     untrained = None
     if len(split.test):
         dataset = _test_set(corpus, split)
-        truth = exact(dataset, K, metric)
+        truth = exact(dataset, K, quantizer.metric)
         measured = _measured(index, dataset, truth)
         if quantizer.fit_record.trained:
             chosen = config.at(layout) if choice is None else choice.applied_to(config)

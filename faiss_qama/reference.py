@@ -149,7 +149,8 @@ class ReferenceQuantizer:
         ``query_adapter``; ``thresholds``; ``decoder.values`` (columns, most levels), ``decoder.matrix`` (columns, d)
         and ``decoder.offset`` (d,); the same under ``residual.`` if the layout has a residual code.
     settings : mapping
-        ``layout``, ``metric`` (``inner product`` or ``L2``), ``normalized`` (whether the vectors have norm 1),
+        ``layout``, ``metric`` (``inner product``, ``L2``, or ``cosine``, which is the inner product of vectors that are
+        scaled to norm 1 first), ``normalized`` (whether the vectors have norm 1),
         ``rms_norm`` (the root mean square norm of the vectors), and ``residual``, its own settings.
 
     Examples
@@ -168,6 +169,9 @@ class ReferenceQuantizer:
         self.arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
         self.units = parse_layout(settings["layout"].split("+")[0])
         self.metric, self.normalized, self.rms_norm = settings["metric"], settings["normalized"], settings["rms_norm"]
+        self.cosine = self.metric == "cosine"
+        if self.cosine:
+            self.metric = "inner product"
         self.residual: ReferenceQuantizer | None = None
         if "residual" in settings:
             own = {name[len("residual.") :]: a for name, a in arrays.items() if name.startswith("residual.")}
@@ -175,7 +179,7 @@ class ReferenceQuantizer:
 
     def encode(self, x: Array, name: str = "transform") -> Array:
         """Return the codes (n, code size) uint8 of documents (n, d)."""
-        z = transform(x, self.arrays, name)
+        z = transform(scale_to_norm(x, 1.0) if self.cosine and name == "transform" else x, self.arrays, name)
         return pack(thermometer(cut(z, self.arrays["thresholds"], self.units), self.units))
 
     def encode_queries(self, xq: Array) -> Array:
@@ -240,6 +244,8 @@ class ReferenceQuantizer:
         """
         if rescore not in ("none", "codes", "fp32"):
             raise ValueError(f"rescore must be none, codes or fp32; got {rescore!r}")
+        if self.cosine:
+            xq, x = scale_to_norm(xq, 1.0), scale_to_norm(x, 1.0)
         code = self.encode(x)
         D = hamming(self.encode_queries(xq), code)
         I = np.argsort(D, axis=1, kind="stable")[:, : int(np.ceil(k * oversample))]

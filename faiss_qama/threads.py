@@ -91,5 +91,11 @@ def _threads(number: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(number, "faiss-qama", initializer=faiss.omp_set_num_threads, initargs=(1,))
 
 
-if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads
-    os.register_at_fork(after_in_child=_threads.cache_clear)
+def _after_fork() -> None:
+    """Forget the parent's threads, which a child does not have: FAISS would wait for its own for ever."""
+    _threads.cache_clear()
+    faiss.omp_set_num_threads(1)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

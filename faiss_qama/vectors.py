@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faiss_qama.arrays import Floats, Ids
+from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.formats.kinds import read_vectors
 from faiss_qama.formats.paths import files_of
 from faiss_qama.formats.reader import Reader, Want, from_bfloat16, is_bfloat16, is_readable
@@ -181,7 +182,7 @@ class Corpus:
         ids: str | None = None,
         drop_bad_rows: bool = False,
     ) -> None:
-        self._scale = np.float32(scale)
+        self._scale, self._normalizes = np.float32(scale), False
         want = Want(ids=ids, d=d, queries=queries)
         self._parts, self.paths = _parts(source, what, want)
         self.shape, self.nbytes = (0, d or 0), 0
@@ -199,6 +200,12 @@ class Corpus:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def normalized(self) -> Corpus:
+        """Return the same vectors, scaled to norm 1 when they are read; zero vectors stay zero."""
+        other = copy.copy(self)
+        other._normalizes = True
+        return other
 
     @property
     def n_chunks(self) -> int:
@@ -272,7 +279,7 @@ class Corpus:
             raise ValueError(f"{name}: {found}{remedy}")
         if self._scale != 1:
             out *= self._scale
-        return out
+        return scale_to_norm(out, 1.0) if self._normalizes else out
 
     def _stored_ids(self) -> Ids | None:
         if all(part.ids is None for part, _ in self._parts):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 
@@ -13,7 +14,7 @@ from conftest import make_vectors
 
 from faiss_qama.cli import app
 from faiss_qama.evaluation.datasets import Dataset
-from faiss_qama.evaluation.ranking_metrics import ndcg
+from faiss_qama.evaluation.ranking_metrics import ndcg, ranking_metrics
 from faiss_qama.evaluation.recall import exact
 from faiss_qama.texts import beir
 
@@ -208,6 +209,83 @@ def test_qrels_without_a_header_and_the_last_of_a_pair_count(folder, encoder):
     assert ids(folder / "qrels.tsv") == ["query\tdocument\tgrade", "1\t1\t2", "0\t5\t1"]
 
 
+def judged_by_ir_measures(graded, run):
+    """Return nDCG@10 and recall@10 of queries with a relevant document, from ids."""
+    qrels = [ir_measures.Qrel(q, d, g) for (q, d), g in graded.items()]
+    relevant = {q for (q, _), g in graded.items() if g > 0}
+    values = {measure: [] for measure in (ir_measures.nDCG @ 10, ir_measures.R @ 10)}
+    for m in ir_measures.iter_calc(values, qrels, run):
+        if m.query_id in relevant:
+            values[m.measure].append(m.value)
+    return [np.mean(v) for v in values.values()]
+
+
+def test_documents_and_queries_that_are_not_there_count_as_in_trec_eval(folder, encoder):
+    """As ArguAna has them: BEIR keeps such grades, and no search finds the documents."""
+    graded = grades("test") | {("q3", "gone"): 2, ("q3", "lost"): 1, ("q5", "gone"): 1}
+    write_qrels(folder, "test", graded | {("nobody", "d1"): 1})
+    write_qrels(folder, "train", grades("train") | {("q25", "gone"): 1})
+    with pytest.warns(UserWarning, match="not there") as told:
+        embed(folder)
+    notes = " ".join(str(warning.message) for warning in told)
+    assert "test.tsv: 3 grades of documents that are not there, such as 'gone', count as missed" in notes
+    assert "test.tsv: 1 grades of queries that are not there, such as 'nobody', are left out" in notes
+    assert "train.tsv: 1 grades of documents that are not there, such as 'gone', are left out" in notes
+    assert ids(folder / "qrels.tsv").count("3\t-1\t2") == 1
+    assert not any("-1" in line for line in ids(folder / "train_qrels.tsv"))
+    dataset = Dataset.load(folder)
+    truth = exact(dataset, 10, faiss.METRIC_INNER_PRODUCT)
+    documents, asked = ids(folder / "corpus_ids.txt"), ids(folder / "queries_ids.txt")
+    # Few hits, so that missing ones, whose id is -1 too, are among them.
+    run = [
+        ir_measures.ScoredDoc(query, documents[d], -r)
+        for query, row in zip(asked, truth.I[:, :7], strict=True)
+        for r, d in enumerate(row)
+        if documents[d] != query
+    ]
+    padded = np.pad(truth.I[:, :7], ((0, 0), (0, 3)), constant_values=-1)
+    got = ranking_metrics(padded, dataset.qrels, 10)
+    want = judged_by_ir_measures(graded, run)
+    np.testing.assert_allclose([got["ndcg"].mean(), got["relevant_recall"].mean()], want, atol=1e-6)
+    app.cli(["eval", str(folder), "--method", "faiss:Flat"], standalone_mode=False)
+
+
+def as_trec(folder):
+    lines = [f"{q} 0 {d}  {g}" for (q, d), g in grades("test").items()]
+    (folder / "qrels" / "test.tsv").unlink()
+    (folder / "qrels" / "test.txt").write_text("\n".join(lines) + "\n\n")
+
+
+def as_floats(folder):
+    write_qrels(folder, "test", {pair: f"{grade}.0" for pair, grade in grades("test").items()})
+
+
+def as_gzip(folder):
+    for path in (folder / "corpus.jsonl", folder / "queries.jsonl", folder / "qrels" / "test.tsv"):
+        path.with_name(path.name + ".gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+
+
+@pytest.mark.parametrize("published", [as_trec, as_floats, as_gzip])
+def test_a_folder_as_it_is_published_is_the_same_data_set(folder, encoder, tmp_path, published):
+    embed(folder, "-o", tmp_path / "plain")
+    published(folder)
+    embed(folder, "-o", tmp_path / "other")
+    for path in (tmp_path / "plain").iterdir():
+        if path.suffix != ".json":
+            assert (tmp_path / "other" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_ids_may_be_whole_numbers(folder, encoder):
+    write_lines(folder / "corpus.jsonl", ({"_id": i, "text": f"body {i}"} for i in range(N)))
+    write_lines(folder / "queries.jsonl", ({"_id": 1000 + i, "text": f"question {i}"} for i in range(NQ)))
+    for split in SPLITS:
+        write_qrels(folder, split, {(1000 + q, q): 1 for q in SPLITS[split]})
+    embed(folder)
+    assert ids(folder / "corpus_ids.txt") == [str(i) for i in range(N)]
+    assert ids(folder / "qrels.tsv")[1:] == [f"{q}\t{q}\t1" for q in SPLITS["test"]]
+
+
 def change(name, line, text):
     """Replace line ``line`` of a file, counted from 1, by ``text``."""
 
@@ -224,7 +302,8 @@ def change(name, line, text):
     [
         (change("corpus.jsonl", 3, '{"_id": "d2"\n'), r"corpus.jsonl: line 3: not a JSON object with the field '_id'"),
         (change("corpus.jsonl", 3, '{"_id": "d2"}\n'), r"corpus.jsonl: line 3: not a JSON .* '_id' and 'text'"),
-        (change("corpus.jsonl", 3, '{"_id": 2, "text": ""}\n'), "corpus.jsonl: line 3: '_id' is no text"),
+        (change("corpus.jsonl", 3, '{"_id": 2.5, "text": ""}\n'), "corpus.jsonl: line 3: '_id' is no text"),
+        (change("corpus.jsonl", 3, '{"_id": true, "text": ""}\n'), "corpus.jsonl: line 3: '_id' is no text"),
         (change("corpus.jsonl", 3, '{"_id": "2", "text": "", "title": 3}\n'), "line 3: 'title' is no text"),
         (change("corpus.jsonl", 3, '{"_id": "d0", "text": ""}\n'), "line 3: the _id 'd0' is line 1's too; rename"),
         (
@@ -242,9 +321,15 @@ def change(name, line, text):
             change("qrels/test.tsv", 2, "q1\td1\t1.5\n"),
             "test.tsv: line 2: a score is a whole number of up to 9 digits; got '1.5'",
         ),
-        (change("qrels/test.tsv", 2, "qq\td1\t1\n"), "test.tsv: line 2: queries.jsonl has no 'qq'; add it there"),
-        (change("qrels/train.tsv", 2, "q1\tdd\t1\n"), "train.tsv: line 2: corpus.jsonl has no 'dd'; .* drop this line"),
-        (lambda folder: write_qrels(folder, "test", {}), "test.tsv: no rows below the header"),
+        (
+            lambda folder: write_qrels(folder, "test", {("qq", "d1"): 1, ("q1", "dd"): 1}),
+            "test.tsv: none of 2 grades is of a query and a document that are there",
+        ),
+        (lambda folder: write_qrels(folder, "test", {}), "test.tsv: none of 0 grades is of"),
+        (
+            lambda folder: (folder / "corpus.jsonl").rename(folder / "corpus.jsonl.gz"),
+            "corpus.jsonl.gz: not a whole gzip file",
+        ),
         (lambda folder: (folder / "qrels" / "test.tsv").write_text(""), "test.tsv: no lines"),
         (lambda folder: (folder / "corpus.jsonl").write_bytes(b"\xff"), "corpus.jsonl: not UTF-8"),
         (lambda folder: (folder / "queries.jsonl").unlink(), "queries.jsonl: no such file; a BEIR folder holds"),

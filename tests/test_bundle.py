@@ -179,6 +179,7 @@ def test_an_interrupted_save_leaves_the_old_index_and_no_litter(small, corpus, t
     assert not (tmp_path / "new.qama").exists()
 
 
+@pytest.mark.filterwarnings("ignore:vectors of norm")
 def test_a_streamed_build_names_the_row_of_the_corpus_that_float16_cannot_hold(small, corpus, tmp_path, monkeypatch):
     monkeypatch.setattr("faiss_qama.vectors.CHUNK_BYTES", 4 * corpus.shape[1] * 100)
     x = corpus.copy()
@@ -485,7 +486,7 @@ def test_bundles_from_before_the_release_are_refused_with_the_remedy(small, corp
             use(tmp_path / "i.qama")
 
 
-@pytest.mark.parametrize("name", ["v1-flat", "v1-ivf", "v1-graph"])
+@pytest.mark.parametrize("name", ["v1-flat", "v1-ivf", "v1-graph", "v1-cosine"])
 def test_a_bundle_of_each_version_loads_for_ever(request, tmp_path, name):
     """Written when the format was new (tests/data/make_v1.py); its answers are stored with it."""
     folder = request.config.rootpath / "tests" / "data"

@@ -5,9 +5,11 @@ import dataclasses
 import faiss
 import numpy as np
 import pytest
-from conftest import fit_quietly, make_vectors
+from conftest import fit_quietly, make_vectors, slow_except
 
 from faiss_qama import QamaIndex
+from faiss_qama.evaluation.datasets import Dataset
+from faiss_qama.evaluation.recall import exact, recall
 from faiss_qama.quantizer.calibration import GROWTH, KS, OVERSAMPLES, Calibration
 from faiss_qama.training import calibrate as calibrate_module
 from faiss_qama.training.split import split_corpus
@@ -85,9 +87,94 @@ def test_a_calibrated_recall_is_reached_on_queries_to_come(real_queries, metric,
     flat.add(x)
     for k in (1, 10, 50) if unit else (10, 50):  # where lengths vary, more than 1024 candidates hold the nearest
         truth = flat.search(xq[400:], k)[1]
-        for recall in (0.8, 0.95):
-            found = index.search(xq[400:], k, recall=recall)[1]
-            assert np.mean([len(set(a) & set(b)) / k for a, b in zip(found, truth, strict=True)]) >= recall
+        for wanted in (0.8, 0.95):
+            found = index.search(xq[400:], k, recall=wanted)[1]
+            assert np.mean([len(set(a) & set(b)) / k for a, b in zip(found, truth, strict=True)]) >= wanted
+
+
+def make_texts(n, seed=0):
+    """Unit vectors of 60 topics in so many dimensions that noise leaves a vector nearer to itself than to others."""
+    x = np.random.default_rng(7).standard_normal((60, 128))[np.random.default_rng(seed).integers(0, 60, n)]
+    x = (x + np.random.default_rng(seed + 1).standard_normal(x.shape)) * 0.99 ** np.arange(128)
+    return (x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32)
+
+
+COPIES = [  # real queries, noise, sample, metric
+    (False, 0, 100_000, faiss.METRIC_INNER_PRODUCT),
+    (False, 1e-4, 10_000, faiss.METRIC_L2),
+    (True, 0, 10_000, faiss.METRIC_L2),
+    (True, 1e-4, 10_000, faiss.METRIC_INNER_PRODUCT),
+]
+
+
+@pytest.mark.parametrize("repeated", slow_except(COPIES[2:3], COPIES), ids=str)
+def test_a_calibrated_recall_is_kept_where_texts_repeat(repeated):
+    """Twenty copies of each text, a whole corpus or a sample of it, exact ones or with the noise of a second run."""
+    real_queries, noise, sample, metric = repeated
+    x, xq = make_texts(1500), make_texts(1200, seed=5)
+    rng = np.random.default_rng(0)
+    x = np.tile(x, (20, 1))
+    x = rng.permutation(x + noise * rng.standard_normal(x.shape, dtype=np.float32))
+    quantizer = fit_quietly(x, layout="2x18", queries=xq[:900] if real_queries else None, metric=metric, sample=sample)
+    index = QamaIndex(quantizer, "fp32")
+    index.add(x)
+    truth = exact(Dataset(Corpus(x), xq[900:]), 10, metric)
+    assert recall(index.search(xq[900:], 10, recall=0.95)[1], truth, Dataset(Corpus(x), xq[900:])) >= 0.95
+
+
+def test_copies_of_what_is_held_out_are_not_searched():
+    """The other route: every distance, of documents that are there one to four times, with the noise of float16."""
+    x = np.concatenate([make_vectors(900), np.repeat(make_vectors(300, seed=3), 3, axis=0)])
+    x[1::2] = x[1::2].astype(np.float16)
+    split = split_corpus(Corpus(x), None, 100_000, 0)
+    searched = split.without_copies()
+    assert len(split.test) == len(searched.validation) == 180
+    assert faiss.pairwise_distances(split.test, searched.train).min() > 1e-4
+    copies = faiss.pairwise_distances(x, x) < 1e-5
+    assert len(searched.train) == len(x) - np.count_nonzero(copies[split.test_rows].any(axis=0))
+
+
+def test_copies_of_held_out_queries_are_not_searched_either():
+    """As in a collection of questions: every query is a document too."""
+    x = make_vectors(900)
+    searched = split_corpus(Corpus(x), Corpus(x[300:]), 100_000, 0).without_copies()
+    assert (len(searched.validation), len(searched.train)) == (200, 700)
+    assert faiss.pairwise_distances(searched.validation, searched.train).min() > 1e-3
+
+
+def test_few_texts_are_not_all_held_out():
+    """Fifty texts, 40 times each: as many are held out as leave half of the corpus."""
+    split = split_corpus(Corpus(np.tile(make_vectors(50), (40, 1))), None, 100_000, 0)
+    searched = split.without_copies()
+    assert 20 <= len(searched.validation) < 100
+    assert 900 < len(searched.train) <= 1100
+    assert faiss.pairwise_distances(split.test[: len(searched.validation)], searched.train).min() > 1e-3
+    alike = split_corpus(Corpus(np.ones((400, 5), np.float32)), None, 100_000, 0).without_copies()
+    assert (len(alike.train), len(alike.test), len(alike.validation)) == (360, 40, 40)
+
+
+def test_copies_in_the_corpus_are_estimated_from_those_in_a_sample():
+    """Near each query: texts that are there once stand for one vector each, those of 30 copies for what is missing."""
+    x, often = make_vectors(6000), make_vectors(200, seed=3)
+    xq = make_vectors(300, seed=5)
+    whole = np.random.default_rng(0).permutation(np.concatenate([x, np.repeat(often, 30, axis=0)]))
+    for corpus, low, high in ((x, 1, 1.01), (np.repeat(often, 60, axis=0), 3.7, 4), (whole, 1.5, 4)):
+        split = split_corpus(Corpus(corpus), Corpus(xq), len(corpus) // 4, 0)
+        assert low <= np.mean(calibrate_module.copies_near(split, faiss.METRIC_L2)) <= high
+        split = split_corpus(Corpus(corpus), Corpus(xq), len(corpus), 0)
+        assert (calibrate_module.copies_near(split, faiss.METRIC_L2) == 1).all()
+
+
+def test_a_curve_that_ends_too_early_goes_on_in_the_next():
+    """1,024 candidates hold half of the nearest, 1,024 * 10 hold nearly all ten: so many hold the nearest."""
+    floats = np.stack([np.full(len(OVERSAMPLES), r) for r in (0.5, 0.9, 0.9)])
+    floats[1, 30:] = 0.99
+    calibration = Calibration(1000, floats, floats)
+    assert calibration.oversample(1, 1000, "floats", 0.95) == 10 * OVERSAMPLES[30]
+    assert calibration.oversample(5, 1000, "floats", 0.95) == 2 * OVERSAMPLES[30]
+    assert calibration.oversample(10, 1000, "floats", 0.95) == OVERSAMPLES[30]
+    with pytest.raises(ValueError, match="recall 0.95 is out of reach: 0.900 was measured"):
+        calibration.oversample(100, 1000, "floats", 0.95)
 
 
 def test_duplicates_are_as_good_as_each_other():

@@ -385,7 +385,7 @@ def test_names_of_outputs_are_the_true_ones(folder):
 
 
 def test_every_command_explains_itself(tmp_path):
-    for command in ("fit", "search", "eval", "inspect", "embed", "demo"):
+    for command in ("fit", "search", "eval", "inspect", "embed", "demo", "warmup"):
         assert "Usage" in run(command, "--help", cwd=tmp_path).stdout
     assert "0.1.0" in run("--version", cwd=tmp_path).stdout
 
@@ -480,3 +480,11 @@ def test_export_is_read_by_faiss_alone(folder, kind):
     out = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True).stdout
     assert out.split() == ["1200", "False"]
     assert not list(folder.glob("*.part"))
+
+
+@pytest.mark.parametrize("base", ["IVF5000", "BIVF5000"])
+@pytest.mark.parametrize("command", [["fit"], ["build", "corpus.qama"]])
+def test_more_lists_than_the_corpus_has_vectors_are_refused_with_both_numbers(folder, base, command):
+    done = run(*command, "corpus.npy", "-o", "lists.qama", "--base", base, cwd=folder, check=2)
+    assert done.stderr == f"error: {base} needs at least 5,000 vectors to train; the corpus has 1,200\n"
+    assert not (folder / "lists.qama").exists()

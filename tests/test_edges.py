@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import pickle
 
 import faiss
@@ -134,6 +135,36 @@ def test_one_id_for_several_vectors_is_as_in_idmap2(index):
     assert sorted(index.search(QUERIES[:1], 5)[1][0].tolist()) == [-1, -1, -1, 6, 7]
 
 
+def test_ids_given_late_are_none_of_those_that_vectors_without_ids_have(index):
+    index.add(X[:10])
+    before = index.search(QUERIES, 12)
+    other = QamaIndex(QUANTIZER, index.rescore, base="Flat")
+    other.add(X[20:22])
+    refusal = "id 5 is taken: 10 vectors were added without ids, and are 0 to 9; give ids from 10 on"
+    for late in (lambda: index.add_with_ids(X[10:12], [12, 5]), lambda: index.merge_from(other, add_id=5)):
+        with pytest.raises(ValueError, match=refusal):
+            late()
+        assert (index.ntotal, other.ntotal) == (10, 2)
+        for a, b in zip(before, index.search(QUERIES, 12), strict=True):
+            np.testing.assert_array_equal(a, b)
+    index.add(X[10:11])  # as before
+    index.add_with_ids(X[11:12], [50])
+    assert index.ids.tolist() == [*range(11), 50]
+    assert index.remove_ids([5]) == 1
+    index.reset()
+    index.add_with_ids(X[:1], [0])
+    assert index.ids.tolist() == [0]
+
+
+def test_ids_given_late_are_refused_before_the_users_index_grows():
+    flat = faiss.IndexFlatIP(D)
+    index = QamaIndex(QUANTIZER, flat)
+    index.add(X[:10])
+    with pytest.raises(ValueError, match="id 0 is taken: 10 vectors"):
+        index.add_with_ids(X[10:11], [0])
+    assert (index.ntotal, flat.ntotal) == (10, 10)
+
+
 def test_duplicates(index):
     index.add(np.tile(X[:1], (2000, 1)))
     _, ids = index.search(X[:1], 30)
@@ -160,6 +191,8 @@ def test_ready_objects_and_id_maps():
     for base, error, message in [
         ("nonsense", ValueError, "base 'nonsense' is not one of BFlat, BIVFn"),
         ("BHNSW1", ValueError, "links 2 or more"),
+        ("HNSW32", ValueError, "base 'HNSW32' is an index of floats; the index of codes is 'BHNSW32'"),
+        ("Hash12", ValueError, "the index of codes is 'BHash12'"),
         ("BIVF0", ValueError, "lists must be 1 or more"),
         ("IVF0", ValueError, "lists must be 1 to 16,777,216; got 0"),
         ("IVF99999999999", ValueError, "lists must be 1 to 16,777,216; got 99999999999"),
@@ -214,6 +247,97 @@ def test_recall_is_promised_only_where_it_can_be_kept():
     hashed.add(x)
     with pytest.raises(ValueError, match="BHash6 finds only what shares a bucket"):
         hashed.search(queries, 10, recall=0.9)
+
+
+DIFFERENCES = {
+    "unknown id": (lambda index: index.reconstruct(999), IndexError, "no vector with id 999 among 300"),
+    "no queries": (lambda index: index.search(X[:0], 3), ValueError, r"queries: no vectors, shape \(0, 36\)"),
+    "k": (lambda index: index.search(X, 0), ValueError, "k must be at least 1"),
+    "integers": (lambda index: index.add(np.ones((2, D), int)), TypeError, "float32 is needed"),
+    "metric": (lambda _: index_factory(D, "Qama2x18", faiss.METRIC_L1).train(X), ValueError, "metric must be"),
+    "labels": (lambda index: index.assign(X, 3, labels=np.empty((300, 3))), ValueError, "labels means nothing to"),
+    "D": (lambda index: index.search(X, 3, D=np.empty((300, 3))), ValueError, "D means nothing to"),
+    "is_trained": (lambda index: setattr(index, "is_trained", True), AttributeError, "no setter|can't set"),
+    "k_factor": (lambda index: setattr(index, "k_factor", 20), AttributeError, "has no k_factor: .* takes oversample="),
+    "nflip": (lambda index: setattr(index, "nflip", 2), AttributeError, "has no nflip: .* base_index has the settings"),
+    "verbose": (lambda index: setattr(index, "verbose", True), AttributeError, "has no verbose: it has nprobe"),
+    "read": (lambda _: QamaIndex(QUANTIZER, base="BHNSW16x"), ValueError, "read as BHNSW16: 'x' is not understood"),
+    "late": (lambda index: index.add_with_ids(X[:1], [5]), ValueError, "id 5 is taken"),
+    "write_index": (lambda index: faiss.write_index(index, "x"), TypeError, "write_index"),
+    "clone_index": (lambda index: faiss.clone_index(index), TypeError, "clone_index"),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENCES)
+def test_differences_from_faiss_are_errors_before_anything_changes(index, what):
+    index.add(X)
+    do, error, message = DIFFERENCES[what]
+    before = index.search(QUERIES, 3)
+    with pytest.raises(error, match=message):
+        do(index)
+    np.testing.assert_array_equal(index.search(QUERIES, 3)[1], before[1])
+    assert (index.ntotal, index.is_trained) == (300, True)
+
+
+@pytest.mark.parametrize("kind", [faiss.SearchParametersIVF, faiss.SearchParametersHNSW])
+def test_fields_of_faiss_search_parameters_that_mean_nothing_are_refused(kind):
+    name, base = {"IVF": ("nprobe", "BIVF4"), "HNSW": ("efSearch", "BHNSW4")}[kind.__name__[16:]]
+    index = QamaIndex(QUANTIZER, "fp32", base=base)
+    index.train(X)
+    index.add(X)
+    values = {"quantizer_params": faiss.SearchParameters()}
+    fields = {field for field, member in vars(kind).items() if isinstance(member, property)}
+    for field in fields - {name, "thisown", "inverted_list_context"}:  # no such context can be made in Python
+        params = kind()
+        setattr(params, field, values.get(field, not getattr(params, field)))
+        message = f"{field} of {kind.__name__} means nothing here, only sel and {name} do"
+        for ask in (index.search, index.search_and_reconstruct, index.range_search):
+            with pytest.raises(ValueError, match=message):
+                ask(QUERIES, 3, params=params)
+    every = kind(**{name: 300}, sel=faiss.IDSelectorRange(5, 9))
+    assert set(index.search(QUERIES, 4, params=every)[1].ravel().tolist()) == {5, 6, 7, 8}
+
+
+def test_the_k_factor_of_faiss_is_the_oversample():
+    index = QamaIndex(QUANTIZER, "fp32")
+    index.add(X)
+    for factor in (1, 2.5, 300):
+        params = faiss.IndexRefineSearchParameters(k_factor=factor)
+        found, want = index.search(QUERIES, 5, params=params), index.search(QUERIES, 5, oversample=factor)
+        np.testing.assert_array_equal(found[0], want[0])
+        np.testing.assert_array_equal(found[1], want[1])
+    for options, message in (
+        ({"oversample": 3}, "pass k_factor or oversample=, not both"),
+        ({"recall": 0.9}, "pass oversample= or recall=, not both"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            index.search(QUERIES, 5, params=params, **options)
+    with pytest.raises(ValueError, match="k_factor means nothing to it"):
+        index.range_search(QUERIES, 0.5, params=params)
+    with pytest.raises(ValueError, match="no second stage"):
+        index.with_rescore("none").search(QUERIES, 5, params=params)
+    base_params = faiss.IndexRefineSearchParameters(base_index_params=faiss.SearchParametersIVF())
+    with pytest.raises(ValueError, match="base_index_params of IndexRefineSearchParameters means nothing"):
+        index.search(QUERIES, 5, params=base_params)
+
+
+def test_a_base_index_that_was_told_that_it_is_trained_is_taken():
+    centroids = faiss.IndexBinaryFlat(8 * QUANTIZER.code_size)
+    centroids.add(QUANTIZER.encode(X[:1]))
+    base = faiss.IndexBinaryIVF(centroids, 8 * QUANTIZER.code_size, 1)
+    base.is_trained = True
+    index = QamaIndex(QUANTIZER, "none", base=base)
+    index.add(X)
+    flat = QamaIndex(QUANTIZER, "none", base="BFlat")
+    flat.add(X)
+    np.testing.assert_array_equal(index.search(QUERIES, 9)[0], flat.search(QUERIES, 9)[0])
+
+
+def test_a_range_search_is_best_first(index):
+    index.add(X)
+    lims, D, _ = index.range_search(QUERIES, 0.5)
+    assert lims[-1] > 4
+    assert all((np.diff(D[a:b]) <= 0).all() for a, b in itertools.pairwise(lims))
 
 
 def test_an_index_is_not_pickled():
@@ -273,6 +397,33 @@ def test_factory_strings(text, metric):
 def test_wrong_factory_strings(text, message):
     with pytest.raises(ValueError, match=message):
         index_factory(D, text)
+
+
+WHOLE = ["BFlat", "BIVF4", "BIVF4_HNSW8", "BHNSW8", "BHash12", "BHash2x8", "Flat", "IVF4"]
+
+
+@pytest.mark.parametrize("base", WHOLE)
+@pytest.mark.parametrize("rest", ["x", "_HSNW8", ",Rflat", ",", " ", "\n", ".5"])
+def test_what_is_not_understood_to_the_last_character_is_refused(base, rest):
+    for make in (lambda: QamaIndex(QUANTIZER, base=base + rest), lambda: index_factory(D, f"Qama2x18,{base}{rest}")):
+        with pytest.raises(ValueError, match="base|is not understood") as refused:
+            make()
+        assert rest.strip(",\n") in str(refused.value)
+
+
+@pytest.mark.parametrize("base", WHOLE)
+def test_a_base_is_written_back_as_it_was_read(base):
+    for text in [base, *(f"{wrapper},{base}" for wrapper in ("IDMap", "IDMap2") if base.startswith("B"))]:
+        assert str(QamaIndex(QUANTIZER, base=text)._core.base) == base
+
+
+@pytest.mark.parametrize("rest", [",RFlatx", ",Refine(SQ8)x", ",Rflat", ",Refine(SQ8),RFlat", ",,RFlat"])
+def test_the_part_of_a_factory_string_that_is_not_understood_is_shown(rest):
+    with pytest.raises(ValueError, match="is not understood") as refused:
+        index_factory(D, f"Qama2x18,Flat{rest}")
+    shown = str(refused.value).rpartition(": ")[2].removesuffix(" is not understood").strip("'")
+    assert shown
+    assert rest.endswith(shown)
 
 
 def test_range_search_far_beyond_the_first_candidates():

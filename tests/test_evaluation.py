@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 
@@ -16,7 +17,7 @@ from faiss_qama.evaluation import recall as recall_module
 from faiss_qama.evaluation.datasets import Dataset, read_rows
 from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hamming
 from faiss_qama.evaluation.ranking_metrics import ndcg, ranking_metrics
-from faiss_qama.evaluation.recall import evaluate, exact, found_with_ties, recall, speedup
+from faiss_qama.evaluation.recall import evaluate, exact, found_with_ties, recall, recalls, speedup
 from faiss_qama.vectors import Corpus
 
 with warnings.catch_warnings():
@@ -52,6 +53,49 @@ def test_judgements_equal_trec_eval_query_by_query(seed, k):
         want = {int(m.query_id): m.value for m in ir_measures.iter_calc([oracle], graded, run)}
         np.testing.assert_allclose(got[name], [want[q] for q in relevant], atol=1e-6)
     assert ndcg(ids, qrels, k) == pytest.approx(got["ndcg"].mean())
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 10_000), st.integers(1, 5))
+def test_measures_of_ties_are_the_mean_over_all_their_orders(seed, k):
+    """The other route: trec_eval's measures and the recall of exact neighbours, of every order of six hits."""
+    rng = np.random.default_rng(seed)
+    ids, distances = rng.permutation(9)[:6], np.sort(rng.integers(0, 4, 6))
+    qrels = np.array([(0, d, int(rng.integers(0, 3))) for d in range(9)] + [(0, -1, 1)])
+    orders = [list(o) for o in itertools.permutations(range(6)) if (np.diff(distances[list(o)]) >= 0).all()]
+    want = [ranking_metrics(ids[order][None], qrels, k) for order in orders]
+    got = ranking_metrics(ids[None], qrels, k, distances[None])
+    for measure, values in got.items():
+        assert values == pytest.approx(np.mean([w[measure] for w in want])), measure
+    dataset = Dataset(Corpus(make_vectors(9)), make_vectors(1, seed=1))
+    truth = exact(dataset, k, faiss.METRIC_L2)
+    recalled = np.mean([recalls(ids[order][None], truth, dataset) for order in orders])
+    assert recalls(ids[None], truth, dataset, distances[None]) == pytest.approx(recalled)
+
+
+def test_an_index_of_hamming_distances_is_measured_over_all_orders_of_its_ties():
+    """Shuffling the corpus, which breaks ties another way, leaves every figure; excluded hits and few hits too."""
+    x, xq = make_vectors(400), make_vectors(30, seed=1)
+    qrels, exclude = make_qrels(30, 400), np.stack([np.arange(30), np.arange(30)], axis=1)
+    quantizer = fit_quietly(x, layout="1x6")
+    figures = []
+    for seed in range(3):
+        order = np.arange(400) if seed == 0 else np.random.default_rng(seed).permutation(400)
+        row = np.argsort(order)
+        dataset = Dataset(
+            Corpus(x[order]),
+            xq,
+            np.stack([qrels[:, 0], row[qrels[:, 1]], qrels[:, 2]], axis=1),
+            exclude=np.stack([exclude[:, 0], row[exclude[:, 1]]], axis=1),
+        )
+        index = QamaIndex(quantizer, "none")
+        index.add(x[order])
+        result = evaluate(index, dataset, exact(dataset, 10, faiss.METRIC_INNER_PRODUCT), runs=1)
+        figures.append([values for _, values in sorted(result.values.items())])
+    for other in figures[1:]:
+        for a, b in zip(figures[0], other, strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-9)
+    assert 0 < figures[0][-1].mean() < 1
 
 
 @pytest.mark.parametrize("k", [3, 10, 20])
@@ -217,11 +261,28 @@ def test_the_mean_over_seeds():
         ("2x18+fp8", r"the second stage is one of \+none, \+codes"),
         ("faiss:Nonsense", "faiss:Nonsense"),
         ("faiss:Flat;nonsense=3", "nonsense"),
+        ("faiss:IVF8,Flat;nprobe=8x", "'nprobe=8x' is not NAME=NUMBER"),
+        ("faiss:IVF8,Flat;nprobe=1.7", "'nprobe=1.7' is not NAME=NUMBER; numbers are whole"),
+        ("faiss:IVF8,Flat;nprobe=-3", "'nprobe=-3' is not"),
+        ("faiss:IVF8,Flat;nprobe=8;efSearch=3", "'nprobe=8;efSearch=3' is not"),
+        ("faiss:IVF8,Flat;nprobe=8,", "'' is not NAME=NUMBER"),
+        ("faiss:HNSW8_PQ2x4np", "makes it for another metric than the one asked for"),
+        ("faiss:HNSW8,", "a part of the factory string is empty"),
+        ("faiss:IVF8_HSNW8,Flat", "IVF8_HSNW8,Flat"),
+        ("2x18,", "unknown method '2x18,'"),
     ],
 )
 def test_unknown_methods_are_refused(name, message):
     with pytest.raises(ValueError, match=message):
         methods.build(name, make_dataset(), faiss.METRIC_INNER_PRODUCT)
+
+
+def test_rabitq_quantizes_queries_to_8_bits():
+    """FAISS's default is 4."""
+    for name in ("faiss:RaBitQ", "faiss:RR36,RaBitQ4", "faiss:IVF4,RaBitQ2;nprobe=4"):
+        index = methods.build(name, make_dataset(), faiss.METRIC_INNER_PRODUCT).index
+        inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+        assert inner.qb == 8
 
 
 def test_folder_is_read_and_train_queries_are_asked_for(tmp_path):

@@ -169,6 +169,8 @@ def test_json_says_null_where_there_is_no_figure(classification):
         (["--train-queries"], "--train-queries is for retrieval"),
         (["--method", "2x18+fp16"], r"\+none or \+codes; got \+fp16"),
         (["--method", "faiss:HNSW8"], "faiss:HNSW8: only codes are measured here"),
+        (["--method", "faiss:RaBitQ4"], "faiss:RaBitQ4: FAISS decodes 1 of its 4 bits per component"),
+        (["--method", "faiss:PCA16,IVF4,RaBitQ2"], "FAISS decodes 1 of its 2 bits per component"),
         (["--method", "nonsense"], "unknown method 'nonsense'"),
     ],
 )

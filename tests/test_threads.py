@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -75,6 +79,52 @@ def test_a_short_search_does_not_wait_for_a_long_one():
         searching.join()
         faiss.omp_set_num_threads(before)
     assert done == [[True, True]]
+
+
+FORKS = """
+import os, signal, sys, time
+import faiss
+from conftest import D, fit_quietly, make_vectors
+from faiss_qama import QamaIndex
+x = make_vectors(3000)
+faiss.omp_set_num_threads(2)
+flat = faiss.IndexFlatIP(D)
+flat.add(x)
+index = QamaIndex(fit_quietly(x, layout="2x18"), flat, base=sys.argv[1])
+index.train(x)
+index.add(x[:2000])
+index.search(x[:100], 10)
+for work in (
+    lambda: index.add(x[2000:]),
+    lambda: fit_quietly(x, layout="2x18"),
+    lambda: index.reconstruct_n(),
+    lambda: index.search(x[:100], 10),
+    lambda: index.range_search(x[:9], 0.5),
+    lambda: index.remove_ids(range(9)),
+    lambda: QamaIndex.wrap(flat),
+):
+    pid = os.fork()
+    if pid == 0:
+        work()
+        os._exit(7)
+    end = time.monotonic() + 30
+    while not (done := os.waitpid(pid, os.WNOHANG))[0]:
+        time.sleep(0.02)
+        if time.monotonic() > end:
+            os.kill(pid, signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(done[1]) == 7, work
+assert faiss.omp_get_max_threads() == 2
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("base", ["Flat", "BIVF4", "BHNSW8"])
+def test_a_forked_child_does_not_wait_for_its_parents_threads(base):
+    """In a process of its own, which uses two threads of FAISS and forks; a child that hangs is killed."""
+    here = Path(__file__).parent
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS, base], cwd=here, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import pytest
 from conftest import D, make_vectors, slow_except
 
 from faiss_qama import QamaIndex
+from faiss_qama.formats.faiss_vectors import FaissVectors
 from faiss_qama.training import FitConfig
 
 N = 900
@@ -29,6 +30,9 @@ FLOAT_INDEXES = {
     "SQ8,RFlat": 1e-6,
     "PCA12,SQ8,Refine(SQfp16)": 1e-3,
     "HNSW8_SQ8": 0.02,
+    "IVF8,FlatPanorama": 1e-6,
+    "PQ18x4fs": 1,
+    "IVF8,RaBitQ4,RFlat": 1e-6,
 }
 
 
@@ -160,3 +164,83 @@ def test_a_vector_that_is_no_number_is_named():
     index.add(np.where(np.arange(N)[:, None] == 700, np.nan, X))
     with pytest.raises(ValueError, match="row 7.* holds NaN"):
         QamaIndex.wrap(index, config=CONFIG)
+
+
+PANORAMA = {faiss.METRIC_L2: faiss.IndexFlatL2Panorama, faiss.METRIC_INNER_PRODUCT: faiss.IndexFlatIPPanorama}
+
+
+@pytest.mark.parametrize("metric", PANORAMA)
+@pytest.mark.parametrize("own_ids", [False, True])
+def test_memory_need_not_lie_row_by_row(metric, own_ids):
+    index = PANORAMA[metric](D, 4)
+    keys = IDS if own_ids else np.arange(N)
+    if own_ids:
+        index = faiss.IndexIDMap2(index)
+        index.add_with_ids(X, IDS)
+    else:
+        index.add(X)
+    wrapped = QamaIndex.wrap(index, config=CONFIG)
+    np.testing.assert_array_equal(wrapped.reconstruct_batch(keys), X)
+    np.testing.assert_array_equal(wrapped.search(QUERIES, 10, oversample=N)[1], index.search(QUERIES, 10)[1])
+    over = QamaIndex(wrapped.quantizer, PANORAMA[metric](D, 4))  # filled through this index
+    over.add(X)
+    np.testing.assert_array_equal(over.reconstruct_n(), X)
+
+
+OTHER_VECTORS = ["RaBitQ4", "RaBitQ9", "RR36,RaBitQ3", "IVF8,RaBitQ2", "RaBitQ2,Refine(RaBitQ4)", "IVF8,RaBitQfs"]
+
+
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
+@pytest.mark.parametrize("factory", OTHER_VECTORS)
+def test_an_index_that_gives_back_other_vectors_than_it_ranks_by_is_refused(factory, metric):
+    refusal = pytest.raises(ValueError, match="gives back other vectors than it ranks by: its scores and theirs differ")
+    with refusal:
+        QamaIndex.wrap(make(factory, metric), config=CONFIG)
+    with refusal:
+        FaissVectors(make(factory, metric))
+
+
+@pytest.mark.parametrize("filled_first", [False, True])
+def test_an_empty_index_is_looked_at_once_it_holds_vectors(filled_first):
+    quantizer = QamaIndex.wrap(make("Flat", faiss.METRIC_L2), config=CONFIG).quantizer
+    rabitq = faiss.index_factory(D, "RaBitQ4")
+    rabitq.train(X)
+    index = QamaIndex(quantizer, rabitq)
+    if filled_first:
+        rabitq.add(X)
+    with pytest.raises(ValueError, match="IndexRaBitQ gives back other vectors than it ranks by"):
+        index.add(X)
+    assert (index.ntotal, rabitq.ntotal) == (0, N if filled_first else 0)
+
+
+@pytest.mark.parametrize("factory", ["Flat", "PQ18x4fs", "SQ8", "IVF8,PQ18x4fs"])
+@pytest.mark.parametrize("kind", ["equal", "nearly equal", "two", "far from the origin"])
+def test_an_index_that_ranks_by_its_vectors_is_taken_whatever_they_are(factory, kind):
+    x = {
+        "equal": np.repeat(X[:1], 300, axis=0),
+        "nearly equal": np.repeat(X[:10], 30, axis=0) + np.float32(1e-4) * make_vectors(300, seed=6),
+        "two": X[:2],
+        "far from the origin": X + 30,
+    }[kind]
+    index = faiss.index_factory(D, factory)
+    index.train(X if len(x) < N else x)
+    index.add(x)
+    assert len(FaissVectors(index)) == len(x)
+
+
+@pytest.mark.parametrize("flag", ["IO_FLAG_MMAP", "IO_FLAG_MMAP_IFC"])
+@pytest.mark.parametrize("factory", ["Flat", "IVF8,Flat", "SQ8", "HNSW8", "PCA30,SQ8", "SQ8,RFlat", "IVF8,SQ8,RFlat"])
+def test_what_faiss_holds_mapped_stays_read_only(tmp_path, factory, flag):
+    original = make(factory, faiss.METRIC_L2)
+    faiss.write_index(original, str(tmp_path / "x.faiss"))
+    mapped = faiss.read_index(str(tmp_path / "x.faiss"), getattr(faiss, flag))
+    wrapped = QamaIndex.wrap(mapped, config=CONFIG)
+    want = QamaIndex.wrap(original, config=CONFIG).search(QUERIES, 5)
+    np.testing.assert_array_equal(wrapped.search(QUERIES, 5)[1], want[1])
+    if flag == "IO_FLAG_MMAP" and not factory.startswith("IVF"):
+        wrapped.add(QUERIES)  # this flag maps lists alone
+        assert mapped.ntotal == wrapped.ntotal == N + 30
+        return
+    with pytest.raises(ValueError, match="is read-only: it is mapped from a file; read it into memory"):
+        wrapped.add(QUERIES)
+    assert mapped.ntotal == wrapped.ntotal == N

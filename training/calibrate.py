@@ -15,6 +15,7 @@ from faiss_qama.evaluation.recall import found_with_ties
 from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.training.near_duplicates import NearDuplicates
 from faiss_qama.training.split import Split
 
 QUERY_SIDE_MARGIN = 0.02  # recall that a later query side must add to the first's
@@ -27,9 +28,10 @@ def choose_query_side(quantizers: Sequence[Quantizer], split: Split) -> Quantize
     What counts is the share of the 10 nearest documents that are among 40 candidates, on the validation queries. The
     quantizers differ only in how they encode queries.
     """
-    xq, x = split.validation, split.train[:: -(-len(split.train) // QUERY_SIDE_DOCUMENTS)]
-    if len(quantizers) == 1 or len(xq) == 0 or len(x) < 40:
+    if len(quantizers) == 1 or len(split.validation) == 0 or len(split.train) < 40:
         return quantizers[0]
+    split = replace(split, train=split.train[:: -(-len(split.train) // QUERY_SIDE_DOCUMENTS)]).without_copies()
+    xq, x = split.validation, split.train
     _, near = faiss.knn(xq, x, 10, metric=quantizers[0].metric)
     code, recalls = quantizers[0].encode(x), []
     for quantizer in quantizers:
@@ -56,6 +58,7 @@ def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = ()) 
     """
     if len(split.validation) == 0:
         return quantizer
+    split = split.without_copies()
     nested = {components: _measure(quantizer.truncate(components), split) for components in prefixes}
     return replace(quantizer, calibration=replace(_measure(quantizer, split), prefixes=nested))
 
@@ -72,13 +75,14 @@ def _measure(quantizer: Quantizer, split: Split) -> Calibration:
 
     floats = np.zeros((len(KS), len(OVERSAMPLES)))
     codes = np.zeros_like(floats)
-    for start in progress(range(0, len(xq), 32), "calibration"):  # a block of queries against everything
-        block = slice(start, start + 32)
+    copies = copies_near(split, quantizer.metric)
+    blocks = [np.flatnonzero(copies == c)[i : i + 32] for c in np.unique(copies) for i in range(0, len(xq), 32)]
+    for block in progress([b for b in blocks if len(b)], "calibration"):  # some queries against everything
         exact = sign * faiss.pairwise_distances(xq[block], x, quantizer.metric)
         asymmetric = sign * faiss.pairwise_distances(adapted[block], decoded, quantizer.metric)
         hamming = np.empty(exact.shape, dtype=np.int32)
         faiss.hammings(
-            faiss.swig_ptr(query_code[block].copy()),
+            faiss.swig_ptr(query_code[block]),
             faiss.swig_ptr(code),
             len(exact),
             len(code),
@@ -87,19 +91,38 @@ def _measure(quantizer: Quantizer, split: Split) -> Calibration:
         )
         distances = hamming.astype(np.min_scalar_type(8 * quantizer.code_size))  # numpy sorts 16 bits by their digits
         sizes = np.einsum("qd,qd->q", xq[block], xq[block]) * (sign < 0)  # what L2 distances were rounded at
-        found_by = _curves(exact, asymmetric, distances, sizes)
+        found_by = _curves(exact, asymmetric, distances, sizes, copies[block[0]])
         floats += found_by[0]
-        codes += _curves(asymmetric, asymmetric, distances, sizes)[1] if own else found_by[1]
-    return Calibration(len(x), floats / len(xq), codes / len(xq))
+        codes += _curves(asymmetric, asymmetric, distances, sizes, copies[block[0]])[1] if own else found_by[1]
+    return Calibration(round(len(x) * copies.mean()), floats / len(xq), codes / len(xq))
+
+
+def copies_near(split: Split, metric: int) -> NDArray[np.float64]:
+    """Return how many vectors of the corpus a vector of the sample stands for, near each validation query: (nq,).
+
+    Texts that are there once grow apart in a sample. Copies of a text do not: a sample holds fewer of each. So where
+    the sample is a share of the corpus, the copies of each query's nearest document are counted. Of c copies in the
+    corpus a sample of share f that holds one holds 1 + (c - 1) * f in the mean.
+    """
+    xq, x = split.validation, split.train
+    if split.share == 1:
+        return np.ones(len(xq))
+    _, near = faiss.knn(xq, x, 1, metric=metric)
+    there = NearDuplicates(x, faiss.METRIC_L2).between(x[near[:, 0]], x).sum(axis=1)
+    copies = 1 + (there - 1) / split.share
+    copies = np.maximum(copies, copies.mean())  # what is there once may have as many as the others
+    out: NDArray[np.float64] = np.minimum(copies / there, 1 / split.share)
+    return out
 
 
 def _curves(
-    exact: Floats, asymmetric: Floats, hamming: NDArray[np.unsignedinteger], sizes: Floats
+    exact: Floats, asymmetric: Floats, hamming: NDArray[np.unsignedinteger], sizes: Floats, copies: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return recall@k by (k, oversample), summed over queries, for re-ranking by floats and by codes.
 
     The first three are (nq, n), of queries and documents. Documents as near as the k-th nearest, up to the rounding
-    of scores of these ``sizes`` (nq,) and more, count as found: duplicates are as good as each other.
+    of scores of these ``sizes`` (nq,) and more, count as found: duplicates are as good as each other. A document
+    stands for ``copies`` of itself.
     """
     nq, n = exact.shape
     order = np.argsort(hamming, axis=1, kind="stable")[:, :MAX_CANDIDATES]
@@ -107,14 +130,14 @@ def _curves(
     floats = np.empty((len(KS), len(OVERSAMPLES)))
     codes = np.empty_like(floats)
     for i, k in enumerate(KS):
-        wanted = min(k, n)
+        wanted = min(int(np.ceil(k / copies)), n)
         bounds = np.partition(exact, n - wanted, axis=1)[:, n - wanted]
         relevant = found_with_ties(ordered, bounds, abs(bounds) + sizes)
         found = np.minimum(np.cumsum(relevant, axis=1), wanted)
         best = np.empty((nq, 0), dtype=np.intp)  # of the candidates so far
         seen = 0
         for j, oversample in enumerate(OVERSAMPLES):
-            candidates = min(int(np.ceil(k * oversample)), order.shape[1])
+            candidates = min(max(int(np.ceil(k * oversample) / copies), wanted), order.shape[1])
             more = np.broadcast_to(np.arange(seen, candidates), (nq, candidates - seen))
             best, seen = np.concatenate([best, more], axis=1), candidates
             top = np.argpartition(np.take_along_axis(losses, best, axis=1), wanted - 1, axis=1)[:, :wanted]

@@ -7,14 +7,13 @@ from dataclasses import replace
 
 import faiss
 import numpy as np
-from numpy.typing import NDArray
 
-from faiss_qama.arrays import Codes, Floats, row_norms, scale_to_norm
+from faiss_qama.arrays import Codes, Floats, are_normalized, row_norms, scale_to_norm
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.decoder import Decoder
 from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.quantizer.quantizer import METRICS, Quantizer
+from faiss_qama.quantizer.quantizer import COSINE, LINEAR_GAIN, METRICS, Quantizer
 from faiss_qama.quantizer.transform import Linear
 from faiss_qama.training import rotation, thresholds
 from faiss_qama.training.calibrate import choose_query_side
@@ -25,7 +24,7 @@ from faiss_qama.training.split import Split
 QUERY_GAIN = 1.25
 # The L1 distance to a query whose levels lie at the edges is an inner product with its signs. So where norms of
 # documents differ, which is where inner product and L2 distance rank differently, far out and not centred is best.
-LINEAR_GAINS = (2.0, 4.0, 16.0)
+LINEAR_GAINS = (2.0, 4.0, LINEAR_GAIN)
 
 
 def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
@@ -51,7 +50,7 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
         For another metric, a layout that the dimension cannot have, and vectors too long or too short for float32.
     """
     if metric not in METRICS.values():
-        raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {metric}")
+        raise ValueError(f"metric must be '{COSINE}', METRIC_INNER_PRODUCT or METRIC_L2; got {metric!r}")
     x = split.train
     layout = replace(config.layout_in(x.shape[1]), residual=None)
     if len(x) < 4 * layout.components:
@@ -121,11 +120,6 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
     if metric == faiss.METRIC_INNER_PRODUCT and not quantizer.normalized and config.query_gain is None:
         sides += [with_query_side(np.zeros_like(own), gain) for gain in LINEAR_GAINS]
     return choose_query_side(sides, split)
-
-
-def are_normalized(norms: NDArray[np.float64]) -> bool:
-    """Return whether ``norms`` (n,) are 1, up to float16's rounding; zero vectors do not count."""
-    return bool(norms.any() and np.abs(norms[norms > 0] - 1).max() < 2e-3)
 
 
 def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:

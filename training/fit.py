@@ -9,12 +9,12 @@ import faiss
 
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import KS, K
-from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.quantizer.quantizer import COSINE, Quantizer
 from faiss_qama.training.calibrate import calibrate
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.layout_choice import LayoutChoice, byte_budget, choose_layout, planned_layout
-from faiss_qama.training.pairs import Qrels, read_pairs
+from faiss_qama.training.pairs import Pairs, Qrels, read_pairs
 from faiss_qama.training.residual import with_residual
 from faiss_qama.training.split import Split, split_corpus
 from faiss_qama.training.train_config import TrainConfig
@@ -25,7 +25,7 @@ def fit(
     corpus: Source | Corpus,
     *,
     config: FitConfig | None = None,
-    metric: int = faiss.METRIC_INNER_PRODUCT,
+    metric: int | str = faiss.METRIC_INNER_PRODUCT,
     queries: Source | Corpus | None = None,
     pairs: tuple[Source | Corpus, Qrels] | None = None,
     bytes: int | None = None,
@@ -45,8 +45,9 @@ def fit(
         one corpus).
     config : FitConfig, optional
         Settings. By default 2 bits for half of the components, without training.
-    metric : int
-        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+    metric : int or str
+        ``faiss.METRIC_INNER_PRODUCT``, ``faiss.METRIC_L2``, or ``cosine``: inner products of vectors that are scaled to
+        norm 1, here and by every index of the quantizer.
     queries : array of shape (nq, d), str, Path or Corpus, optional
         At least 20 unlabelled queries. Queries are then centred on their own mean, and calibrate the quantizer.
     pairs : tuple, optional
@@ -103,8 +104,21 @@ def fit(
     spec = IndexSpec(rescore=rescore or default_rescore(config, pairs=pairs is not None), recall=recall)
     planned_layout(config, spec, source.shape[1])  # refused before anything is read
     checked = None if pairs is None else read_pairs(*pairs, source)
+    if metric == COSINE:
+        source, queries, checked = normalized(source, queries, checked)
     split = split_corpus(source, queries, config.sample, config.seed, checked)
     return fit_split(split, config, metric, len(source), spec)[0]
+
+
+def normalized(
+    corpus: Corpus, queries: Corpus | None, pairs: Pairs | None
+) -> tuple[Corpus, Corpus | None, Pairs | None]:
+    """Return what is fitted on with vectors of norm 1."""
+    return (
+        corpus.normalized(),
+        None if queries is None else queries.normalized(),
+        None if pairs is None else replace(pairs, queries=pairs.queries.normalized()),
+    )
 
 
 def default_rescore(config: FitConfig, *, pairs: bool) -> str:
@@ -116,7 +130,7 @@ def default_rescore(config: FitConfig, *, pairs: bool) -> str:
 
 
 def fit_split(
-    split: Split, config: FitConfig, metric: int, n: int, spec: IndexSpec, *, compare: bool = False
+    split: Split, config: FitConfig, metric: int | str, n: int, spec: IndexSpec, *, compare: bool = False
 ) -> tuple[Quantizer, LayoutChoice | None]:
     """Choose a layout and fit a quantizer of it, or a larger one if its codes alone miss the recall in ``spec``.
 
@@ -126,8 +140,8 @@ def fit_split(
         The sample to fit on, and the queries that are held out.
     config : FitConfig
         Settings of the fit.
-    metric : int
-        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+    metric : int or str
+        ``faiss.METRIC_INNER_PRODUCT``, ``faiss.METRIC_L2``, or ``cosine`` for vectors of norm 1.
     n : int
         Vectors of the corpus.
     spec : IndexSpec
@@ -149,6 +163,11 @@ def fit_split(
     ImportError
         If torch is missing for a training.
     """
+    if metric == COSINE:
+        quantizer, choice = fit_split(split, config, faiss.METRIC_INNER_PRODUCT, n, spec, compare=compare)
+        return replace(quantizer, cosine=True), choice
+    if not isinstance(metric, int):
+        raise ValueError(f"metric must be '{COSINE}', METRIC_INNER_PRODUCT or METRIC_L2; got {metric!r}")
     if config.train is not None:
         _check_trainable(split)
     choice = choose_layout(split, config, metric, n, spec, compare=compare)

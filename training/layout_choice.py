@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
-from faiss_qama.arrays import row_norms
+from faiss_qama.arrays import are_normalized, row_norms
 from faiss_qama.hamming.factory import AUTO, DEFAULT, check_memory, code_bytes
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.progress import progress
@@ -27,7 +27,7 @@ from faiss_qama.training.candidate_layouts import (
     layouts_of_size,
     residual_layouts_of_size,
 )
-from faiss_qama.training.closed_form import are_normalized, closed_form
+from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import ROTATIONS, FitConfig
 from faiss_qama.training.residual import with_residual
 from faiss_qama.training.split import Split
@@ -232,7 +232,8 @@ def choose_layout(
     if not len(split.validation) or not (free or compare):
         return None
     d = split.train.shape[1]
-    small = replace(split, train=split.train[:: -(-len(split.train) // TRIAL_DOCUMENTS)])
+    step = -(-len(split.train) // TRIAL_DOCUMENTS)
+    small = replace(split, train=split.train[::step], share=split.share / step)
     sizes = _sizes(budget, d, spec.base, fewer=recall is not None, more=compare)
     of_size = {size: _layouts_of_size(size, small, config, metric, spec) for size in sizes}
     layouts = [*([] if free else [config.layout_in(d)]), *(layout for found in of_size.values() for layout in found)]

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Floats, row_norms, scale_to_norm
 
 SAME_DISTANCE = 1e-3  # squared distance, as a share of the corpus' variance, of what one text was embedded to twice
+SAME_DIMENSIONS = 384  # that share holds from here on; rounding adds up over dimensions, so fewer have less of it
 
 
 def drop_one(own: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -31,7 +32,8 @@ class NearDuplicates:
     def __init__(self, x: Floats, metric: int) -> None:
         self._center = x.mean(axis=0)
         sample = x[:: -(-len(x) // 10_000)]
-        self._most = SAME_DISTANCE * float(np.mean(np.square(sample - self._center).sum(axis=1)))
+        share = SAME_DISTANCE * min(1.0, x.shape[1] / SAME_DIMENSIONS)
+        self._most = share * float(np.mean(row_norms(sample - self._center) ** 2))
         inner_product = metric == faiss.METRIC_INNER_PRODUCT
         self._norm = float(np.sqrt(np.mean(row_norms(sample) ** 2))) if inner_product else None
 

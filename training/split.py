@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import faiss
@@ -48,6 +48,8 @@ class Split:
         The same with rows of the corpus.
     test_seen : ndarray of shape (nt,), bool
         Whether the pairs to train on name a document that is relevant to this test query; none without pairs.
+    share : float
+        The share of the corpus that the sample was drawn as, at most 1.
     """
 
     train: Floats
@@ -59,11 +61,30 @@ class Split:
     validation_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
     test_qrels: NDArray[np.int64] = field(default_factory=NO_QRELS.copy)
     test_seen: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, dtype=bool))
+    share: float = 1.0
 
     def arrays(self) -> list[NDArray[Any]]:
         """Return all arrays except those for the test."""
         queries = self.validation[:0] if self.train_queries is None else self.train_queries
         return [self.train, queries, self.validation, self.train_qrels, self.validation_qrels]
+
+    def without_copies(self) -> Split:
+        """Return the split to measure on: the sample holds no near copies of what validates.
+
+        A copy would be the nearest document, and so near that any code finds it. Collections of questions hold copies
+        of queries too. Only so many queries validate as leave half of the sample; fewer than ``MIN_QUERIES`` texts are
+        left as they are.
+        """
+        own = self.test if self.train_queries is None else self.validation
+        if not len(self.validation):
+            return self
+        copies = NearDuplicates(self.train, faiss.METRIC_L2).between(own, self.train)
+        copied, first = copies.any(axis=0), copies.argmax(axis=0)
+        gone = np.cumsum(np.bincount(first[copied], minlength=len(own)))
+        held = int(np.searchsorted(gone, len(self.train) // 2, side="right"))
+        if held < MIN_QUERIES:
+            return self
+        return replace(self, train=self.train[~(copied & (first < held))], validation=self.validation[:held])
 
 
 def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int, pairs: Pairs | None = None) -> Split:
@@ -99,10 +120,11 @@ def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int,
     if queries is None:
         held = min(HELD_OUT, len(corpus) // 10)
         rows = rng.choice(len(corpus), min(len(corpus), sample + held), replace=False)
+        share = len(rows) / len(corpus)
         test = corpus.take(rows[:held])
         train = corpus.take(np.sort(rows[held:]))
         validation = add_noise(test, train.mean(axis=0), QUERY_NOISE, rng) if held >= MIN_QUERIES else test[:0]
-        return Split(train, None, validation, test, rows[:held])
+        return Split(train, None, validation, test, rows[:held], share=share)
     if len(queries) < MIN_QUERIES:
         raise ValueError(f"queries: at least {MIN_QUERIES} are needed; got {len(queries)}")
     rows = rng.choice(len(corpus), min(len(corpus), sample), replace=False)
@@ -111,7 +133,8 @@ def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int,
     validation, test, train = (queries.take(part) for part in parts)
     if held < MIN_QUERIES:
         validation = validation[:0]
-    return Split(corpus.take(np.sort(rows)), train, validation, test, np.full(held, -1))
+    share = len(rows) / len(corpus)
+    return Split(corpus.take(np.sort(rows)), train, validation, test, np.full(held, -1), share=share)
 
 
 def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.random.Generator, pairs: Pairs) -> Split:
@@ -136,7 +159,8 @@ def _split_pairs(corpus: Corpus, queries: Corpus | None, sample: int, rng: np.ra
         train = np.concatenate([train, more[~known]])  # what is held out is not trained on under another name
     if len(validation) < MIN_QUERIES:
         validation, qrels[0] = validation[:0], NO_QRELS
-    return Split(corpus.take(rows), train, validation, test, np.full(len(test), -1), qrels[2], qrels[0], qrels[1], seen)
+    itself, share = np.full(len(test), -1), len(rows) / len(corpus)
+    return Split(corpus.take(rows), train, validation, test, itself, qrels[2], qrels[0], qrels[1], seen, share)
 
 
 def _hold_out(asked: NDArray[np.int64], qrels: NDArray[np.int64], rng: np.random.Generator) -> list[NDArray[np.int64]]:
@@ -155,7 +179,8 @@ def _hold_out(asked: NDArray[np.int64], qrels: NDArray[np.int64], rng: np.random
 
     def after(held: int) -> NDArray[np.int64]:
         """Return what shares no document with the first ``held`` of the order."""
-        return order[held:][cluster[order[held:]] != cluster[order[held - 1]]]
+        rest: NDArray[np.int64] = order[held:][cluster[order[held:]] != cluster[order[held - 1]]]
+        return rest
 
     seen = rng.permutation([q for q in after(most) if size[q] > 1])[:most].astype(np.int64)
     new = order[: 2 * most - len(seen)]

@@ -1,4 +1,4 @@
-"""The command line: faiss-qama fit | build | search | eval | inspect | export | embed | demo."""
+"""The command line: faiss-qama fit | build | search | eval | inspect | export | embed | demo | warmup."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from faiss_qama.cli.embed import demo, embed
 from faiss_qama.cli.evaluate import eval_command
 from faiss_qama.cli.fit import fit
 from faiss_qama.cli.search import build, export_command, inspect, search
+from faiss_qama.cli.warmup import warmup
 
 
 def main() -> None:
@@ -66,5 +67,5 @@ def cli(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (fit, build, search, eval_command, inspect, export_command, embed, demo):
+for command in (fit, build, search, eval_command, inspect, export_command, embed, demo, warmup):
     cli.add_command(command)

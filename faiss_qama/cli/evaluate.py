@@ -34,6 +34,7 @@ from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.formats.paths import files_of
 from faiss_qama.index.by_row import by_row
 from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.quantizer.quantizer import COSINE, METRICS
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files
 from faiss_qama.storage.manifest import MANIFEST
@@ -108,6 +109,8 @@ def eval_command(
         queries = Corpus(queries_path, index.d, queries=True, drop_bad_rows=drop_bad_rows)
         dataset = _dataset_of(index, target, queries, qrels, corpus)
         truth = exact(dataset, k, index.metric_type)
+        kind = COSINE if index.quantizer.cosine else index.metric_type
+        metric = next(name for name, choice in METRIC_CHOICES.items() if choice == kind)
         results = [evaluate(by_row(index), dataset, truth, **options, **settings)]
         measured = [MethodResult(target.name, index.bytes_per_vector, results, index.quantizer.fit_record.to_dict())]
     else:
@@ -120,7 +123,9 @@ def eval_command(
             _eval_task(task, target, methods, seeds, json_path)
             return
         dataset = Dataset.load(target, drop_bad_rows=drop_bad_rows)
-        truth = exact(dataset, k, METRIC_CHOICES[metric])
+        if metric == COSINE:
+            dataset = dataset.normalized()
+        truth = exact(dataset, k, METRICS["L2" if metric == "l2" else "inner product"])
         measured = [
             measure(method, dataset, truth, train_queries=train_queries, seeds=seeds, **options)
             for method in methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",)
@@ -133,7 +138,7 @@ def eval_command(
         "corpus": [n, d],
         "queries": len(dataset.queries),
         "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, **options, **settings},
-        "metric": next(name for name, metric_type in METRIC_CHOICES.items() if metric_type == truth.metric),
+        "metric": metric,
         "threads": faiss.omp_get_max_threads(),
     }
     _write(json_path, target, about, [truth.measured, *measured])
@@ -172,5 +177,7 @@ def _dataset_of(index: QamaIndex, path: Path, queries: Corpus, qrels: Path | Non
         raise ValueError(f"{path} keeps no vectors to compare with; pass --corpus with the file it was made from")
     if len(corpus) != index.ntotal:
         raise ValueError(f"{corpus.paths[0]} has {len(corpus)} vectors; {path} has {index.ntotal}")
+    if index.quantizer.cosine:
+        corpus = corpus.normalized()
     corpus.ids = None if np.array_equal(index.ids, np.arange(index.ntotal)) else index.ids
     return Dataset(corpus, queries.read(), None if qrels is None else read_labels(qrels, 3, queries, corpus))

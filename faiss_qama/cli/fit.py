@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from faiss_qama.arrays import row_norms
 from faiss_qama.cli.options import (
     METRIC_CHOICES,
     PATH,
@@ -118,16 +119,24 @@ def fit(
         read = [*(queries.paths if queries else ()), *(labelled.queries.paths if labelled else ())]
         others = [*vectors.paths, *read, output, config_path, pairs and pairs[1]]
         atomic_files.check_writable(page, [path for path in others if path is not None])
+    metric = _metric_of(vectors, metric)
     result = fit_index(
         vectors,
         output,
         config,
-        METRIC_CHOICES[_metric_of(vectors, metric)],
+        METRIC_CHOICES[metric],
         spec,
         queries=queries,
         pairs=labelled,
         compare=page is not None,
     )
+    if metric == "ip" and not result.index.quantizer.normalized:
+        norms = row_norms(result.split.train)
+        click.echo(
+            f"note: vectors have norm {norms.min():.3g} to {norms.max():.3g}, and inner products rank by it; "
+            "--metric cosine does not",
+            err=True,
+        )
     if queries_path is not None:
         result = replace(result, next_queries=str(queries_path))
     click.echo(fit_summary(result))

@@ -11,11 +11,11 @@ import click
 
 from faiss_qama.formats.paths import natural
 from faiss_qama.hamming.factory import DEFAULT
-from faiss_qama.quantizer.quantizer import METRICS
+from faiss_qama.quantizer.quantizer import COSINE, METRICS
 from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.vectors import Corpus
 
-METRIC_CHOICES = {"ip": METRICS["inner product"], "l2": METRICS["L2"]}
+METRIC_CHOICES: dict[str, int | str] = {"ip": METRICS["inner product"], "l2": METRICS["L2"], COSINE: COSINE}
 PATH = click.Path(path_type=Path)
 
 k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Number of neighbours.")
@@ -28,7 +28,11 @@ oversample_option = click.option(
 nprobe_option = click.option("--nprobe", type=click.IntRange(min=1), help="Lists to scan (IVF and BIVF).")
 ef_search_option = click.option("--efsearch", "ef_search", type=click.IntRange(min=1), help="Nodes to visit (BHNSW).")
 metric_option = click.option(
-    "--metric", type=click.Choice(list(METRIC_CHOICES)), default="ip", show_default=True, help="Metric of the vectors."
+    "--metric",
+    type=click.Choice(list(METRIC_CHOICES)),
+    default="ip",
+    show_default=True,
+    help="Metric of the vectors; cosine scales them to norm 1.",
 )
 base_option = click.option(
     "--base",

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.arrays import Floats, Ids
+from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.vectors import Corpus, PathLike
 
 
@@ -25,7 +25,8 @@ class Dataset:
     queries : ndarray of shape (nq, d), float32
         The queries to measure with.
     qrels : ndarray of shape (m, 3), int64, or None
-        Rows of query row, corpus row and grade. A grade above 0 means relevant.
+        Rows of query row, corpus row and grade. A grade above 0 means relevant. The corpus row of a document that is
+        not in the corpus is -1; no search finds it, and the measures count it as missed.
     train_queries : Corpus or None
         Unlabelled queries of the same kind, which a fit may use.
     exclude : ndarray of shape (e, 2), int64, or None
@@ -76,6 +77,12 @@ class Dataset:
             read_labels(path / "exclude.tsv", 2, queries, corpus) if (path / "exclude.tsv").exists() else None,
         )
 
+    def normalized(self) -> Dataset:
+        """Return the data set with documents and queries of norm 1: inner products are cosines then."""
+        train = None if self.train_queries is None else self.train_queries.normalized()
+        corpus, queries = self.corpus.normalized(), scale_to_norm(self.queries, 1.0)
+        return replace(self, corpus=corpus, queries=queries, train_queries=train)
+
     @property
     def max_excluded(self) -> int:
         """The most hits that are excluded for one query; a search for k asks for this many more."""
@@ -123,19 +130,21 @@ def read_labels(path: PathLike, columns: int, queries: Corpus, corpus: Corpus) -
     queries : Corpus
         The queries. Without ids of their own, their rows are their ids.
     corpus : Corpus
-        The documents, likewise.
+        The documents, likewise. The id -1 stands for a document that is not there.
 
     Returns
     -------
     ndarray of shape (m, columns), int64
-        Its lines, with rows of ``queries`` and of ``corpus``. Lines about others are left out; a warning counts them.
+        Its lines, with rows of ``queries`` and of ``corpus``. Where there are ids, lines about others are left out, and
+        a warning counts them.
 
     Raises
     ------
     ValueError
         As :func:`read_rows`.
     """
-    return to_rows(read_rows(path, columns, (id_bound(queries), id_bound(corpus))), str(path), queries, corpus)
+    sizes = (id_bound(queries), id_bound(corpus))
+    return to_rows(read_rows(path, columns, sizes, missing=columns == 3), str(path), queries, corpus)
 
 
 def id_bound(vectors: Corpus) -> int | None:
@@ -160,7 +169,9 @@ def to_rows(labels: NDArray[np.int64], what: str, queries: Corpus, corpus: Corpu
     return labels
 
 
-def read_rows(path: PathLike, columns: int, sizes: tuple[int | None, int | None]) -> NDArray[np.int64]:
+def read_rows(
+    path: PathLike, columns: int, sizes: tuple[int | None, int | None], *, missing: bool = False
+) -> NDArray[np.int64]:
     """Read a tab-separated file of whole numbers. A first line without a whole number is a header.
 
     Parameters
@@ -171,6 +182,8 @@ def read_rows(path: PathLike, columns: int, sizes: tuple[int | None, int | None]
         How many columns it must have. The first two are a query row and a corpus row.
     sizes : tuple of int or None
         The number of queries and of documents, which the rows are checked against; None for any number.
+    missing : bool
+        Whether a corpus row may be -1, which stands for a document that is not in the corpus.
 
     Returns
     -------
@@ -197,7 +210,8 @@ def read_rows(path: PathLike, columns: int, sizes: tuple[int | None, int | None]
         if len(row) != columns:
             raise ValueError(f"{path}: line {number}: {columns} tab-separated columns are needed; got {len(row)}")
         for value, size, what in zip(row, sizes, ("query", "corpus"), strict=False):
-            if value < 0 or (size is not None and value >= size):
+            absent = missing and value == -1 and what == "corpus"
+            if (value < 0 and not absent) or (size is not None and value >= size):
                 raise ValueError(f"{path}: line {number}: {what} row {value}, but there are {size}")
         rows.append(row)
     if not rows:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Ids
+from faiss_qama.evaluation.ties import mean_over_ties, mean_reciprocal_rank
 
 PerQuery: TypeAlias = NDArray[np.float64]
 
 
-def ranking_metrics(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> dict[str, PerQuery]:
+def ranking_metrics(
+    I: Ids, qrels: NDArray[np.int64] | None, k: int, D: NDArray[Any] | None = None
+) -> dict[str, PerQuery]:
     """Return nDCG, recall of the relevant documents and reciprocal rank at k, as trec_eval computes them.
 
     nDCG takes grades as gains, discounted by 1 / log2(rank + 1) (Järvelin and Kekäläinen, "Cumulated gain-based
@@ -23,9 +26,12 @@ def ranking_metrics(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> dict[str
     I : ndarray of shape (nq, >= k), int64
         Rows of the corpus, best first, -1 where there is no hit.
     qrels : ndarray of shape (m, 3), int64, or None
-        Rows of query row, corpus row and grade.
+        Rows of query row, corpus row and grade. Corpus row -1 is a document that is not there, which counts as missed.
     k : int
         How many hits of each query count.
+    D : ndarray of shape (nq, >= k), optional
+        The scores of the hits. The measures are then means over the orders of hits of the same score; hits after the
+        k-th that tie with it belong to ``I`` and ``D`` too.
 
     Returns
     -------
@@ -35,23 +41,26 @@ def ranking_metrics(I: Ids, qrels: NDArray[np.int64] | None, k: int) -> dict[str
         in the order of their rows. Empty where no query has one.
     """
     grades: dict[int, dict[int, int]] = {}
-    for query, document, grade in [] if qrels is None else qrels.tolist():
-        if grade > 0:
-            grades.setdefault(query, {})[document] = grade
+    for row, (query, document, grade) in enumerate([] if qrels is None else qrels.tolist()):
+        if grade > 0:  # each document that is not there gets a number that no hit has
+            grades.setdefault(query, {})[document if document >= 0 else -2 - row] = grade
     if not grades:
         return {}
     discount = 1 / np.log2(np.arange(2, k + 2))
+    if D is None:
+        I, D = I[:, :k], np.broadcast_to(np.arange(k), (len(I), k))[:, : I.shape[1]]
+    counts = np.pad(np.stack([discount, np.ones(k)]), ((0, 0), (0, I.shape[1])))[:, : I.shape[1]]  # 0 after rank k
     rows = []
     for query in sorted(grades):
         graded = grades[query]
-        gains = np.array([graded.get(document, 0) for document in I[query, :k].tolist()])
+        gains = np.array([graded.get(document, 0) for document in I[query].tolist()])
         ideal = sorted(graded.values(), reverse=True)[:k]
-        hits = np.flatnonzero(gains)
+        discounts, among = (mean_over_ties(by_rank, D[query]) for by_rank in counts)
         rows.append(
             (
-                gains @ discount[: len(gains)] / (ideal @ discount[: len(ideal)]),
-                len(hits) / len(graded),
-                1 / (1 + hits[0]) if len(hits) else 0.0,
+                gains @ discounts / (ideal @ discount[: len(ideal)]),
+                (gains > 0) @ among / len(graded),
+                mean_reciprocal_rank(gains > 0, D[query], k),
             )
         )
     return dict(zip(("ndcg", "relevant_recall", "mrr"), np.array(rows, dtype=np.float64).T, strict=True))

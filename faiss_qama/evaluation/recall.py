@@ -12,10 +12,11 @@ import numpy as np
 from faiss.contrib.exhaustive_search import knn_ground_truth
 from numpy.typing import NDArray
 
-from faiss_qama.arrays import Floats, Ids
+from faiss_qama.arrays import WORST, Floats, Ids
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.ranking_metrics import PerQuery, ranking_metrics
 from faiss_qama.evaluation.results import MethodResult, Result
+from faiss_qama.evaluation.ties import mean_over_ties, whole_ties
 from faiss_qama.progress import progress
 
 TIMED_RUNS = 3  # the median of fewer runs follows a single disturbance
@@ -103,6 +104,9 @@ def evaluate(
 ) -> Result:
     """Measure an index against exact search.
 
+    Of Hamming distances many are equal. Where an index returns them, the measures are means over the orders of equal
+    ones.
+
     Parameters
     ----------
     index : Searchable
@@ -122,8 +126,13 @@ def evaluate(
         The quality and the speed.
     """
     timed = [_timed_search(index, dataset, truth.k, **search_options) for _ in range(runs)]
-    _, I = dataset.drop_excluded(*timed[-1][0], truth.k)
-    return Result(ranking_values(I, truth, dataset), len(I) / float(np.median([seconds for _, seconds in timed])))
+    speed = len(dataset.queries) / float(np.median([seconds for _, seconds in timed]))
+    D, I = timed[-1][0]
+    if not np.issubdtype(D.dtype, np.integer):
+        return Result(ranking_values(dataset.drop_excluded(D, I, truth.k)[1], truth, dataset), speed)
+    D, I = whole_ties(lambda k: search_in_blocks(index, dataset.queries, k, **search_options), D, I)
+    D, I = dataset.drop_excluded(D, I, D.shape[1])
+    return Result(ranking_values(I, truth, dataset, np.where(I < 0, WORST, D)), speed)
 
 
 def speedup(index: Searchable, dataset: Dataset, k: int, metric: int, **search_options: Any) -> float:
@@ -186,7 +195,7 @@ def search_in_blocks(index: Searchable, xq: Floats, k: int, **search_options: An
     return np.concatenate([D for D, _ in blocks]), np.concatenate([I for _, I in blocks])
 
 
-def ranking_values(I: Ids, truth: Truth, dataset: Dataset) -> dict[str, PerQuery]:
+def ranking_values(I: Ids, truth: Truth, dataset: Dataset, D: NDArray[Any] | None = None) -> dict[str, PerQuery]:
     """Return every measure of a ranking, one value per query.
 
     Parameters
@@ -197,16 +206,18 @@ def ranking_values(I: Ids, truth: Truth, dataset: Dataset) -> dict[str, PerQuery
         The exact neighbours.
     dataset : Dataset
         The documents, the queries and the grades.
+    D : ndarray of shape (nq, >= k), optional
+        The scores of the hits, if the measures are to be means over the orders of equal scores.
 
     Returns
     -------
     dict of str to ndarray, float64
         The measures, as in :class:`~faiss_qama.evaluation.results.Result`.
     """
-    return {"recall": recalls(I[:, : truth.k], truth, dataset)} | ranking_metrics(I, dataset.qrels, truth.k)
+    return {"recall": recalls(I, truth, dataset, D)} | ranking_metrics(I, dataset.qrels, truth.k, D)
 
 
-def recalls(I: Ids, truth: Truth, dataset: Dataset) -> PerQuery:
+def recalls(I: Ids, truth: Truth, dataset: Dataset, D: NDArray[Any] | None = None) -> PerQuery:
     """Return the share of the exact k nearest that was found, for each query.
 
     As in ANN-Benchmarks (Aumüller, Bernhardsson and Faithfull, 2017), a hit counts if its exact score is no worse than
@@ -214,18 +225,23 @@ def recalls(I: Ids, truth: Truth, dataset: Dataset) -> PerQuery:
 
     Parameters
     ----------
-    I : ndarray of shape (nq, k), int64
-        Rows of the corpus, -1 where there is no hit.
+    I : ndarray of shape (nq, >= k), int64
+        Rows of the corpus, best first, -1 where there is no hit.
     truth : Truth
         The exact neighbours.
     dataset : Dataset
         The documents and the queries.
+    D : ndarray of shape (nq, >= k), optional
+        The scores of the hits, if recall is to be the mean over the orders of equal scores.
 
     Returns
     -------
     ndarray of shape (nq,), float64
         Recall, from 0 to 1; 1 for a query that has no neighbours.
     """
+    if D is None:
+        I, D = I[:, : truth.k], np.broadcast_to(np.arange(I.shape[1]), I.shape)[:, : truth.k]
+    first = (np.arange(I.shape[1]) < truth.k).astype(np.float64)
     ids, inverse = np.unique(np.maximum(I, 0), return_inverse=True)
     x, inverse = dataset.corpus.take(ids), inverse.reshape(I.shape)
     shares = np.ones(len(I))
@@ -241,7 +257,7 @@ def recalls(I: Ids, truth: Truth, dataset: Dataset) -> PerQuery:
             scores, bound = -np.square(hits - query).sum(axis=1), -bound
             size = np.abs(scores).max() + query @ query
         good = found_with_ties(scores, bound, size) & (I[row] >= 0)
-        shares[row] = min(int(good.sum()), int(wanted[row])) / int(wanted[row])
+        shares[row] = min(float(good @ mean_over_ties(first, D[row])), int(wanted[row])) / int(wanted[row])
     return shares
 
 

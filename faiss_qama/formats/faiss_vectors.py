@@ -15,17 +15,28 @@ from faiss_qama.formats.reader import Reader, Want, as_file_ids
 from faiss_qama.progress import progress
 
 CHUNK = 16_384  # vectors that are read at a time
+PROBES, HITS = 16, 64  # vectors that the index is searched for, and hits of each, to compare its scores with ours
+TOLERANCE, ROUNDING = 0.1, 3e-6  # of the spread of scores, as fast scans round, and of the largest squared norm
+TRIAL = 1000  # vectors that are added to a copy of an empty index first
+_INSIDE = (
+    (faiss.IndexIDMap, ("index",)),
+    (faiss.IndexPreTransform, ("index",)),
+    (faiss.IndexRefine, ("base_index", "refine_index")),
+    (faiss.IndexHNSW, ("storage",)),
+    (faiss.IndexNSG, ("storage",)),
+)
 
 
 class FaissVectors:
-    """Reads the vectors of a filled faiss.Index without copying it; a flat index is read in place.
+    """Reads the vectors of a filled faiss.Index without copying it.
 
     Inverted lists get a direct map, which FAISS needs to find a vector by its id (8 bytes per vector or more).
 
     Parameters
     ----------
     index : faiss.Index
-        A float index that can reconstruct: Flat, IVF, HNSW, SQ or PQ, also inside IDMap, PreTransform or Refine.
+        A float index that gives back the vectors it ranks by: Flat, IVF, HNSW, SQ or PQ, also inside IDMap,
+        PreTransform or Refine.
 
     Attributes
     ----------
@@ -37,7 +48,7 @@ class FaissVectors:
     Raises
     ------
     TypeError, ValueError
-        For other objects, for an index that cannot reconstruct, and for inverted lists with an id twice.
+        For other objects, for inverted lists with an id twice, and as :meth:`check`.
     """
 
     def __init__(self, index: Any) -> None:
@@ -45,25 +56,17 @@ class FaissVectors:
             raise TypeError(f"a faiss.Index of float vectors is needed; got {type(index).__name__}")
         self.index = index
         self.ids: Ids | None = None
-        inner = faiss.downcast_index(index)
-        if isinstance(inner, faiss.IndexIDMap):
-            self.ids = faiss.vector_to_array(inner.id_map)
-            inner = faiss.downcast_index(inner.index)
-        while isinstance(inner, faiss.IndexRefine | faiss.IndexHNSW):
-            inner = faiss.downcast_index(inner.refine_index if isinstance(inner, faiss.IndexRefine) else inner.storage)
-        self._inner = inner
-        lists = inner
-        while isinstance(lists, faiss.IndexPreTransform):
-            lists = faiss.downcast_index(lists.index)
+        parts = list(parts_of(index))
+        self._inner, self._innermost = parts[0], parts[-1]
+        if isinstance(parts[0], faiss.IndexIDMap):
+            self.ids = faiss.vector_to_array(parts[0].id_map)
+            self._inner = parts[1]
+        self._mapped = any(map(_is_mapped, parts))
+        self._checked = False
         self._keys: Ids | None = None
-        if isinstance(lists, faiss.IndexIVF):
-            self._keys = self._map_directly(lists)
-        if len(self):
-            try:
-                self.take(np.zeros(1, np.int64))
-            except RuntimeError as error:
-                reason = str(error).splitlines()[-1].strip()
-                raise ValueError(f"{type(index).__name__} gives no vectors back ({reason})") from None
+        if isinstance(self._innermost, faiss.IndexIVF):
+            self._keys = self._map_directly(self._innermost)
+        self.check()
 
     def __len__(self) -> int:
         return int(self._inner.ntotal)
@@ -73,14 +76,31 @@ class FaissVectors:
         """Dimension of the vectors."""
         return int(self._inner.d)
 
+    def check(self) -> None:
+        """Raise ValueError for an index that gives no vectors back, or others than those that it ranks by.
+
+        RaBitQ does the latter: of 4 bits per component it gives back 1. An empty index passes until it holds vectors.
+        """
+        if self._checked or not len(self):
+            return
+        name = type(self.index).__name__
+        places = np.random.default_rng(0).choice(len(self), min(len(self), PROBES), replace=False)
+        try:
+            self.take(places)
+            error, spread = _errors(self._innermost, self._keys_of(places))
+        except RuntimeError as refusal:
+            reason = str(refusal).splitlines()[-1].strip()
+            raise ValueError(f"{name} gives no vectors back ({reason})") from None
+        if error > spread:
+            raise ValueError(
+                f"{name} gives back other vectors than it ranks by: its scores and theirs differ by {error:.3g}, "
+                f"and {spread:.3g} would be rounding; pass the vectors themselves, or an index that keeps them"
+            )
+        self._checked = True
+
     def take(self, places: Ids) -> Floats:
         """Return the vectors (..., d) float32 at ``places`` (...) int64."""
-        if isinstance(self._inner, faiss.IndexFlat):
-            view = faiss.rev_swig_ptr(self._inner.get_xb(), len(self) * self.d).reshape(-1, self.d)
-            flat: Floats = view[places]
-            return flat
-        keys = places if self._keys is None else self._keys[places]
-        x: Floats = self._inner.reconstruct_batch(np.ascontiguousarray(keys.ravel()))
+        x: Floats = self._inner.reconstruct_batch(np.ascontiguousarray(self._keys_of(places).ravel()))
         return x.reshape(*places.shape, self.d)
 
     def sample(self, n: int, seed: int) -> Floats:
@@ -97,10 +117,19 @@ class FaissVectors:
             yield self.take(places), places, None if self.ids is None else self.ids[places]
 
     def add(self, x: Floats) -> None:
-        """Append ``x`` (m, d) float32. Raises ValueError if the index has ids of its own: ``x`` comes without."""
+        """Append ``x`` (m, d) float32. Raises ValueError for an index with ids of its own, or mapped from a file."""
+        if self._mapped:
+            raise ValueError(f"{type(self.index).__name__} is read-only: it is mapped from a file; read it into memory")
         if self.ids is not None or self._keys is not None:
             raise ValueError(f"{type(self.index).__name__} has ids of its own; add to it first, then here")
+        if not self._checked:
+            trial = faiss.clone_index(self.index)
+            trial.add(x[:TRIAL])
+            FaissVectors(trial)
         self.index.add(x)
+
+    def _keys_of(self, places: Ids) -> Ids:
+        return places if self._keys is None else self._keys[places]
 
     def _map_directly(self, lists: Any) -> Ids | None:
         """Give ``lists`` a direct map; return the key (n,) of each place, or None if keys are the places."""
@@ -145,3 +174,41 @@ def read_faiss(path: Path, want: Want) -> Reader:
         ids=None if vectors.ids is None else as_file_ids(vectors.ids, path, "the index"),
         metric="l2" if index.metric_type == faiss.METRIC_L2 else "ip",
     )
+
+
+def parts_of(index: Any) -> Iterator[Any]:
+    """Yield ``index`` and the indexes inside it; the last one holds the vectors."""
+    index = faiss.downcast_index(index)
+    yield index
+    for kind, names in _INSIDE:
+        if isinstance(index, kind):
+            for name in names:
+                yield from parts_of(getattr(index, name))
+
+
+def _is_mapped(index: Any) -> bool:
+    """Return whether codes, links or lists of ``index`` lie in a file, where adding ends the process."""
+    lists = faiss.downcast_InvertedLists(index.invlists) if isinstance(index, faiss.IndexIVF) else None
+    arrays = [getattr(index, "codes", None)]
+    if isinstance(index, faiss.IndexHNSW):
+        arrays.append(index.hnsw.neighbors)
+    if isinstance(lists, faiss.ArrayInvertedLists):
+        arrays += [lists.codes.at(i) for i in range(lists.nlist)]
+    return getattr(lists, "read_only", False) or not all(getattr(array, "is_owned", True) for array in arrays)
+
+
+def _errors(index: Any, keys: Ids) -> tuple[float, float]:
+    """Return how far the scores of a search for ``keys`` (n,) are from those of the vectors, and how far is allowed."""
+    x = index.reconstruct_batch(keys)
+    D, I = index.search(x, min(int(index.ntotal), HITS))
+    found, at = np.unique(I, return_inverse=True)
+    y = np.zeros((len(found), index.d), np.float32)
+    y[found >= 0] = index.reconstruct_batch(found[found >= 0])
+    with np.errstate(invalid="ignore"):  # what is no number is refused where vectors are checked
+        scores = faiss.pairwise_distances(x, y, index.metric_type, index.metric_arg).astype(np.float64)
+        errors = D - np.take_along_axis(scores, at.reshape(I.shape), axis=1)
+    hits = (I >= 0) & np.isfinite(errors)
+    if not hits.any():
+        return 0.0, 0.0
+    spread, norms = scores[np.isfinite(scores)].std(), np.square(x[hits.any(axis=1)], dtype=np.float64).sum(axis=1)
+    return float(np.sqrt(np.square(errors[hits]).mean())), float(TOLERANCE * spread + ROUNDING * norms.max())

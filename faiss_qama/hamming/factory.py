@@ -37,6 +37,8 @@ def make_base(base: Any, layout: CodeLayout) -> CodeIndex:
     text = base if isinstance(base, str) else ""
     if re.fullmatch(r"Scan(IVF\d+)?", text):
         raise ValueError(f"base {text!r} is called {text.removeprefix('Scan') or DEFAULT!r} now")
+    if re.match(r"(HNSW|Hash)\d", text):
+        raise ValueError(f"base {text!r} is an index of floats; the index of codes is 'B{text}'")
     lists = re.fullmatch(r"IVF(\d+)", text)
     if lists:
         return IVFCodeIndex(layout, int(lists[1]))
@@ -53,6 +55,13 @@ def code_bytes(base: Any, layout: CodeLayout) -> int:
     """Return the bytes per code that ``base``, or base ``auto``, holds, without links and lists."""
     ours = isinstance(base, str) and re.fullmatch(rf"{DEFAULT}|{AUTO}|IVF\d+", base)
     return FlatCodeIndex(layout).bytes_per_vector if ours else layout.code_size
+
+
+def check_lists(base: CodeIndex, n: int) -> None:
+    """Raise ValueError if a corpus of ``n`` vectors is too small to train the inverted lists of ``base``."""
+    lists = getattr(base, "nlist", 0)
+    if n < lists:
+        raise ValueError(f"{base} needs at least {lists:,} vectors to train; the corpus has {n:,}")
 
 
 def check_memory(layout: CodeLayout, memory: float | None) -> None:

@@ -6,6 +6,8 @@ range search. Access to the codes by row makes them all alike here.
 
 from __future__ import annotations
 
+import os.path
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -51,9 +53,9 @@ class FaissCodeIndex(CodeIndex):
 
     def __init__(self, base: Any, layout: CodeLayout, filled: bool = False) -> None:
         super().__init__(layout)
-        code_size = layout.code_size
-        if isinstance(base, str):
-            base = _made(base, code_size)
+        code_size, text = layout.code_size, base if isinstance(base, str) else None
+        if text is not None:
+            base = _made(text, code_size)
         if isinstance(base, faiss.IndexBinaryIDMap):
             mapped = faiss.downcast_IndexBinary(base.index)
             mapped.referenced_objects = [base]  # which frees it
@@ -66,6 +68,8 @@ class FaissCodeIndex(CodeIndex):
             raise ValueError(f"base must be empty; it holds {base.ntotal} codes")
         self._index = base
         self._check_size()
+        if text is not None:
+            self._check_read(text)
         self._flat: Any = None  # an IndexBinaryFlat with the same rows, except for inverted lists
         self._lists: Codes | None = None  # the codes of inverted lists by row, once somebody asked for them
         if isinstance(base, faiss.IndexBinaryFlat):
@@ -88,6 +92,16 @@ class FaissCodeIndex(CodeIndex):
             good = True
         if not good:
             raise ValueError(f"base: lists must be 1 or more, links 2 or more, hashed bits from 1 to {bits}")
+
+    def _check_read(self, text: str) -> None:
+        """Raise ValueError unless FAISS read the whole ``text``: it skips what follows a number.
+
+        What it read is in the name of the index, except for an id map, which is taken off.
+        """
+        parts = [part for part in text.split(",") if not re.fullmatch("IDMap2?", part)]
+        if parts != [str(self)]:
+            rest = ",".join(parts).removeprefix(os.path.commonprefix([",".join(parts), str(self)]))
+            raise ValueError(f"base {text!r} is read as {self}: {rest!r} is not understood; there are {KNOWN}")
 
     @property
     def index(self) -> Any:

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.arrays import Codes
 from faiss_qama.hamming.code_index import CodeIndex
-from faiss_qama.hamming.factory import AUTO, make_base
+from faiss_qama.hamming.factory import AUTO, check_lists, make_base
 from faiss_qama.index import saving
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.qama_index import QamaIndex
@@ -28,7 +28,8 @@ from faiss_qama.storage import bundle
 from faiss_qama.storage.atomic_files import Stream
 from faiss_qama.vectors import Corpus, PathLike
 
-SAMPLE = 50_000  # vectors that a base index is trained on
+SAMPLE, PER_LIST = 50_000, 4  # vectors that a base index is trained on: at least in all, and per list
+NORMS = 5000  # vectors whose norms are compared with those of the fit
 
 
 def build_index(
@@ -78,10 +79,12 @@ def build_index(
     >>> I.ravel()
     array([0, 1, 2])
     """
-    spec = spec or IndexSpec()
+    spec, corpus = spec or IndexSpec(), corpus.normalized() if quantizer.cosine else corpus
     bundle.check_writable(path, corpus.paths)
     base, codes, trials = _base(quantizer, corpus, spec, queries)
     rescorer = make_rescorer(spec.rescore, quantizer, base)
+    core = TwoStageIndex(quantizer, base, IdMap(len(corpus), corpus.ids), rescorer)
+    core.heed_norms(_sample(corpus, NORMS))
 
     def encoded() -> Iterator[NDArray[Any]]:
         """Yield rows for the rescorer; the codes go to the base on the way."""
@@ -102,7 +105,7 @@ def build_index(
         for rows in encoded():
             if rescorer is not None:
                 rescorer.append(rows)
-    saving.write(path, TwoStageIndex(quantizer, base, IdMap(len(corpus), corpus.ids), rescorer), vectors)
+    saving.write(path, core, vectors)
     index = QamaIndex.load(path, mmap=True)
     index.base_trials = trials
     return index
@@ -121,7 +124,8 @@ def _base(
     base = make_base(spec.base, quantizer.layout)
     base.set(spec.settings)
     if not base.is_trained:
-        base.train(quantizer.encode(_sample(corpus)))
+        check_lists(base, len(corpus))
+        base.train(quantizer.encode(_sample(corpus, max(SAMPLE, PER_LIST * getattr(base, "nlist", 0)))))
     return base, None, []
 
 
@@ -131,17 +135,13 @@ def _tuned(
     """Set ``nprobe`` or ``efSearch`` of a filled base for the recall in ``spec``, re-ranking from codes."""
     if queries is None and len(corpus) < MIN_DOCUMENTS:
         return []
-    xq = trial_queries(_sample(corpus), queries, quantizer.d)
-    core, recall = (
-        TwoStageIndex(quantizer, base, IdMap(len(base)), CodeRescorer(quantizer, base)),
-        spec.recall or RECALL,
-    )
-    trial = tune(core, xq, K, recall)
+    xq, recall = trial_queries(_sample(corpus), queries, quantizer.d), spec.recall or RECALL
+    trial = tune(TwoStageIndex(quantizer, base, IdMap(len(base)), CodeRescorer(quantizer, base)), xq, K, recall)
     if trial is None:
         warnings.warn(f"no setting of {base} keeps recall {recall}; it stays at {base.settings}", stacklevel=4)
         return []
     return [trial]
 
 
-def _sample(corpus: Corpus) -> NDArray[np.float32]:
-    return corpus.take(np.unique(np.linspace(0, len(corpus) - 1, SAMPLE, dtype=np.int64)))
+def _sample(corpus: Corpus, n: int = SAMPLE) -> NDArray[np.float32]:
+    return corpus.take(np.unique(np.linspace(0, len(corpus) - 1, n, dtype=np.int64)))

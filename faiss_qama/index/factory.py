@@ -24,7 +24,7 @@ _FORM = re.compile(
 _STAGES = {"codes": "codes", "SQ8": "sq8", "SQfp16": "fp16", "Flat": "fp32", "RFlat": "fp32"}
 
 
-def index_factory(d: int, description: str, metric: int = faiss.METRIC_L2) -> QamaIndex:
+def index_factory(d: int, description: str, metric: int | str = faiss.METRIC_L2) -> QamaIndex:
     """Return an index whose :meth:`~faiss_qama.QamaIndex.train` fits the quantizer.
 
     Parameters
@@ -34,8 +34,9 @@ def index_factory(d: int, description: str, metric: int = faiss.METRIC_L2) -> Qa
     description : str
         A factory string, such as ``Qama2x192,Flat,Refine(SQfp16)``: ``Qama`` and a layout or ``Qama(NAME)``, the base
         index, and the second stage.
-    metric : int
-        ``faiss.METRIC_L2``, the default as in ``faiss.index_factory``, or ``faiss.METRIC_INNER_PRODUCT``.
+    metric : int or str
+        ``faiss.METRIC_L2``, the default as in ``faiss.index_factory``, ``faiss.METRIC_INNER_PRODUCT``, or ``cosine``,
+        for which vectors and queries are scaled to norm 1.
 
     Returns
     -------
@@ -60,10 +61,12 @@ def index_factory(d: int, description: str, metric: int = faiss.METRIC_L2) -> Qa
     """
     from faiss_qama.training import FitConfig  # here, because run time does not depend on training
 
-    form = _FORM.fullmatch(description)
-    if form is None:
+    form = _FORM.match(description)
+    rest = description[form.end() :] if form else description
+    if form is None or rest:
         raise ValueError(
-            f"{description!r} is not Qama2x192 or Qama(LAYOUT or NAME)[,BASE][,Refine({'|'.join(_STAGES)})]"
+            f"{description!r} is not Qama2x192 or Qama(LAYOUT or NAME)[,BASE][,Refine({'|'.join(_STAGES)})]: "
+            f"{rest!r} is not understood"
         )
     stage = (form["refine"] or "").removeprefix("Refine(").removesuffix(")")
     if stage and stage not in _STAGES:

@@ -98,6 +98,17 @@ class IdMap:
         mask[faiss.vector_to_array(numbers.xb).view(np.int64)] = False
         return mask
 
+    def check(self, ids: Ids | None) -> None:
+        """Raise ValueError if rows that were added without ids have some of ``ids`` (m,): 0, 1, ... until now."""
+        if ids is None or self._ids is not None:
+            return
+        taken = ids[ids < len(self)]
+        if len(taken):
+            raise ValueError(
+                f"id {taken[0]} is taken: {len(self)} vectors were added without ids, and are 0 to {len(self) - 1}; "
+                f"give ids from {len(self)} on"
+            )
+
     def append(self, n: int, ids: Ids | None = None) -> None:
         """Append ``n`` rows, with ``ids`` (n,) int64 or without; rows before keep their ids."""
         if ids is not None:

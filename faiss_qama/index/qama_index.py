@@ -82,7 +82,7 @@ class QamaIndex(IndexState):
         ValueError
             For too few vectors, and for ``queries`` if the quantizer is fitted.
         """
-        x = as_vectors(x, self.d)
+        x = self._core.quantizer.checked(x)
         with self._lock.write():
             self._check_writable()
             core = self._core
@@ -96,7 +96,7 @@ class QamaIndex(IndexState):
             if isinstance(quantizer, Unfitted):
                 from faiss_qama.training import fit  # here, because run time does not depend on training
 
-                quantizer = fit(x, config=quantizer.config, metric=quantizer.metric, queries=queries)
+                quantizer = fit(x, config=quantizer.config, metric=quantizer.fit_metric, queries=queries)
             trials: list[BaseTrial] = []
             if base is None:
                 xq = trial_queries(x, queries, self.d)
@@ -112,7 +112,7 @@ class QamaIndex(IndexState):
         ``queries`` (nq, d) are unlabelled queries like those to come, each for ``k`` neighbours. Raises ValueError if
         no value keeps the recall, and for an empty index.
         """
-        xq, k = as_vectors(queries, self.d, "queries"), topk.check_k(k)
+        xq, k = self._core.quantizer.checked(queries, "queries"), topk.check_k(k)
         with self._lock.write():
             if not len(self._fitted.id_map):
                 raise ValueError("tune measures searches of what the index holds, and it is empty: add vectors first")
@@ -127,7 +127,7 @@ class QamaIndex(IndexState):
         Raises TypeError or ValueError, and adds nothing, for vectors that :func:`~faiss_qama.vectors.as_vectors`
         refuses, and for an index that is not trained, is read-only, or has ids of its own.
         """
-        self._append(as_vectors(x, self.d), None)
+        self._append(self._core.quantizer.checked(x), None)
 
     def add_with_ids(self, x: ArrayLike, ids: ArrayLike) -> None:
         """Append vectors with your own ids.
@@ -146,7 +146,7 @@ class QamaIndex(IndexState):
         TypeError, ValueError
             As in :meth:`add`, and for other ids. Nothing is added.
         """
-        x = as_vectors(x, self.d)
+        x = self._core.quantizer.checked(x)
         self._append(x, as_ids(ids, len(x)))
 
     def remove_ids(self, ids: Any) -> int:
@@ -250,7 +250,7 @@ class QamaIndex(IndexState):
         >>> index.search(x[:3], k=1)[1].ravel()
         array([0, 1, 2])
         """
-        xq, k = as_vectors(x, self.d, "queries"), topk.check_k(k)
+        xq, k = self._core.quantizer.checked(x, "queries"), topk.check_k(k)
         options = {"oversample": oversample, "recall": recall, "truncate_dim": truncate_dim}
         parameters = SearchParameters.of(params, sel, settings, **options)
         with self._lock.read():
@@ -265,7 +265,7 @@ class QamaIndex(IndexState):
         self, x: ArrayLike, k: int, *, sel: Any = None, params: Any = None, **options: Any
     ) -> tuple[NDArray[Any], Ids, Floats]:
         """Return D and I of :meth:`search` of ``x`` (nq, d), and vectors (nq, k, d) float32, NaN for missing hits."""
-        xq, k = as_vectors(x, self.d, "queries"), topk.check_k(k)
+        xq, k = self._core.quantizer.checked(x, "queries"), topk.check_k(k)
         chosen = {name: options.pop(name, None) for name in ("oversample", "recall", "truncate_dim")}
         parameters = SearchParameters.of(params, sel, options, **chosen)
         with self._lock.read():
@@ -303,7 +303,7 @@ class QamaIndex(IndexState):
         I : ndarray of shape (lims[-1],), int64
             Ids.
         """
-        xq = as_vectors(x, self.d, "queries")
+        xq = self._core.quantizer.checked(x, "queries")
         parameters = SearchParameters.of(params, sel, settings)
         with self._lock.read():
             core = self._fitted
@@ -338,7 +338,7 @@ class QamaIndex(IndexState):
         Raises
         ------
         ValueError
-            For an index that cannot reconstruct, holds fewer than 2 vectors, or has ids that cannot be kept.
+            For an index that gives back other vectors than it ranks by, holds fewer than 2, or has unfit ids.
 
         Examples
         --------
@@ -431,15 +431,14 @@ class QamaIndex(IndexState):
     def _append(self, x: Floats, ids: Ids | None) -> None:
         code, core = self.quantizer.encode(x), self._core
         self._check_trained()
-        encoded = x
-        if isinstance(core, TwoStageIndex) and core.rescorer is not None:
-            encoded = core.rescorer.encode(x, code)
+        encoded = core.rescorer.encode(x, code) if isinstance(core, TwoStageIndex) and core.rescorer is not None else x
         with self._lock.write():
             self._check_writable()
             self._check_trained()
             core = self._fitted
             if ids is None and core.id_map.ids is not None:
                 raise ValueError("this index has ids of its own: use add_with_ids")
+            core.heed_norms(x)
             core.append(code, encoded, ids)
 
     def _search(self, xq: Floats, k: int, parameters: SearchParameters) -> tuple[NDArray[Any], Ids, Ids]:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import faiss
+
+_HEEDED = {
+    faiss.SearchParametersIVF: "nprobe",
+    faiss.SearchParametersHNSW: "efSearch",
+    faiss.IndexRefineSearchParameters: "k_factor",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,16 +75,25 @@ class SearchParameters:
         Raises
         ------
         ValueError
-            For both, and for a kind of ``params`` that means nothing here.
+            For both, for a kind of ``params`` that means nothing here, and for a field of it that is set in vain.
         """
         if params is None:
             return cls(sel=sel, settings=settings, **options)
         if sel is not None or settings:
             raise ValueError("pass params=, or sel=, nprobe= and efSearch=, not both")
-        if isinstance(params, faiss.SearchParametersIVF):
-            settings = {"nprobe": params.nprobe}
-        elif isinstance(params, faiss.SearchParametersHNSW):
-            settings = {"efSearch": params.efSearch}
-        elif type(params) is not faiss.SearchParameters:
-            raise ValueError(f"params must be SearchParameters, -IVF or -HNSW; got {type(params).__name__}")
+        kind, name = type(params), next((name for known, name in _HEEDED.items() if isinstance(params, known)), None)
+        if name is None and kind is not faiss.SearchParameters:
+            raise ValueError(f"params must be SearchParameters, -IVF, -HNSW or IndexRefine-; got {kind.__name__}")
+        fields = (field for field, _ in inspect.getmembers(kind, lambda member: isinstance(member, property)))
+        default = kind()
+        for unheeded in sorted(set(fields) - {name, "sel", "thisown"}):
+            if getattr(params, unheeded) != getattr(default, unheeded):
+                heeded = f"sel and {name} do" if name else "sel does"
+                raise ValueError(f"{unheeded} of {kind.__name__} means nothing here, only {heeded}")
+        if name == "k_factor":
+            if options.get("oversample") is not None:
+                raise ValueError("pass k_factor or oversample=, not both")
+            options["oversample"] = params.k_factor
+        elif name is not None:
+            settings = {name: getattr(params, name)}
         return cls(sel=params.sel, settings=settings, **options)

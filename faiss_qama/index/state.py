@@ -16,13 +16,13 @@ from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.lock import ReadWriteLock
 from faiss_qama.index.tuning import BaseTrial
 from faiss_qama.index.two_stage import TwoStageIndex
-from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.quantizer.quantizer import COSINE, Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.rescore.factory import check_rescore, make_rescorer
 from faiss_qama.rescore.rescorer import Rescorer
 from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.rescore.user_vectors import UserVectors
-from faiss_qama.vectors import Corpus
+from faiss_qama.vectors import Corpus, as_vectors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,8 +35,22 @@ class Unfitted:
     """A quantizer that ``train`` will fit: the dimension and the metric of its vectors, and the settings of the fit."""
 
     d: int
-    metric: int
+    fit_metric: int | str
     config: FitConfig
+
+    @property
+    def cosine(self) -> bool:
+        """Whether vectors are scaled to norm 1."""
+        return self.fit_metric == COSINE
+
+    @property
+    def metric(self) -> int:
+        """``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``."""
+        return faiss.METRIC_INNER_PRODUCT if isinstance(self.fit_metric, str) else self.fit_metric
+
+    def checked(self, x: ArrayLike, what: str = "vectors") -> Floats:
+        """Return ``x`` (n, d) as float32, which a fit scales. Raises errors that call it ``what``."""
+        return as_vectors(x, self.d, what)
 
 
 @dataclass(frozen=True)
@@ -53,6 +67,8 @@ class IndexState:
 
     :class:`~faiss_qama.index.qama_index.QamaIndex` describes the parameters.
     """
+
+    __slots__ = ("_core", "_lock", "_mapped", "_parent", "_version", "base_trials")
 
     def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = DEFAULT) -> None:
         check_rescore(rescore)
@@ -79,6 +95,15 @@ class IndexState:
         self._core, self._lock, self._mapped, self._parent, self._version = core, lock, mapped, parent, version
         self.base_trials: list[BaseTrial] = []
         return self
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set what is there. Raises AttributeError for other names, such as settings of FAISS's indexes."""
+        if not hasattr(type(self), name):
+            raise AttributeError(
+                f"a {type(self).__name__} has no {name}: it has nprobe and efSearch, search takes oversample=, "
+                "recall=, truncate_dim= and sel=, and base_index has the settings of a FAISS index of the codes"
+            )
+        super().__setattr__(name, value)
 
     @property
     def quantizer(self) -> Quantizer:
@@ -186,6 +211,7 @@ class IndexState:
 
     def __repr__(self) -> str:
         metric = "inner product" if self.metric_type == faiss.METRIC_INNER_PRODUCT else "L2"
+        metric = COSINE if self._core.quantizer.cosine else metric
         return f"QamaIndex({self.factory_string!r}, {self.ntotal} x {self.d}, {metric})"
 
     def reconstruct(self, key: int) -> Floats:

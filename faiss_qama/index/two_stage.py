@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import warnings
 from typing import Any
 
 import faiss
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import topk
-from faiss_qama.arrays import WORST, Codes, Floats, Ids, Mask
+from faiss_qama.arrays import WORST, Codes, Floats, Ids, Mask, are_normalized, row_norms
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.search_parameters import SearchParameters
@@ -19,11 +20,15 @@ from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import Rescorer
 from faiss_qama.rescore.user_vectors import UserVectors
 from faiss_qama.threads import defer_interrupt, even_slices, parallel_map
+from faiss_qama.vectors import Corpus
 
 DEFAULT_OVERSAMPLE = 10.0  # candidates per neighbour, without a calibration
 QUERIES = 32  # so many queries or more are divided among threads; threads share the scan of fewer
 PREFIX_WIDTH = 8  # prefix candidates per candidate, without a calibration
 RANGE_START = 1024  # candidates that a range search starts with
+MIN_NORMS = 20  # vectors whose norms tell how long vectors are
+CALIBRATION_SAMPLE = 20_000  # of them, to calibrate on where norms are others than those of the fit: a second or two
+NORM_RATIO = 2.0  # of norms to those of the fit; beyond it codes lose the order of distances
 
 
 class TwoStageIndex:
@@ -44,6 +49,7 @@ class TwoStageIndex:
     def __init__(self, quantizer: Quantizer, base: CodeIndex, id_map: IdMap, rescorer: Rescorer | None) -> None:
         self.quantizer, self.base, self.id_map, self.rescorer = quantizer, base, id_map, rescorer
         self._prefixes: tuple[int, dict[int, CodeIndex]] = 0, {}  # by number of components, at a version
+        self._norms_told = False
 
     @property
     def rescore(self) -> str:
@@ -72,6 +78,30 @@ class TwoStageIndex:
         limits = np.finfo(np.float32)
         return limits.min if self.larger else limits.max
 
+    def heed_norms(self, x: Floats) -> None:
+        """Before ``x`` (n, d) is added: if its norms are not those of the fit, say so once, and calibrate on it."""
+        if self._norms_told:
+            return
+        norms, quantizer = row_norms(x), self.quantizer
+        if quantizer.normalized:
+            alike, fitted = are_normalized(norms), "norm 1"
+        else:
+            ratio, fitted = (
+                np.sqrt(np.mean(norms**2)) / quantizer.rms_norm,
+                f"norm {quantizer.rms_norm:.3g} in the mean",
+            )
+            alike = len(x) < MIN_NORMS or 1 / NORM_RATIO <= ratio <= NORM_RATIO
+        if alike or not norms.any():
+            return
+        codes = ", and codes re-rank as if norms were 1" if quantizer.normalized and self.rescore == "codes" else ""
+        warnings.warn(
+            f"vectors of norm {norms.min():.3g} to {norms.max():.3g} are added, but the quantizer was fitted on "
+            f"vectors of {fitted}: a recall needs more candidates{codes}; fit on vectors like these, or scale them",
+            stacklevel=4,
+        )
+        self._norms_told = True
+        self.quantizer = _calibrated(quantizer.of_any_norm() if quantizer.normalized else quantizer, x)
+
     def append(self, code: Codes, encoded: NDArray[Any], ids: Ids | None) -> None:
         """Append rows; an error or Ctrl-C leaves everything as it was.
 
@@ -83,8 +113,14 @@ class TwoStageIndex:
             The vectors, from :meth:`~faiss_qama.rescore.rescorer.Rescorer.encode`.
         ids : ndarray of shape (n,), int64, or None
             The user's own ids.
+
+        Raises
+        ------
+        ValueError
+            For ids of vectors that were added without, and as the second stage.
         """
         there = self.id_map.n
+        self.id_map.check(ids)
         if self.rescorer is not None:
             self.rescorer.append(encoded)
         try:
@@ -210,8 +246,11 @@ class TwoStageIndex:
         """Return scores and rows (hits,) of each query, of all vectors nearer than ``radius``, best first.
 
         Candidates are doubled until the farther half of them holds no hit; without a second stage until the farthest is
-        no hit. ``xq`` (nq, d) are float32 queries. The scores are those of :meth:`search`.
+        no hit. ``xq`` (nq, d) are float32 queries. The scores are those of :meth:`search`. Raises ValueError for an
+        oversample, and as :meth:`search`.
         """
+        if parameters.oversample is not None:
+            raise ValueError("a range search takes as many candidates as it needs, so k_factor means nothing to it")
         mask, left = self._mask(parameters.sel)
         code, todo = self.quantizer.encode_queries_unchecked(xq), np.arange(len(xq))
         hits: list[tuple[NDArray[Any], Ids]] = [(np.empty(0), np.empty(0, np.int64))] * len(xq)
@@ -292,3 +331,16 @@ class TwoStageIndex:
         distances = self.base.distances(code, np.maximum(rows, 0))
         distances[rows < 0] = WORST
         return topk.best(distances, rows, candidates, larger=False)
+
+
+def _calibrated(quantizer: Quantizer, x: Floats) -> Quantizer:
+    """Return the quantizer, calibrated on a sample of ``x`` (n, d); as it is if those are too few."""
+    from faiss_qama.training.calibrate import calibrate  # here, because run time does not depend on training
+    from faiss_qama.training.split import split_corpus
+
+    prefixes = [] if quantizer.calibration is None else list(quantizer.calibration.prefixes)
+    return (
+        calibrate(quantizer, split_corpus(Corpus(x), None, CALIBRATION_SAMPLE, 0), prefixes)
+        if len(x) > 1
+        else quantizer
+    )

@@ -79,14 +79,10 @@ class QamaDocumentStore:
             return self._returned(self._matching(filters), self.return_embedding)
 
     def write_documents(self, documents: list[Document], policy: DuplicatePolicy = DuplicatePolicy.NONE) -> int:
-        """Write documents, and return their number.
+        """Write documents, and return their number; by ``policy`` an id that is there is skipped or overwritten.
 
-        Raises
-        ------
-        ValueError
-            For what is no list of documents, and embeddings of different dimensions or that are not finite.
-        DuplicateDocumentError
-            For an id that is there, unless ``policy`` is SKIP or OVERWRITE. Nothing is written.
+        Raises ValueError for what is no list of documents, and for embeddings of different dimensions or that are not
+        finite; DuplicateDocumentError for an id that is there, with another policy. Nothing is written then.
         """
         if not isinstance(documents, Iterable) or isinstance(documents, str):
             raise ValueError(f"a list of documents is needed; got {type(documents).__name__}")

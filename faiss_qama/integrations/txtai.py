@@ -5,8 +5,6 @@ Name the class as the backend: ``txtai.Embeddings(path=model, backend="faiss_qam
 
 from __future__ import annotations
 
-from typing import Any
-
 import faiss
 import numpy as np
 from txtai.ann import ANN
@@ -55,10 +53,12 @@ class Qama(ANN):  # type: ignore[misc]  # txtai has no types
         return len(self.backend)
 
     def save(self, path: str) -> None:
-        """Write the index to the folder ``path``."""
+        """Write the index to the folder ``path``. Raises ValueError if nothing was indexed yet."""
+        if self.backend.index is None:
+            raise ValueError("there are no embeddings to save: index some first")
         self.backend.index.save(path)
 
     def load(self, path: str) -> None:
         """Load the index from the folder ``path``, memory-mapped and read-only with the setting ``mmap``."""
         index = QamaIndex.load(path, mmap=bool(self.setting("mmap")))
-        self.backend: Any = SelfFittingIndex(index.metric_type, index.rescore, index)
+        self.backend = SelfFittingIndex(index.metric_type, index.rescore, index)

@@ -5,12 +5,14 @@ Numba's cache watches the file of a loop alone, so a loop and the loops that it 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 from llvmlite import ir
 from numba import config, njit, types
-from numba.core import cgutils, event
+from numba.core import caching, cgutils, event
 from numba.extending import intrinsic
 
 from faiss_qama.progress import announced
@@ -41,18 +43,54 @@ class _Announced(event.Listener):
 event.register("numba:compile", _Announced())
 
 
+class _ReadOnlyCache(caching.FunctionCache):
+    """A cache in a folder that cannot be written, which numba does not even read: it may have been filled before."""
+
+    class _impl_class(caching.CompileResultCacheImpl):  # noqa: N801 - the name in numba
+        _locator_classes = [
+            type(locator.__name__, (locator,), {"ensure_cache_path": lambda _: None})
+            for locator in caching.CompileResultCacheImpl._locator_classes
+        ]
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return what was compiled before, or None."""
+        try:
+            return super().load_overload(sig, target_context)
+        except OSError:  # there is no such folder, or it cannot be read
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:  # noqa: ARG002
+        """Say that what was compiled is lost with the process."""
+        _warn_that_all_compile()
+
+
+@cache
+def _warn_that_all_compile() -> None:
+    warnings.warn(
+        "every process compiles the search loops, which takes some 10 seconds, as numba's cache cannot be written: "
+        "set NUMBA_CACHE_DIR to a folder that can, or that faiss-qama warmup has filled",
+        stacklevel=2,
+    )
+
+
 def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """Return a decorator that compiles a function with numba, from numba's cache where a folder for it exists."""
+    """Return a decorator that compiles a function with numba, and keeps the result in numba's cache if it can."""
 
     def make(function: Callable[..., Any]) -> Any:
+        compiled = njit(nogil=True, **options)(function)
         try:
-            compiled = njit(cache=True, nogil=True, **options)(function)
+            compiled.enable_caching()
         except RuntimeError:  # no folder for the cache can be written
-            compiled = njit(nogil=True, **options)(function)
+            compiled._cache = _ReadOnlyCache(function)
         compiled.compile = defer_interrupt()(compiled.compile)  # which loads from the cache, too
         return compiled
 
     return make
+
+
+def keeps(loop: Any) -> bool:
+    """Return whether numba's cache keeps what a loop compiles."""
+    return not isinstance(loop._cache, _ReadOnlyCache)
 
 
 @intrinsic

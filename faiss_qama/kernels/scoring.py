@@ -19,12 +19,20 @@ from faiss_qama.kernels.compiling import AHEAD, jitted, prefetch
 
 @intrinsic
 def _value(typing: Any, stored: Any) -> Any:
-    """Return a float32 as it is, and a uint16 as the half-precision number with its bits."""
+    """Return a float32 as it is, and a uint16 as the half-precision number with its bits, which must be finite."""
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        triple, _, features = context.codegen().magic_tuple()
         if stored == types.float32:
             return arguments[0]
-        return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+        if "+f16c" in features or "86" not in triple:
+            return builder.fpext(builder.bitcast(arguments[0], ir.HalfType()), ir.FloatType())
+        # LLVM would call a function that no library has. Exponent and fraction move, and the bias grows from 15 to 127.
+        bits, number = builder.zext(arguments[0], ir.IntType(32)), ir.IntType(32)
+        size = builder.shl(builder.and_(bits, number(0x7FFF)), number(13))
+        scaled = builder.fmul(builder.bitcast(size, ir.FloatType()), ir.FloatType()(2.0**112))
+        sign = builder.shl(builder.and_(bits, number(0x8000)), number(16))
+        return builder.bitcast(builder.or_(builder.bitcast(scaled, number), sign), ir.FloatType())
 
     return types.float32(stored), generate
 

@@ -29,7 +29,7 @@ class Calibration:
     Parameters
     ----------
     n : int
-        Vectors that it was measured on.
+        Vectors that it was measured on, or that they stand for where texts repeat.
     floats : ndarray of shape (len(KS), len(OVERSAMPLES)), float64
         Recall@k if floats re-rank the candidates.
     codes : ndarray of shape (len(KS), len(OVERSAMPLES)), float64
@@ -57,7 +57,8 @@ class Calibration:
         Parameters
         ----------
         k : int
-            Number of neighbours. The curve of the nearest calibrated k at or below it is used.
+            Number of neighbours. The curve of the nearest calibrated k at or below it is used, or where that one ends
+            too early the next: as many candidates hold a larger share of fewer neighbours.
         ntotal : int
             Vectors in the index.
         stage : str
@@ -75,8 +76,8 @@ class Calibration:
         ValueError
             If the recall is not in (0, 1), or out of reach, with the reason and the remedy.
         """
-        curve = getattr(self, stage)[max(i for i, calibrated in enumerate(KS) if calibrated <= k)]
-        ceiling = 1.0 if stage == "floats" else float(curve.max())
+        curves, first = getattr(self, stage), max(i for i, calibrated in enumerate(KS) if calibrated <= k)
+        ceiling = 1.0 if stage == "floats" else float(curves[first].max())
         if recall is None:
             aim = DEFAULT_AIM[stage] * ceiling
         elif not 0 < recall < 1:
@@ -88,11 +89,16 @@ class Calibration:
             )
         else:
             aim = ceiling - MISSES * (ceiling - recall)
-        reached = np.flatnonzero(curve >= aim)
-        if recall is not None and not len(reached):
+        reached = (
+            OVERSAMPLES[int(np.argmax(curve >= aim))] * max(1.0, calibrated / k)
+            for calibrated, curve in zip(KS[first:], curves[first:], strict=True)
+            if curve.max() >= aim
+        )
+        found = next(reached, None)
+        if recall is not None and found is None:
             raise ValueError(
-                f"recall {recall} is out of reach: {curve[-1]:.3f} was measured at the most candidates, and {aim:.3f} "
-                "is aimed at; fit more bytes, or pass oversample="
+                f"recall {recall} is out of reach: {curves[first:].max():.3f} was measured at the most candidates, and "
+                f"{aim:.3f} is aimed at; fit more bytes, or pass oversample="
             )
-        found = OVERSAMPLES[reached[0]] if len(reached) else OVERSAMPLES[-1]
+        found = OVERSAMPLES[-1] if found is None else found
         return float(min(found * max(1.0, ntotal / self.n) ** GROWTH, max(1.0, MAX_CANDIDATES / k)))

@@ -22,7 +22,11 @@ from faiss_qama.threads import parallel_map
 from faiss_qama.vectors import as_vectors
 
 ENCODE_CHUNK = 4096  # vectors whose columns stay in cache until they are packed
+# If every level of a query is the lowest or the highest, the L1 distance is a constant minus an inner product with the
+# signs of the query, whatever the norms of the documents. A query that spreads so many times as far nearly is so.
+LINEAR_GAIN = 16.0
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
+COSINE = "cosine"  # inner products of vectors that are scaled to norm 1 first, on both sides
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,6 +61,8 @@ class Quantizer:
         How it was fitted.
     calibration : Calibration, optional
         The oversampling that each recall needs, if it was measured.
+    cosine : bool
+        Whether vectors are scaled to norm 1 before anything else. The metric is the inner product then.
 
     Examples
     --------
@@ -86,6 +92,7 @@ class Quantizer:
     residual: Quantizer | None = None
     fit_record: FitRecord = field(default_factory=FitRecord)
     calibration: Calibration | None = None
+    cosine: bool = False
 
     def __post_init__(self) -> None:
         columns, cuts = self.layout.columns, self.layout.max_levels - 1
@@ -106,6 +113,8 @@ class Quantizer:
             raise ValueError(f"layout {self.layout} has the residual {self.layout.residual}; got {self.residual}")
         if self.metric not in METRICS.values():
             raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {self.metric}")
+        if self.cosine and self.metric == faiss.METRIC_L2:
+            raise ValueError("cosine is an inner product; got METRIC_L2")
 
     def __repr__(self) -> str:
         return f"Quantizer({self.layout}, {self.d}-d, {self.metric_name})"
@@ -122,8 +131,8 @@ class Quantizer:
 
     @property
     def metric_name(self) -> str:
-        """``inner product`` or ``L2``."""
-        return next(name for name, metric in METRICS.items() if metric == self.metric)
+        """``inner product``, ``L2`` or ``cosine``."""
+        return COSINE if self.cosine else next(name for name, metric in METRICS.items() if metric == self.metric)
 
     def encode(self, x: ArrayLike) -> Codes:
         """Return the codes of documents.
@@ -143,7 +152,12 @@ class Quantizer:
         TypeError, ValueError
             Unless the documents are finite floats of dimension d.
         """
-        return self._encode(as_vectors(x, self.d), self.transform)
+        return self._encode(self.checked(x), self.transform)
+
+    def checked(self, x: ArrayLike, what: str = "vectors") -> Floats:
+        """Return ``x`` (n, d) as float32, scaled to norm 1 if ``cosine``. Raises errors that call it ``what``."""
+        x = as_vectors(x, self.d, what)
+        return scale_to_norm(x, 1.0) if self.cosine else x
 
     def encode_queries(self, xq: ArrayLike) -> Codes:
         """Return the codes, (n, code_size) uint8, of queries ``xq`` (n, d).
@@ -185,7 +199,7 @@ class Quantizer:
 
     def encode_decode(self, x: ArrayLike) -> Floats:
         """Return documents ``x`` (n, d) encoded and decoded, (n, d) float32, with the residual code if there is one."""
-        x = as_vectors(x, self.d)
+        x = self.checked(x)
         code = self.encode(x)
         return self.decode(code, None if self.residual is None else self.encode_residual(x, code))
 
@@ -233,6 +247,16 @@ class Quantizer:
             residual=None,
             calibration=self.calibration.prefixes.get(components) if self.calibration else None,
         )
+
+    def of_any_norm(self) -> Quantizer:
+        """Return the quantizer with queries encoded for documents of any norm: the codes of documents stay.
+
+        For the inner product only. A query side that was trained stays as it is.
+        """
+        if self.metric == faiss.METRIC_L2 or self.fit_record.trained or not isinstance(self.transform, Linear):
+            return self
+        far = self.transform.then(LINEAR_GAIN, -LINEAR_GAIN * self.transform.bias)
+        return replace(self, query_transform=far, fit_record=replace(self.fit_record, query_gain=LINEAR_GAIN))
 
     def is_compatible_with(self, other: Quantizer) -> bool:
         """Return whether codes and stored vectors of ``other`` mean the same as those of this quantizer."""
@@ -295,7 +319,8 @@ class Quantizer:
             layout=CodeLayout.parse(settings["layout"]),
             thresholds=arrays["thresholds"],
             decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
-            metric=METRICS[settings["metric"]],
+            metric=METRICS["inner product" if settings["metric"] == COSINE else settings["metric"]],
+            cosine=settings["metric"] == COSINE,
             normalized=normalized,
             rms_norm=norm,
             query_transform=from_arrays(arrays, "query_transform"),

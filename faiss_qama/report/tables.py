@@ -175,8 +175,10 @@ def percent_interval(values: PerQuery, floats: PerQuery) -> tuple[float, float]:
 
     Parameters
     ----------
-    values, floats : ndarray of shape (nq,), float64
-        One value per query, of the same queries.
+    values : ndarray of shape (nq,), float64
+        One value per query.
+    floats : ndarray of shape (nq,), float64
+        Those of the floats, of the same queries.
 
     Returns
     -------

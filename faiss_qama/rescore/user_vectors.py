@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.arrays import Floats, Ids, Mask
+from faiss_qama.arrays import Floats, Ids, Mask, scale_to_norm
 from faiss_qama.formats.faiss_vectors import FaissVectors
 from faiss_qama.growing import GrowingArray
 from faiss_qama.quantizer.quantizer import Quantizer
@@ -55,6 +55,8 @@ class UserVectors(VectorRescorer):
             raise ValueError(
                 f"rescore: {needed} vectors are needed, and there are {there}: put them there before adding them here"
             )
+        if not isinstance(self._source, np.ndarray):
+            self._source.check()
         if needed > there:
             self._source.add(encoded)
         if self._places is not None:
@@ -79,7 +81,12 @@ class UserVectors(VectorRescorer):
 
     def _in_place(self, rows: Ids) -> tuple[NDArray[Any], Ids] | None:
         x = self._source
-        readable = isinstance(x, np.ndarray) and x.dtype in (np.float32, np.float16) and x.flags.c_contiguous
+        readable = (
+            isinstance(x, np.ndarray)
+            and not self.quantizer.cosine
+            and x.dtype in (np.float32, np.float16)
+            and x.flags.c_contiguous
+        )
         return (x, self._place(rows)) if readable else None
 
     def _place(self, rows: Ids) -> Ids:
@@ -87,7 +94,9 @@ class UserVectors(VectorRescorer):
 
     def _gather(self, rows: Ids) -> Floats:
         places = self._place(rows)
+        x: Floats
         if isinstance(self._source, np.ndarray):
-            return self._source[places].astype(np.float32, copy=False)
-        x: Floats = self._source.take(places)
-        return x
+            x = self._source[places].astype(np.float32, copy=False)
+        else:
+            x = self._source.take(places)
+        return scale_to_norm(x.reshape(-1, x.shape[-1]), 1.0).reshape(x.shape) if self.quantizer.cosine else x

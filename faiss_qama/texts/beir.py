@@ -11,6 +11,7 @@ import json
 import re
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -83,7 +84,8 @@ def embed_folder(source: Path, output: Path, model: str) -> list[tuple[str, str]
     Parameters
     ----------
     source : Path
-        The BEIR folder: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/test.tsv``, optionally other splits.
+        The BEIR folder: ``corpus.jsonl``, ``queries.jsonl`` and ``qrels/test.tsv``, optionally other splits; each may
+        end in ``.gz``.
     output : Path
         The data set folder, which may be the same one.
     model : str
@@ -150,10 +152,11 @@ def documents(path: Path) -> Iterator[tuple[str, str]]:
         yield record["_id"], f"{title} {record['text']}".strip()
 
 
-def read_qrels(path: Path, queries: Mapping[str, int], corpus: Mapping[str, int]) -> Qrels:
-    """Read a tab-separated file of query id, corpus id and grade.
+def read_qrels(path: Path, queries: Mapping[str, int], corpus: Mapping[str, int], *, missing: bool) -> Qrels:
+    """Read a file of query id, corpus id and grade, separated by tabs, or of TREC's four columns.
 
-    A first line whose grade has no digit is a header. Where a pair stands on several lines, the last one counts.
+    A first line whose grade has no digit is a header. Where a pair stands on several lines, the last one counts. Grades
+    of unknown queries are left out, and a warning counts them, as it counts those of unknown documents.
 
     Parameters
     ----------
@@ -163,6 +166,8 @@ def read_qrels(path: Path, queries: Mapping[str, int], corpus: Mapping[str, int]
         The row of each query id.
     corpus : mapping of str to int
         The row of each document id.
+    missing : bool
+        Whether grades of unknown documents are kept. No search finds these, and trec_eval counts them as missed.
 
     Returns
     -------
@@ -172,34 +177,60 @@ def read_qrels(path: Path, queries: Mapping[str, int], corpus: Mapping[str, int]
     Raises
     ------
     ValueError
-        If a line is malformed, or an id is unknown. The message names the line.
+        If a line is malformed, or no grade is of a query and a document that are there. The message names the line.
     """
+    grades = _graded(path)
+    known = {pair: grade for pair, grade in grades.items() if pair[0] in queries}
+    found = {pair: grade for pair, grade in known.items() if pair[1] in corpus}
+    if not found:
+        raise ValueError(
+            f"{path}: none of {len(grades)} grades is of a query and a document that are there; without grades embed "
+            "corpus.jsonl and queries.jsonl alone"
+        )
+    if lost := [query for query, _ in grades if query not in queries]:
+        warnings.warn(
+            f"{path}: {len(lost)} grades of queries that are not there, such as {lost[0]!r}, are left out", stacklevel=2
+        )
+    if lost := [document for _, document in known if document not in corpus]:
+        counted = "count as missed, as in trec_eval" if missing else "are left out"
+        warnings.warn(
+            f"{path}: {len(lost)} grades of documents that are not there, such as {lost[0]!r}, {counted}", stacklevel=2
+        )
+    return [(query, document, grade) for (query, document), grade in (known if missing else found).items()]
+
+
+def _graded(path: Path) -> dict[tuple[str, str], int]:
+    """Return the grade of each pair of query id and corpus id in a file."""
     grades: dict[tuple[str, str], int] = {}
     for number, line in enumerate(read_lines(path), start=1):
         cells = line.split("\t")
         if len(cells) != 3:
+            cells = line.split()
+            if not cells:
+                continue
+            if len(cells) == 4:  # TREC has a column of zeros in second place
+                del cells[1]
+        if len(cells) != 3:
             raise ValueError(
-                f"{path}: line {number}: query-id, corpus-id and score, tab-separated, are needed; got {line!r}"
+                f"{path}: line {number}: query-id, corpus-id and score, tab-separated, are needed, or the four columns "
+                f"of TREC; got {line!r}"
             )
         query, document, score = cells
-        if not re.fullmatch(r"\s*[+-]?\d{1,9}\s*", score):
+        if not re.fullmatch(r"\s*[+-]?\d{1,9}(\.0*)?\s*", score):
             if number == 1 and not any(letter.isdigit() for letter in score):
                 continue
             raise ValueError(f"{path}: line {number}: a score is a whole number of up to 9 digits; got {score!r}")
-        grade = int(score)
-        for identifier, known, name in ((query, queries, "queries.jsonl"), (document, corpus, "corpus.jsonl")):
-            if identifier not in known:
-                raise ValueError(f"{path}: line {number}: {name} has no {identifier!r}; add it there or drop this line")
-        grades[query, document] = grade
-    if not grades:
-        raise ValueError(f"{path}: no rows below the header; without grades embed corpus.jsonl and queries.jsonl alone")
-    return [(query, document, grade) for (query, document), grade in grades.items()]
+        grades[query, document] = int(float(score))
+    return grades
 
 
 def _sides(source: Path) -> list[Side]:
     """Return the corpus, and the queries of each split in the folder, all checked."""
-    corpus_path, queries_path = source / "corpus.jsonl", source / "queries.jsonl"
-    qrels_paths = {prefix: source / "qrels" / f"{split}.tsv" for prefix, split in SPLITS.items()}
+    corpus_path, queries_path = _there(source / "corpus.jsonl"), _there(source / "queries.jsonl")
+    qrels_paths = {
+        prefix: _there(source / "qrels" / f"{split}.tsv", source / "qrels" / f"{split}.txt")
+        for prefix, split in SPLITS.items()
+    }
     for path in (corpus_path, queries_path, qrels_paths[""]):
         if not path.exists():
             raise FileNotFoundError(
@@ -213,12 +244,18 @@ def _sides(source: Path) -> list[Side]:
     ]
     for prefix, path in qrels_paths.items():
         if path.exists():
-            qrels = read_qrels(path, queries, corpus)
+            qrels = read_qrels(path, queries, corpus, missing=not prefix)  # what is trained on has vectors
             judged = {query for query, _, _ in qrels}
             texts = {identifier: text for identifier, text in asked if identifier in judged}
             rows = {identifier: row for row, identifier in enumerate(texts)}
             sides.append(Side(f"{prefix}queries", (queries_path, path), rows, texts.values, "encode_query", qrels))
     return sides
+
+
+def _there(*paths: Path) -> Path:
+    """Return the first of ``paths`` that is there, as it is or with ``.gz``; the first if none is."""
+    named = [candidate for path in paths for candidate in (path, path.with_name(path.name + ".gz"))]
+    return next((path for path in named if path.exists()), paths[0])
 
 
 def _rows(path: Path, ids: Iterable[str]) -> dict[str, int]:
@@ -285,7 +322,7 @@ def _write_labels(output: Path, corpus: Side, queries: list[Side]) -> None:
     named = {side.name: side for side in queries}
     for prefix in SPLITS:
         if (side := named.get(f"{prefix}queries")) is not None:
-            rows = [(side.rows[query], corpus.rows[document], grade) for query, document, grade in side.qrels]
+            rows = [(side.rows[query], corpus.rows.get(document, -1), grade) for query, document, grade in side.qrels]
             _write_tsv(output / f"{prefix}qrels.tsv", ("query", "document", "grade"), rows)
         elif (output / f"{prefix}queries.json").exists():
             for name in ("queries.json", "queries.npy", "queries_ids.txt", "qrels.tsv"):

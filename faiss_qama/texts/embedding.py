@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -47,7 +49,7 @@ def json_lines(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
     path : Path
         The file.
     *needed : str
-        Fields that every object must have, as texts.
+        Fields that every object must have, as texts. A whole number is one for ``_id``.
 
     Yields
     ------
@@ -66,6 +68,8 @@ def json_lines(path: Path, *needed: str) -> Iterator[dict[str, Any]]:
         except (ValueError, KeyError, TypeError, RecursionError):
             fields = " and ".join(map(repr, needed))
             raise ValueError(f"{path}: line {number}: not a JSON object with the field {fields}") from None
+        if type(values.get("_id")) is int:
+            record["_id"] = values["_id"] = str(values["_id"])
         for field, value in values.items():
             if not isinstance(value, str):
                 raise ValueError(f"{path}: line {number}: {field!r} is no text")
@@ -78,7 +82,7 @@ def read_lines(path: Path) -> Iterator[str]:
     Parameters
     ----------
     path : Path
-        The file.
+        The file; gzip, if its name ends in ``.gz``.
 
     Yields
     ------
@@ -88,16 +92,18 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises
     ------
     ValueError
-        If the file is empty or not UTF-8.
+        If the file is empty, not UTF-8, or damaged.
     """
     empty = True
     try:
-        with path.open(encoding="utf-8") as file:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
             for line in file:  # str.splitlines would also split at form feeds
                 empty = False
                 yield line.rstrip("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start})") from None
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a whole gzip file ({error})") from None
     if empty:
         raise ValueError(f"{path}: no lines")
 

@@ -26,7 +26,7 @@ def keep(name: str, index: QamaIndex) -> None:
 
 
 def main() -> None:
-    """Fit, fill and write three indexes: every kind of file is in one of them."""
+    """Fit, fill and write four indexes: every kind of file is in one of them."""
     warnings.simplefilter("ignore")
     flat = QamaIndex(
         fit(X, config=FitConfig(layout="2x9,1.5x9,1x9,0.5x8+1x18"), metric=faiss.METRIC_L2), "codes", base="Flat"
@@ -49,6 +49,10 @@ def main() -> None:
     graph.add_with_ids(X, np.arange(300) + 1000)
     graph.remove_ids(np.arange(1000, 1050))
     keep("v1-graph", graph)
+
+    cosine = QamaIndex(fit(5 * X, config=FitConfig(layout="1x36"), metric="cosine", queries=XQ), "sq8")
+    cosine.add(np.arange(1, 301, dtype=np.float32)[:, None] * X)
+    keep("v1-cosine", cosine)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""faiss-qama as a client of VectorDBBench; README.md says how to register it."""
