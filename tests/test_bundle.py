@@ -80,7 +80,7 @@ def test_saving_again_replaces_and_leaves_nothing_behind(small, corpus, tmp_path
     make(small, "fp32", corpus[:300]).save(path)
     reader = QamaIndex.load(path, mmap=True)
     before = reader.search(corpus[:5], 3)
-    (path / "vectors-7.npy").write_bytes(b"left by a save that was killed")
+    (path / "vectors-2.npy").write_bytes(b"left by a save that was killed")
     make(small, "none", corpus[:200]).save(path)
     if os.name != "nt":  # Windows keeps what the reader has mapped
         assert files(path) == {"manifest.json", "quantizer-2.safetensors", "codes-2.npy"}
@@ -267,6 +267,75 @@ def test_a_foreign_manifest_is_seen_before_anything_is_written(small, corpus, tm
     assert not (path / ".lock").exists()
 
 
+def test_what_cannot_be_replaced_is_refused_with_the_remedy(small, corpus, tmp_path):
+    remedy = "; delete the folder .*i.qama, or name another"
+    path = tmp_path / "i.qama" / "manifest.json"
+    make(small, "none", corpus[:20]).save(path.parent)
+    whole = path.read_text()
+    for content, message in (
+        (whole + "x", r"damaged, or not the manifest of an index \(Extra data: line \d+"),
+        (whole.replace('"ntotal": 20', '"ntotal": 21'), "damaged: its checksum does not match"),
+        ('{"name": "a web app"}', "not the manifest of an index; another program wrote it"),
+        ("[1]", "not the manifest of an index; another program wrote it"),
+        ("[" * 100_000, "damaged, or not the manifest of an index"),
+    ):
+        path.write_text(content)
+        for use in (bundle.check_writable, make(small, "none", corpus[:20]).save):
+            with pytest.raises(ValueError, match=f"manifest.json: {message}.*{remedy}"):
+                use(path.parent)
+        with pytest.raises(ValueError, match=f"manifest.json: {message}"):
+            QamaIndex.load(path.parent)
+        assert path.read_text() == content
+
+
+def test_a_save_removes_the_files_of_its_own_generations_alone(small, corpus, tmp_path):
+    path = tmp_path / "i.qama"
+    make(small, "none", corpus[:20]).save(path)
+    np.save(path / "vectors-77.npy", corpus)
+    (path / "ids-٢.npy").write_bytes(b"mine")
+    before = {name: (path / name).read_bytes() for name in ("vectors-77.npy", "ids-٢.npy")}
+    for _ in range(3):
+        make(small, "none", corpus[:20]).save(path)
+    assert {name: (path / name).read_bytes() for name in before} == before
+    assert files(path) - set(before) == {"manifest.json", "quantizer-4.safetensors", "codes-4.npy"}
+
+
+def test_files_of_later_generations_are_not_left_by_a_first_save(small, corpus, tmp_path):
+    path = tmp_path / "i.qama"
+    path.mkdir()
+    for name in (".lock", "ids-1.npy", "ids-3.npy"):
+        (path / name).touch()
+    with pytest.raises(FileExistsError, match="holds no manifest.json; nothing was written"):
+        make(small, "none", corpus[:20]).save(path)
+    assert files(path) == {"ids-1.npy", "ids-3.npy"}
+    (path / "ids-3.npy").unlink()
+    make(small, "none", corpus[:20]).save(path)
+    assert files(path) == {"manifest.json", "quantizer-1.safetensors", "codes-1.npy"}
+
+
+def test_a_link_to_nowhere_is_in_the_way_before_anything_is_computed(small, corpus, tmp_path):
+    (tmp_path / "i.qama").symlink_to(tmp_path / "none")
+    with pytest.raises(FileExistsError, match="a file is in the way"):
+        bundle.check_writable(tmp_path / "i.qama")
+
+
+@pytest.mark.parametrize("base", ["Flat", "BFlat", "BIVF4"])
+@pytest.mark.parametrize("mmap", [False, True])
+def test_a_name_that_is_not_utf8(small, corpus, tmp_path, base, mmap):
+    path = tmp_path / os.fsdecode(b"e\xff.qama")
+    try:
+        path.mkdir()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    index = QamaIndex(small, "none", base=base)
+    index.train(corpus)
+    index.add(corpus[:50])
+    index.save(path)
+    np.testing.assert_array_equal(
+        QamaIndex.load(path, mmap=mmap).search(corpus[:5], 3)[1], index.search(corpus[:5], 3)[1]
+    )
+
+
 def test_no_pickle_and_a_manifest_that_people_can_read(small, corpus, tmp_path):
     make(small, "fp16", corpus).save(tmp_path / "i.qama")
     manifest = json.loads((tmp_path / "i.qama" / "manifest.json").read_text())
@@ -286,6 +355,94 @@ def test_a_manifest_without_what_is_needed_is_refused(small, corpus, tmp_path, k
     for use in (QamaIndex.load, bundle.verify, bundle.check_writable):
         with pytest.raises(ValueError, match=f"manifest.json: not the manifest of an index .*{key}"):
             use(tmp_path / "i.qama")
+
+
+WRONG = (None, -1, "x", [], {}, 10**30, 1.5)
+
+
+def edits(manifest):
+    """Yield ``manifest`` with one value of another kind, by the place of the value."""
+
+    def changed(*place, value):
+        copy = json.loads(json.dumps(manifest))
+        part = copy
+        for key in place[:-1]:
+            part = part[key]
+        part[place[-1]] = value
+        return place, value, copy
+
+    places = [(key,) for key in manifest if key not in ("sha256", "written_by")]
+    places += [("quantizer", key) for key in ("d", "layout", "metric", "normalized", "rms_norm", "fit_record")]
+    places += [("files", name, key) for name in manifest["files"] for key in ("name", "bytes", "sha256")]
+    for place in places:
+        yield from (changed(*place, value=value) for value in WRONG)
+    for path in ("/etc/passwd", "../../etc/passwd", "sub/codes-1.npy", "codes-2.npy", "..", "", "manifest.json"):
+        yield changed("files", "codes", "name", value=path)
+    for value in (0, -1.0, float("nan"), float("inf")):
+        yield changed("quantizer", "rms_norm", value=value)
+    for base in (
+        "Flat",
+        "IVF8",
+        "IVF999999999999",
+        "BFlat",
+        "BIVF8",
+        "BHNSW8",
+        "BHash8",
+        "BHash2x4",
+        "BHash999",
+        "auto",
+    ):
+        if not {base, manifest["base"]} <= {"BFlat", "BHash8", "BHash2x4"}:  # one file serves them
+            yield changed("base", value=base)
+    yield changed("base_settings", "foo", value=3)
+
+
+@pytest.mark.parametrize(
+    ("base", "rescore"), [("Flat", "fp16"), ("IVF4", "sq8"), ("BFlat", "fp32"), ("BIVF4", "none"), ("BHNSW8", "codes")]
+)
+def test_a_manifest_edited_by_hand_is_refused_by_name(small, corpus, tmp_path, base, rescore):
+    """With a checksum that matches."""
+    folder, path = tmp_path / "i.qama", tmp_path / "i.qama" / "manifest.json"
+    index = QamaIndex(small, rescore, base=base)
+    index.train(corpus)
+    index.add(corpus[:300])
+    index.save(folder)
+    manifest = json.loads(path.read_text())
+    for place, value, edited in edits(manifest):
+        if edited == manifest or (value in (1.5, 10**30) and "rms_norm" in place) or place == ("base_settings",):
+            continue  # another scale is no fault, and settings have defaults
+        path.write_bytes(bundle.sign(edited))
+        for mmap in (False, True):
+            if not (mmap and place[-1] == "sha256"):  # what is mapped is not read
+                with pytest.raises((ValueError, FileNotFoundError), match=str(folder)) as error:
+                    pytest.fail(f"{place} {value}: {QamaIndex.load(folder, mmap=mmap)}")
+                assert len(str(error.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("base", "setting", "least", "most"),
+    [
+        ("IVF4", "nprobe", 1, 10**30),
+        ("BIVF4", "nprobe", 1, 2**31 - 1),
+        ("BHNSW8", "efSearch", 1, 2**31 - 1),
+        ("BHash6", "nflip", 0, 6),
+    ],
+)
+def test_settings_that_cannot_be_are_refused_by_name(small, corpus, tmp_path, base, setting, least, most):
+    index = QamaIndex(small, "none", base=base)
+    index.train(corpus)
+    index.add(corpus[:300])
+    index.save(tmp_path / "i.qama")
+    path = tmp_path / "i.qama" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for value in (least, most):
+        path.write_bytes(bundle.sign(manifest | {"base_settings": {setting: value}}))
+        assert QamaIndex.load(tmp_path / "i.qama").ntotal == 300
+    beyond = [] if base == "IVF4" else [most + 1]  # more lists than there are, are all lists
+    for value in (least - 1, *beyond, None, "x", [], {}, 1.5, True):
+        path.write_bytes(bundle.sign(manifest | {"base_settings": {setting: value}}))
+        with pytest.raises(ValueError, match=f"manifest.json: not the manifest of an index .*{setting}"):
+            QamaIndex.load(tmp_path / "i.qama")
 
 
 def forge(folder, name, place, value):

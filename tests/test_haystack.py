@@ -131,7 +131,9 @@ def test_two_saves_are_not_mixed(tmp_path, both):
     old = (tmp_path / "store.json").read_text()
     store.delete_documents(["0-0"])
     store.save_to_disk(tmp_path / "store.json")
-    (tmp_path / "store.json").write_text(old)
+    (tmp_path / "store.json").write_text(old)  # it says where the documents are, and no more
+    assert QamaDocumentStore.load_from_disk(tmp_path / "store.json").filter_documents() == store.filter_documents()
+    store._vectors.index.save(tmp_path / "store.qama")
     with pytest.raises(DocumentStoreError, match="are of different saves"):
         QamaDocumentStore.load_from_disk(tmp_path / "store.json")
 

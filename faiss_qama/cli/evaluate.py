@@ -36,7 +36,8 @@ from faiss_qama.index.by_row import by_row
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.quantizer.quantizer import COSINE, METRICS
 from faiss_qama.report import tables
-from faiss_qama.storage import atomic_files, bundle
+from faiss_qama.storage import atomic_files
+from faiss_qama.storage.manifest import MANIFEST
 from faiss_qama.vectors import Corpus
 
 
@@ -98,7 +99,7 @@ def eval_command(
         )  # before anything is measured
     options = drop_none(recall=recall, oversample=oversample)
     settings = drop_none(nprobe=nprobe, efSearch=ef_search)
-    if queries_path is None and (target / bundle.MANIFEST).exists():
+    if queries_path is None and (target / MANIFEST).exists():
         raise ValueError(f"{target} is an index: pass QUERIES (.npy) too")
     if queries_path is not None:
         if methods or train_queries or seeds > 1:

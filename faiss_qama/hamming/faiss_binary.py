@@ -20,6 +20,7 @@ from faiss_qama.hamming.code_index import CodeIndex, PartReader
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
+MOST = 2**31 - 1  # of what FAISS holds in an int
 EF_WIDTH = 2  # least nodes of a graph to visit per candidate: with one per candidate, a tenth is missed
 KNOWN = "BFlat, BIVFn, BIVFn_HNSWm, BHNSWm, BHashb, BHashnxb, Flat, IVFn"
 _CLASSES = (
@@ -173,6 +174,9 @@ class FaissCodeIndex(CodeIndex):
         for name, value in settings.items():
             if name not in self.settings:
                 raise ValueError(f"{name} means nothing to {self}; it has {', '.join(self.settings) or 'no settings'}")
+            least, most = (0, self.index.b) if name == "nflip" else (1, MOST)
+            if not least <= value <= most:
+                raise ValueError(f"{name} must be from {least} to {most}; got {value}")
             setattr(self.index.hnsw if name == "efSearch" else self.index, name, value)
 
     @property
@@ -195,6 +199,8 @@ class FaissCodeIndex(CodeIndex):
         if str(base) == name:
             return base
         made_anew = cls(name, layout)
+        if str(base) != "BFlat" or not isinstance(made_anew.index, faiss.IndexBinaryHash | faiss.IndexBinaryMultiHash):
+            raise reader.invalid("codes", f"{base}; the manifest says {name}")
         made_anew.append(base.codes)
         return made_anew
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from weakref import WeakSet
 
 _LOCKS: WeakSet[ReadWriteLock] = WeakSet()
@@ -14,7 +14,7 @@ _LOCKS: WeakSet[ReadWriteLock] = WeakSet()
 class ReadWriteLock:
     """A lock that searches share and a change holds alone. A change that waits goes before later searches.
 
-    A thread that holds the lock must not ask for it again.
+    A thread that holds the lock must not ask for it again. Ctrl-C while a thread waits, holds or leaves frees the lock.
     """
 
     def __init__(self) -> None:
@@ -22,38 +22,51 @@ class ReadWriteLock:
         _LOCKS.add(self)
 
     def _reset(self) -> None:
-        self._free = threading.Condition()
-        self._readers, self._waiting, self._writing = 0, 0, False
+        # Entered as it is: Ctrl-C at the start of Condition.__exit__, which is Python, would never free it.
+        self._mutex = threading.RLock()
+        self._free = threading.Condition(self._mutex)
+        # A token per holder, as unlike a count it is set and dropped in one step, and may be dropped twice.
+        self._readers: set[object] = set()
+        self._writers: set[object] = set()  # those that wait too
+        self._writing: object = None
 
-    @contextmanager
-    def read(self) -> Iterator[None]:
+    def read(self) -> AbstractContextManager[None]:
         """Hold the lock together with other readers."""
-        with self._free:
-            self._free.wait_for(lambda: not self._writing and not self._waiting)
-            self._readers += 1
-        try:
-            yield
-        finally:
-            with self._free:
-                self._readers -= 1
-                self._free.notify_all()
+        return self._held(self._read)
+
+    def write(self) -> AbstractContextManager[None]:
+        """Hold the lock alone."""
+        return self._held(self._write)
 
     @contextmanager
-    def write(self) -> Iterator[None]:
-        """Hold the lock alone."""
-        with self._free:
-            self._waiting += 1
-            try:
-                self._free.wait_for(lambda: not self._writing and not self._readers)
-                self._writing = True
-            finally:
-                self._waiting -= 1
+    def _held(self, take: Callable[[object], None]) -> Iterator[None]:
+        token = object()
         try:
-            yield
+            try:
+                with self._mutex:
+                    take(token)
+                yield
+            finally:
+                self._leave(token)
         finally:
-            with self._free:
-                self._writing = False
-                self._free.notify_all()
+            self._leave(token)  # again: Ctrl-C may have ended the first
+
+    def _read(self, token: object) -> None:
+        self._free.wait_for(lambda: not self._writers)
+        self._readers.add(token)
+
+    def _write(self, token: object) -> None:
+        self._writers.add(token)
+        self._free.wait_for(lambda: self._writing is None and not self._readers)
+        self._writing = token
+
+    def _leave(self, token: object) -> None:
+        with self._mutex:
+            self._readers.discard(token)
+            self._writers.discard(token)
+            if self._writing is token:
+                self._writing = None
+            self._free.notify_all()
 
 
 def _after_fork() -> None:

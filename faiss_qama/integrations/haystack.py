@@ -18,9 +18,8 @@ from haystack.document_stores.types import DuplicatePolicy, FilterPolicy, apply_
 from haystack.utils.filters import document_matches_filter
 
 from faiss_qama.arrays import Floats
-from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.integrations.self_fitting import SelfFittingIndex
-from faiss_qama.storage import atomic_files, bundle
+from faiss_qama.integrations.store_files import load_store, save_store
 from faiss_qama.vectors import PathLike
 
 SIMILARITIES = ("dot_product", "cosine")
@@ -168,31 +167,31 @@ class QamaDocumentStore:
             return [replace(document, score=scores[document.id]) for document in found]
 
     def save_to_disk(self, path: PathLike) -> None:
-        """Write documents to the JSON file ``path``, and the index to the folder of that name with ``.qama``."""
+        """Write documents and index to the folder of the name ``path`` with ``.qama``, in one atomic step.
+
+        The file ``path`` says that they are there. It holds the documents if none has an embedding.
+        """
         path = Path(path)
         with self._lock:
-            folder, index = path.with_suffix(".qama"), self._vectors.index
-            if index is not None:
-                index.save(folder)
             content = {
-                "index": None if index is None else bundle.fingerprint(folder),
                 "store": self.to_dict(),
                 "numbers": self._numbers,
                 "next": self._next,
                 "documents": [document.to_dict(flatten=False) for document in self._documents.values()],
             }
-        atomic_files.write_text(path, json.dumps(content))
+            save_store(path, path.with_suffix(".qama"), self._vectors.index, json.dumps(content))
 
     @classmethod
     def load_from_disk(cls, path: PathLike) -> QamaDocumentStore:
-        """Return the store of :meth:`save_to_disk`. Raises DocumentStoreError if its two parts are of two saves."""
+        """Return the store of :meth:`save_to_disk`. Raises DocumentStoreError for an index without documents."""
         path = Path(path)
-        content = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            index, saved = load_store(path, path.with_suffix(".qama"))
+        except ValueError as error:
+            raise DocumentStoreError(str(error)) from None
+        content = json.loads(saved)
         store = cls.from_dict(content["store"])
-        if content["index"] is not None:
-            index = QamaIndex.load(path.with_suffix(".qama"))
-            if content["index"] != bundle.fingerprint(path.with_suffix(".qama")):
-                raise DocumentStoreError(f"{path} and its index are of different saves; the last was interrupted")
+        if index is not None:
             store._vectors = SelfFittingIndex(index.metric_type, index.rescore, index)
         store._documents = {fields["id"]: Document.from_dict(fields) for fields in content["documents"]}
         store._numbers, store._next = content["numbers"], content["next"]

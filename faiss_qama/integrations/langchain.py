@@ -22,7 +22,7 @@ from faiss_qama.index.lock import ReadWriteLock
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.integrations.langchain_documents import Metadatas, Names, Pairs, dump, load, make_documents, make_filter
 from faiss_qama.integrations.self_fitting import SMALL, fitted
-from faiss_qama.storage import atomic_files, bundle
+from faiss_qama.integrations.store_files import load_store, save_store
 from faiss_qama.threads import defer_interrupt
 from faiss_qama.vectors import PathLike
 
@@ -248,19 +248,16 @@ class QamaVectorStore(VectorStore):
         return [found[i][0] for i in chosen]
 
     def save_local(self, folder_path: PathLike, index_name: str = "index") -> None:
-        """Write index and documents to the folder ``folder_path``, without a pickle."""
+        """Write index and documents to the folder ``folder_path``, in one atomic step and without a pickle."""
         path = Path(folder_path) / f"{index_name}.qama"
         path.parent.mkdir(exist_ok=True, parents=True)
         with self._lock.read():
-            if self.index is not None:
-                self.index.save(path)
             content = {
-                "index": None if self.index is None else bundle.fingerprint(path),
                 "small": self._small,
                 "options": {"distance_strategy": self.distance_strategy, "normalize_L2": self.normalize_L2},
                 "documents": [self._documents[name].model_dump() for name in self._names],
             }
-        atomic_files.write_text(path.with_suffix(".json"), dump(content))
+            save_store(path.with_suffix(".json"), path, self.index, dump(content))
 
     @classmethod
     def load_local(
@@ -274,15 +271,12 @@ class QamaVectorStore(VectorStore):
     ) -> QamaVectorStore:
         """Return the store that :meth:`save_local` wrote; with ``mmap`` read-only and memory-mapped.
 
-        ``options`` of the class go before the saved ones. Raises ValueError if index and documents are of two saves, as
-        an interrupted save leaves them.
+        ``options`` of the class go before the saved ones. Raises ValueError if the index was saved without documents.
         """
         options.pop("allow_dangerous_deserialization", None)  # nothing here is dangerous
         path = Path(folder_path) / f"{index_name}.qama"
-        content = load(path.with_suffix(".json").read_text(encoding="utf-8"))
-        index = None if content["index"] is None else QamaIndex.load(path, mmap=mmap)
-        if index is not None and content["index"] != bundle.fingerprint(path):
-            raise ValueError(f"{path} and its .json are of different saves; the last was interrupted")
+        index, saved = load_store(path.with_suffix(".json"), path, mmap=mmap)
+        content = load(saved)
         documents = [Document(**fields) for fields in content["documents"]]
         store = cls(embeddings, index, documents, **{**content["options"], **options})
         store._small = content["small"]

@@ -30,7 +30,7 @@ from llama_index.core.vector_stores.utils import (
 
 from faiss_qama.index.lock import ReadWriteLock
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.storage import atomic_files, bundle
+from faiss_qama.integrations.store_files import load_store, save_store
 from faiss_qama.threads import defer_interrupt
 from faiss_qama.vectors import PathLike
 
@@ -163,27 +163,29 @@ class QamaVectorStore(BasePydanticVectorStore):
         return VectorStoreQueryResult(similarities=list(hits.values()), ids=names)
 
     def persist(self, persist_path: PathLike = DEFAULT_PERSIST_PATH, fs: Any = None) -> None:
-        """Write the nodes to the file ``persist_path``, and the index to a folder beside it, ``.qama`` at its end."""
+        """Write nodes and index to a folder, in one atomic step: ``persist_path`` with ``.qama`` at its end.
+
+        The file ``persist_path`` says that they are there.
+        """
         _check_local(fs)
         path = Path(persist_path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock.read():
-            self._index.save(_beside(path))
-            content = {"next": self._next, "nodes": self._nodes, "index": bundle.fingerprint(_beside(path))}
-        atomic_files.write_text(path, json.dumps(NOT_SIMPLE | content))
+            content = {"next": self._next, "nodes": self._nodes}
+            save_store(path, _beside(path), self._index, json.dumps(content), NOT_SIMPLE)
 
     @classmethod
     def from_persist_path(cls, persist_path: PathLike, fs: Any = None) -> QamaVectorStore:
         """Return the store that :meth:`persist` wrote.
 
-        Raises ValueError if index and nodes are of two saves, as an interrupted save leaves them.
+        Raises ValueError if the index was saved without nodes.
         """
         _check_local(fs)
         path = Path(persist_path)
-        content = json.loads(path.read_text(encoding="utf-8"))
-        index = QamaIndex.load(_beside(path))
-        if content["index"] != bundle.fingerprint(_beside(path)):
-            raise ValueError(f"{path} and {_beside(path)} are of different saves; the last was interrupted")
+        index, saved = load_store(path, _beside(path))
+        if index is None:
+            raise ValueError(f"{path}: not written by QamaVectorStore.persist")
+        content = json.loads(saved)
         store = cls.model_construct()
         store._index, store._next = index, content["next"]
         store._nodes = {name: (i, node) for name, (i, node) in content["nodes"].items()}

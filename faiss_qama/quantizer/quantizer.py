@@ -299,6 +299,9 @@ class Quantizer:
 
         Raises KeyError, TypeError or ValueError for parts that are missing, unknown or of a wrong shape.
         """
+        norm, normalized = settings["rms_norm"], settings["normalized"]
+        if not (isinstance(norm, float | int) and 0 < norm < float("inf") and isinstance(normalized, bool)):
+            raise ValueError(f"rms_norm is a number above 0 and normalized a bool; got {norm!r} and {normalized!r}")
         calibrations = {}
         for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):
             curves = arrays[f"{name}.floats"], arrays[f"{name}.codes"]
@@ -318,8 +321,8 @@ class Quantizer:
             decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
             metric=METRICS["inner product" if settings["metric"] == COSINE else settings["metric"]],
             cosine=settings["metric"] == COSINE,
-            normalized=settings["normalized"],
-            rms_norm=settings["rms_norm"],
+            normalized=normalized,
+            rms_norm=norm,
             query_transform=from_arrays(arrays, "query_transform"),
             query_adapter=Linear(arrays["query_adapter.matrix"], arrays["query_adapter.bias"])
             if "query_adapter.matrix" in arrays

@@ -49,19 +49,21 @@ def check_writable(path: PathLike, others: Iterable[Path] = ()) -> None:
     Raises
     ------
     OSError
-        For a folder at ``path``, and for a parent folder that is missing or may not be written to.
+        For what is there and is no regular file, and for a parent folder that is missing or may not be written to.
     ValueError
         If ``path`` is one of ``others``.
     """
-    final = Path(path)
-    folder = final.absolute().parent
+    final, target = Path(path), _target(path)
+    folder = target.parent
     if final.is_dir():
         raise IsADirectoryError(f"{final}: a folder is in the way")
+    if (os.path.lexists(target) or final.exists()) and not final.is_file():
+        raise FileExistsError(f"{final}: a device, a pipe or the like is in the way; name a file")
     if not folder.is_dir():
         raise FileNotFoundError(f"{final}: the folder {folder} does not exist")
     if not os.access(folder, os.W_OK):
         raise PermissionError(f"{final}: the folder {folder} may not be written to")
-    if any(final.resolve() == other.resolve() for other in others):
+    if any(target == _target(other) for other in others):
         raise ValueError(f"{final}: the same command reads or writes this already, and it would be replaced")
 
 
@@ -69,27 +71,32 @@ def check_writable(path: PathLike, others: Iterable[Path] = ()) -> None:
 def replacing(path: PathLike) -> Iterator[Path]:
     """Yield a path to write to; at the end its file replaces ``path`` in one atomic step, unless an error is raised.
 
-    Raises the errors of :func:`check_writable`, and OSError naming ``path`` if writing fails.
+    A link stays, and the file that it leads to is replaced. Raises the errors of :func:`check_writable`, and OSError
+    naming ``path`` if writing fails.
     """
-    final = Path(path)
-    check_writable(final)
-    part = final.with_name(final.name + ".part")
+    check_writable(path)
+    target = _target(path)
+    part = target.with_name(target.name + ".part")
     try:
-        with naming(final):
+        with naming(path, part):
             yield part
             sync(part)
-            os.replace(part, final)
+            os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
 
 
+def _target(path: PathLike) -> Path:
+    return Path(os.path.realpath(path))  # unlike Path.resolve it raises nothing for a link to itself
+
+
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Add the name ``path`` to an OSError without a file name, such as that of a full disk."""
+def naming(path: PathLike, part: Path | None = None) -> Iterator[None]:
+    """Name ``path`` in an OSError without a file name, such as that of a full disk, or with the name of ``part``."""
     try:
         yield
     except OSError as error:
-        if error.errno is not None and error.filename is None:
+        if error.errno is not None and error.filename in (None, str(part)):
             error.filename = str(path)
         raise
 
@@ -120,14 +127,10 @@ def write_stream(path: Path, x: NDArray[Any] | Stream) -> None:
 
 
 def write_faiss(path: Path, index: Any) -> None:
-    """Write a faiss.Index or faiss.IndexBinary. Raises OSError naming ``path`` if FAISS cannot."""
+    """Write a faiss.Index or faiss.IndexBinary. Raises OSError if it is not written in full."""
     write = faiss.write_index_binary if isinstance(index, faiss.IndexBinary) else faiss.write_index
-    try:
-        write(index, str(path))
-    except RuntimeError as error:
-        raise OSError(
-            f"{path}: could not be written; is the disk full? ({str(error).splitlines()[-1].strip()})"
-        ) from None
+    with path.open("wb") as file:  # FAISS ignores that a file it has written to cannot be closed, as on a full disk
+        write(index, faiss.PyCallbackIOWriter(file.write))
 
 
 def sha256(path: Path) -> str:

@@ -17,14 +17,12 @@ leaves the old index or the new one. The manifest holds the SHA-256 of every fil
     norms-G.npy                  norms of the decoded sums: (n,) float16 of unit vectors, float32 under L2
     ids-G.npy                    (n,) int64, the user's own ids
     alive-G.npy                  (n,) bool, false for a removed row
+    documents-G.json             documents of the store of a framework
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
-import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,19 +42,22 @@ from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import read_base
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.storage import atomic_files
+from faiss_qama.storage.manifest import (
+    FORMAT,
+    MANIFEST,
+    VERSION,
+    BundleError,
+    generation_of,
+    invalid_manifest,
+    read_manifest,
+    sign,
+)
 from faiss_qama.vectors import PathLike
 
 T = TypeVar("T")
 
-FORMAT, VERSION = "faiss-qama bundle", 1
-BEFORE_RELEASE = "faiss-qama"  # the format of bundles that were written before the first release
-NEEDED: dict[str, type] = {"generation": int, "ntotal": int, "base": str, "rescore": str, "written_by": str}
-NEEDED |= {"base_settings": dict, "quantizer": dict, "files": dict}
-MANIFEST, LOCK = "manifest.json", ".lock"
-_OURS = re.compile(
-    r"(quantizer-\d+\.safetensors|codes-\d+\.faissindex|manifest\.json\.new"
-    r"|(codes|rows|places|sizes|centroids|vectors|residual|norms|ids|alive)-\d+\.npy)"
-)
+LOCK = ".lock"
+_FAULTS = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)  # of impossible values
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +72,8 @@ class Bundle:
         The kind of its rescorer.
     base : CodeIndex
         The codes. It may be filled while the chunks of a stream are consumed.
-    parts : mapping of str to ndarray or Stream
-        The arrays of the rescorer and of the ids, by name.
+    parts : mapping of str to ndarray, Stream or str
+        The arrays of the rescorer and of the ids, and the text of the documents, by name.
     """
 
     quantizer: Quantizer
@@ -96,16 +97,19 @@ def check_writable(path: PathLike, sources: Iterable[Path] = ()) -> None:
     OSError
         For a file at ``path``, a folder of other files, and a missing parent folder.
     ValueError
-        For a damaged manifest, and for a source inside the folder.
+        For a manifest that cannot be read, and for a source inside the folder.
     """
     folder = Path(path)
-    if not folder.exists():
+    if not os.path.lexists(folder):
         if not folder.absolute().parent.is_dir():
             raise FileNotFoundError(f"{folder}: the folder {folder.absolute().parent} does not exist")
     elif not folder.is_dir():
         raise FileExistsError(f"{folder}: a file is in the way; an index is written as a folder")
     elif (folder / MANIFEST).exists():
-        _parse(folder)
+        try:
+            read_manifest(folder)
+        except BundleError as error:
+            raise BundleError(f"{error}; delete the folder {folder}, or name another") from None
     elif any(folder.iterdir()) and not _only_leftovers(folder):
         raise FileExistsError(f"{folder}: this folder is not empty and holds no {MANIFEST}; nothing was written")
     for source in sources:
@@ -136,7 +140,7 @@ def write(path: PathLike, bundle: Bundle) -> None:
     try:
         with atomic_files.naming(folder), filelock.FileLock(folder / LOCK, timeout=0):
             try:
-                previous = _parse(folder) if (folder / MANIFEST).exists() else {"generation": 0}
+                previous = read_manifest(folder) if (folder / MANIFEST).exists() else {"generation": 0}
                 _write_generation(folder, previous["generation"] + 1, bundle)
             finally:
                 if not (folder / MANIFEST).exists():  # nothing was written, so remove the folder
@@ -172,7 +176,7 @@ def read(path: PathLike, make: Callable[[Quantizer, str, CodeIndex, Parts], T], 
     """
     folder = Path(path)
     while True:
-        manifest = _parse(folder)
+        manifest = read_manifest(folder)
         try:
             reader, ntotal = Parts(folder, manifest["files"], mmap), manifest["ntotal"]
             quantizer = _read_quantizer(reader.path("quantizer"), manifest["quantizer"])
@@ -180,10 +184,12 @@ def read(path: PathLike, make: Callable[[Quantizer, str, CodeIndex, Parts], T], 
             base.set(manifest["base_settings"])
             return make(quantizer, manifest["rescore"], base, reader)
         except FileNotFoundError:
-            if _parse(folder) == manifest:  # else a save has replaced the generation meanwhile
+            if read_manifest(folder) == manifest:  # else a save has replaced the generation meanwhile
                 raise
-        except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / MANIFEST}: not the manifest of an index ({error!r})") from None
+        except BundleError:
+            raise
+        except _FAULTS as error:
+            raise invalid_manifest(folder / MANIFEST, f"{type(error).__name__}: {error}") from None
 
 
 def verify(path: PathLike) -> dict[str, Any]:
@@ -191,18 +197,10 @@ def verify(path: PathLike) -> dict[str, Any]:
 
     Raises FileNotFoundError or ValueError, naming the file and the fault.
     """
-    manifest = _parse(Path(path))
-    try:
-        for entry in manifest["files"].values():
-            _verify(Path(path) / entry["name"], entry, hash_it=True)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{Path(path) / MANIFEST}: not the manifest of an index ({error!r})") from None
+    manifest = read_manifest(Path(path))
+    for entry in manifest["files"].values():
+        _verify(Path(path) / entry["name"], entry, hash_it=True)
     return manifest
-
-
-def fingerprint(path: PathLike) -> str:
-    """Return a str that tells the saved state of the bundle at ``path`` from every other: its manifest's checksum."""
-    return str(_parse(Path(path))["sha256"])
 
 
 class Parts:
@@ -228,7 +226,7 @@ class Parts:
     def path(self, name: str, *, mapped: bool = False) -> Path:
         """Return the file of a part, checked against its size, and against its checksum unless it is ``mapped``."""
         if name not in self._files:
-            raise ValueError(f"{self._folder / MANIFEST}: no {name} is named")
+            raise BundleError(f"{self._folder / MANIFEST}: no {name} is named")
         entry = self._files[name]
         path: Path = self._folder / entry["name"]
         _verify(path, entry, hash_it=not mapped)
@@ -237,7 +235,10 @@ class Parts:
     def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True) -> NDArray[Any]:
         """Return an array, memory-mapped if ``mmap`` and ``mapped``. Raises ValueError for another shape or dtype."""
         mapped = mapped and self._mmap
-        array: NDArray[Any] = open_npy(self.path(name, mapped=mapped), mapped)
+        try:
+            array: NDArray[Any] = open_npy(self.path(name, mapped=mapped), mapped)
+        except ValueError as error:  # it names the file
+            raise BundleError(error) from None
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
             raise self.invalid(name, f"{array.shape} {array.dtype}; the manifest says {shape} {np.dtype(dtype)}")
         return array
@@ -246,15 +247,16 @@ class Parts:
         """Return a FAISS binary index. Raises ValueError, naming the file, if FAISS cannot read it."""
         path = self.path(name, mapped=mapped and self._mmap)
         try:
-            return faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC if self._mmap else 0)
+            with path.open("rb") as file:
+                if self._mmap and _in_utf8(path):
+                    return faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC)
+                return faiss.read_index_binary(faiss.PyCallbackIOReader(file.read))
         except RuntimeError as error:
-            if not path.exists():  # a save has replaced the generation
-                raise FileNotFoundError(f"{path}: missing; the manifest names it") from None
             raise self.invalid(name, f"not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
 
-    def invalid(self, name: str, reason: str) -> ValueError:
+    def invalid(self, name: str, reason: str) -> BundleError:
         """Return the error for a part with impossible values."""
-        return ValueError(f"{self._folder / self._files[name]['name']}: {reason}")
+        return BundleError(f"{self._folder / self._files[name]['name']}: {reason}")
 
 
 def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
@@ -264,8 +266,10 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         if isinstance(part, faiss.IndexBinary):
             path = files[name] = folder / f"{name}-{generation}.faissindex"
             atomic_files.write_faiss(path, part)
-            if path.stat().st_size < part.ntotal * part.code_size:  # FAISS ignores a failed flush
-                raise OSError(f"{path}: could not be written in full: {path.stat().st_size} bytes; is the disk full?")
+            return
+        if isinstance(part, str):
+            files[name] = folder / f"{name}-{generation}.json"
+            files[name].write_text(part, encoding="utf-8", newline="\n")
             return
         files[name] = folder / f"{name}-{generation}.npy"
         atomic_files.write_stream(files[name], part)
@@ -298,10 +302,10 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         atomic_files.sync(folder)
     finally:
         # Files that the manifest does not name are an older generation's, or left by an interrupted save.
-        current = _parse(folder)["files"].values() if (folder / MANIFEST).exists() else ()
+        current = read_manifest(folder)["files"].values() if (folder / MANIFEST).exists() else ()
         kept = {entry["name"] for entry in current}
         for entry in folder.iterdir():
-            if _OURS.fullmatch(entry.name) and entry.name not in kept:
+            if generation_of(entry.name) <= generation and entry.name not in kept:
                 with suppress(OSError):  # Windows keeps mapped files; the next save removes them
                     entry.unlink()
 
@@ -312,55 +316,34 @@ def file_entry(path: Path) -> dict[str, Any]:
     return {"name": path.name, "bytes": path.stat().st_size, "sha256": atomic_files.sha256(path)}
 
 
-def sign(manifest: Mapping[str, Any]) -> bytes:
-    """Return the bytes of ``manifest.json``, with the checksum of the manifest itself."""
-    unsigned = {key: value for key, value in manifest.items() if key != "sha256"}
-    return _dump(unsigned | {"sha256": hashlib.sha256(_dump(unsigned)).hexdigest()})
-
-
 def _only_leftovers(folder: Path) -> bool:
-    """Return whether a killed first save left all files of ``folder``: its lock, and files with our names."""
+    """Return whether a killed first save left all files of ``folder``: its lock, and files of generation 1."""
     names = {entry.name for entry in folder.iterdir()}
-    return LOCK in names and all(_OURS.fullmatch(name) for name in names - {LOCK})
+    return LOCK in names and all(generation_of(name) <= 1 for name in names - {LOCK})
+
+
+def _in_utf8(path: Path) -> bool:
+    """Return whether FAISS can open a file by this name."""
+    try:
+        return bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _read_quantizer(path: Path, settings: dict[str, Any]) -> Quantizer:
     try:
-        return Quantizer.from_state(safetensors.numpy.load(path.read_bytes()), settings)
-    except (SafetensorError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: not the quantizer that the manifest describes ({error})") from None
-
-
-def _parse(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    if not folder.is_dir() or not path.exists():
-        raise FileNotFoundError(f"{folder}: no index here ({MANIFEST} is missing)")
-    raw = path.read_bytes()
-    try:
-        manifest = json.loads(raw)
-        found = manifest["format"], manifest["version"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not the manifest of an index ({error})") from None
-    if found[0] == BEFORE_RELEASE:
-        raise ValueError(f"{path}: written before the first release, in a format that is no longer read: fit again")
-    if found != (FORMAT, VERSION):
-        raise ValueError(f"{path}: format {found[0]} version {found[1]}; this release reads {FORMAT} version {VERSION}")
-    if raw != sign(manifest):
-        raise ValueError(f"{path}: damaged: its checksum does not match")
-    for key, kind in NEEDED.items():
-        if not isinstance(manifest.get(key), kind):
-            raise ValueError(f"{path}: not the manifest of an index ({key} is {manifest.get(key)!r})")
-    return dict(manifest)
-
-
-def _dump(manifest: dict[str, Any]) -> bytes:
-    return (json.dumps(manifest, indent=2) + "\n").encode()
+        quantizer = Quantizer.from_state(safetensors.numpy.load(path.read_bytes()), settings)
+        if quantizer.d != settings["d"]:
+            raise ValueError(f"its dimension is {quantizer.d}, not {settings['d']}")
+        return quantizer
+    except (SafetensorError, *_FAULTS) as error:
+        raise BundleError(f"{path}: not the quantizer that the manifest describes ({error})") from None
 
 
 def _verify(path: Path, entry: Mapping[str, Any], hash_it: bool) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: missing; the manifest names it")
-    if path.stat().st_size != entry["bytes"]:
-        raise ValueError(f"{path}: damaged: {path.stat().st_size} bytes; the manifest says {entry['bytes']}")
-    if hash_it and atomic_files.sha256(path) != entry["sha256"]:
-        raise ValueError(f"{path}: damaged: its checksum does not match the manifest")
+    if path.stat().st_size != entry.get("bytes"):
+        raise BundleError(f"{path}: damaged: {path.stat().st_size} bytes; the manifest says {entry['bytes']}")
+    if hash_it and atomic_files.sha256(path) != entry.get("sha256"):
+        raise BundleError(f"{path}: damaged: its checksum does not match the manifest")
