@@ -13,6 +13,7 @@ from faiss_qama.arrays import Floats
 from faiss_qama.evaluation.exhaustive_search import search_hamming
 from faiss_qama.evaluation.recall import found_with_ties
 from faiss_qama.progress import progress
+from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.near_duplicates import NearDuplicates
@@ -80,15 +81,7 @@ def _measure(quantizer: Quantizer, split: Split) -> Calibration:
     for block in progress([b for b in blocks if len(b)], "calibration"):  # some queries against everything
         exact = sign * faiss.pairwise_distances(xq[block], x, quantizer.metric)
         asymmetric = sign * faiss.pairwise_distances(adapted[block], decoded, quantizer.metric)
-        hamming = np.empty(exact.shape, dtype=np.int32)
-        faiss.hammings(
-            faiss.swig_ptr(query_code[block]),
-            faiss.swig_ptr(code),
-            len(exact),
-            len(code),
-            quantizer.code_size,
-            faiss.swig_ptr(hamming),
-        )
+        hamming = bit_packing.hamming_table(query_code[block], code)
         distances = hamming.astype(np.min_scalar_type(8 * quantizer.code_size))  # numpy sorts 16 bits by their digits
         sizes = np.einsum("qd,qd->q", xq[block], xq[block]) * (sign < 0)  # what L2 distances were rounded at
         found_by = _curves(exact, asymmetric, distances, sizes, copies[block[0]])
