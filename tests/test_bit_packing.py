@@ -3,6 +3,7 @@ from __future__ import annotations
 from unittest import mock
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_layout import layouts
@@ -69,3 +70,12 @@ def test_padding_is_zero_and_bits_are_lowest_first(layout, data):
     bits = [[int(byte) >> i & 1 for byte in row for i in range(8)] for row in code]
     np.testing.assert_array_equal(np.array(bits)[:, : layout.n_bits], bit_packing.unpack(code, layout))
     assert not np.array(bits)[:, layout.n_bits :].any()
+
+
+@pytest.mark.parametrize("size", [1, 7, 8, 24, 48, 100])
+def test_tables_of_distances_are_those_of_numpy(size):
+    rng = np.random.default_rng(0)
+    a, b = rng.integers(0, 256, (90, size), np.uint8), rng.integers(0, 256, (50, size), np.uint8)
+    rows = np.arange(0, 90, 3)
+    table = bit_packing.hamming_table(a[rows], b[:, ::-1])  # copies, and arrays in another order
+    np.testing.assert_array_equal(table, bit_packing.hamming(a[::3, None], b[None, :, ::-1]))

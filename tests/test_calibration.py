@@ -160,9 +160,9 @@ def test_copies_in_the_corpus_are_estimated_from_those_in_a_sample():
     whole = np.random.default_rng(0).permutation(np.concatenate([x, np.repeat(often, 30, axis=0)]))
     for corpus, low, high in ((x, 1, 1.01), (np.repeat(often, 60, axis=0), 3.7, 4), (whole, 1.5, 4)):
         split = split_corpus(Corpus(corpus), Corpus(xq), len(corpus) // 4, 0)
-        assert low <= np.mean(calibrate_module.copies_near(split, faiss.METRIC_L2)) <= high
+        assert low <= np.mean(calibrate_module.copies_near(split, faiss.METRIC_L2)[0]) <= high
         split = split_corpus(Corpus(corpus), Corpus(xq), len(corpus), 0)
-        assert (calibrate_module.copies_near(split, faiss.METRIC_L2) == 1).all()
+        assert (calibrate_module.copies_near(split, faiss.METRIC_L2)[0] == 1).all()
 
 
 def test_a_curve_that_ends_too_early_goes_on_in_the_next():

@@ -75,3 +75,11 @@ def test_importing_the_package_loads_neither_torch_nor_the_compiler():
         "import sys, faiss_qama, faiss_qama.cli; print([m for m in ('torch', 'numba', 'llvmlite') if m in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_arrays_that_faiss_reads_by_address_have_names(path):
+    """``swig_ptr`` keeps no reference, so the memory of ``swig_ptr(x[rows])`` is free before FAISS reads it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "swig_ptr":
+            assert isinstance(node.args[0], ast.Name | ast.Attribute), f"line {node.lineno}: {ast.unparse(node)}"

@@ -13,6 +13,7 @@ from faiss_qama.arrays import Floats
 from faiss_qama.evaluation.exhaustive_search import search_hamming
 from faiss_qama.evaluation.recall import found_with_ties
 from faiss_qama.progress import progress
+from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.near_duplicates import NearDuplicates
@@ -73,52 +74,54 @@ def _measure(quantizer: Quantizer, split: Split) -> Calibration:
     own = quantizer.fit_record.trained and len(split.validation_qrels) > 0
     sign = 1 if quantizer.metric == faiss.METRIC_INNER_PRODUCT else -1
 
-    floats = np.zeros((len(KS), len(OVERSAMPLES)))
+    floats = np.zeros((2, len(KS), len(OVERSAMPLES)))
     codes = np.zeros_like(floats)
-    copies = copies_near(split, quantizer.metric)
+    copies, repeated = copies_near(split, quantizer.metric)
     blocks = [np.flatnonzero(copies == c)[i : i + 32] for c in np.unique(copies) for i in range(0, len(xq), 32)]
     for block in progress([b for b in blocks if len(b)], "calibration"):  # some queries against everything
         exact = sign * faiss.pairwise_distances(xq[block], x, quantizer.metric)
         asymmetric = sign * faiss.pairwise_distances(adapted[block], decoded, quantizer.metric)
-        hamming = np.empty(exact.shape, dtype=np.int32)
-        faiss.hammings(
-            faiss.swig_ptr(query_code[block]),
-            faiss.swig_ptr(code),
-            len(exact),
-            len(code),
-            quantizer.code_size,
-            faiss.swig_ptr(hamming),
-        )
+        hamming = bit_packing.hamming_table(query_code[block], code)
         distances = hamming.astype(np.min_scalar_type(8 * quantizer.code_size))  # numpy sorts 16 bits by their digits
         sizes = np.einsum("qd,qd->q", xq[block], xq[block]) * (sign < 0)  # what L2 distances were rounded at
         found_by = _curves(exact, asymmetric, distances, sizes, copies[block[0]])
         floats += found_by[0]
         codes += _curves(asymmetric, asymmetric, distances, sizes, copies[block[0]])[1] if own else found_by[1]
-    return Calibration(round(len(x) * copies.mean()), floats / len(xq), codes / len(xq))
+    return Calibration(round(len(x) * copies.mean()), _mean(floats, len(xq), repeated), _mean(codes, len(xq), repeated))
 
 
-def copies_near(split: Split, metric: int) -> NDArray[np.float64]:
-    """Return how many vectors of the corpus a vector of the sample stands for, near each validation query: (nq,).
+def _mean(sums: NDArray[np.float64], n: int, repeated: float) -> NDArray[np.float64]:
+    """Return the mean of ``n`` queries from the sums of values and of their squares.
 
-    Texts that are there once grow apart in a sample. Copies of a text do not: a sample holds fewer of each. So where
-    the sample is a share of the corpus, the copies of each query's nearest document are counted. Of c copies in the
-    corpus a sample of share f that holds one holds 1 + (c - 1) * f in the mean.
+    Where texts repeat, the k nearest are copies of a few, and each query tells less: that share of the standard error
+    is left out.
+    """
+    mean = sums[0] / n
+    out: NDArray[np.float64] = mean - repeated * np.sqrt(np.maximum(sums[1] / n - mean**2, 0) / n)
+    return out
+
+
+def copies_near(split: Split, metric: int) -> tuple[NDArray[np.float64], float]:
+    """Return how many vectors of the corpus a vector of the sample stands for, and how often texts repeat.
+
+    The first is of each validation query, (nq,); the second is the share of them whose nearest document has copies.
+
+    Texts that are there once grow apart in a sample. Copies of a text do not: a sample holds fewer of each. So the
+    copies of each query's nearest document are counted. Of c copies in the corpus a sample of share f that holds one
+    holds 1 + (c - 1) * f in the mean.
     """
     xq, x = split.validation, split.train
-    if split.share == 1:
-        return np.ones(len(xq))
     _, near = faiss.knn(xq, x, 1, metric=metric)
     there = NearDuplicates(x, faiss.METRIC_L2).between(x[near[:, 0]], x).sum(axis=1)
     copies = 1 + (there - 1) / split.share
     copies = np.maximum(copies, copies.mean())  # what is there once may have as many as the others
-    out: NDArray[np.float64] = np.minimum(copies / there, 1 / split.share)
-    return out
+    return np.minimum(copies / there, 1 / split.share), float(np.mean(there > 1))
 
 
 def _curves(
     exact: Floats, asymmetric: Floats, hamming: NDArray[np.unsignedinteger], sizes: Floats, copies: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return recall@k by (k, oversample), summed over queries, for re-ranking by floats and by codes.
+    """Return recall@k by (k, oversample), summed over queries, and its squares, for re-ranking by floats and by codes.
 
     The first three are (nq, n), of queries and documents. Documents as near as the k-th nearest, up to the rounding
     of scores of these ``sizes`` (nq,) and more, count as found: duplicates are as good as each other. A document
@@ -127,7 +130,7 @@ def _curves(
     nq, n = exact.shape
     order = np.argsort(hamming, axis=1, kind="stable")[:, :MAX_CANDIDATES]
     ordered, losses = np.take_along_axis(exact, order, axis=1), -np.take_along_axis(asymmetric, order, axis=1)
-    floats = np.empty((len(KS), len(OVERSAMPLES)))
+    floats = np.empty((2, len(KS), len(OVERSAMPLES)))
     codes = np.empty_like(floats)
     for i, k in enumerate(KS):
         wanted = min(int(np.ceil(k / copies)), n)
@@ -142,6 +145,7 @@ def _curves(
             best, seen = np.concatenate([best, more], axis=1), candidates
             top = np.argpartition(np.take_along_axis(losses, best, axis=1), wanted - 1, axis=1)[:, :wanted]
             best = np.take_along_axis(best, top, axis=1)
-            floats[i, j] = found[:, candidates - 1].sum() / wanted
-            codes[i, j] = np.minimum(np.take_along_axis(relevant, best, axis=1).sum(axis=1), wanted).sum() / wanted
+            kept = np.minimum(np.take_along_axis(relevant, best, axis=1).sum(axis=1), wanted)
+            for sums, share in ((floats, found[:, candidates - 1] / wanted), (codes, kept / wanted)):
+                sums[:, i, j] = share.sum(), (share**2).sum()
     return floats, codes

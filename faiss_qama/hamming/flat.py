@@ -15,6 +15,7 @@ from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming import bit_planes
 from faiss_qama.hamming.code_index import CodeIndex, PartReader
 from faiss_qama.kernels import kernel
+from faiss_qama.quantizer.bit_packing import hamming_table
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.threads import even_slices, parallel_map
 
@@ -220,16 +221,7 @@ def nearest_of(base: CodeIndex, queries: Codes, rows: Ids, k: int) -> tuple[Dist
     D, I = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
     for start in range(0, len(rows), CHUNK):
         some = rows[start : start + CHUNK]
-        distances = np.empty((len(queries), len(some)), np.int32)
-        code = base.take(some)
-        faiss.hammings(
-            faiss.swig_ptr(queries),
-            faiss.swig_ptr(code),
-            len(queries),
-            len(some),
-            code.shape[1],
-            faiss.swig_ptr(distances),
-        )
+        distances = hamming_table(queries, base.take(some))
         D = np.concatenate([D, distances], axis=1)
         I = np.concatenate([I, np.broadcast_to(some, distances.shape)], axis=1)
         D, I = topk.best(D, I, k, larger=False)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -81,7 +82,8 @@ def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
         try:
             compiled.enable_caching()
         except RuntimeError:  # no folder for the cache can be written
-            compiled._cache = _ReadOnlyCache(function)
+            with suppress(RuntimeError):  # numba knows of no folder at all
+                compiled._cache = _ReadOnlyCache(function)
         compiled.compile = defer_interrupt()(compiled.compile)  # which loads from the cache, too
         return compiled
 
@@ -90,7 +92,7 @@ def jitted(**options: Any) -> Callable[[Callable[..., Any]], Any]:
 
 def keeps(loop: Any) -> bool:
     """Return whether numba's cache keeps what a loop compiles."""
-    return not isinstance(loop._cache, _ReadOnlyCache)
+    return isinstance(loop._cache, caching.FunctionCache) and not isinstance(loop._cache, _ReadOnlyCache)
 
 
 @intrinsic

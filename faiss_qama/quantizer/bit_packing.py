@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from functools import cache
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
@@ -100,6 +101,14 @@ def truncate(codes: Codes, layout: CodeLayout) -> Codes:
 def twice(codes: Codes, layout: CodeLayout) -> Codes:
     """Return each code (n, layout.code_size) followed by itself, bit by bit, as a layout of twice the segments."""
     return np.packbits(np.tile(unpack(codes, layout), 2), axis=1, bitorder="little")
+
+
+def hamming_table(a: Codes, b: Codes) -> NDArray[np.int32]:
+    """Return the Hamming distances (na, nb) int32 of all codes ``a`` (na, code_size) from all ``b`` (nb, code_size)."""
+    a, b = np.ascontiguousarray(a), np.ascontiguousarray(b)  # FAISS reads them by address, so they must stay alive
+    distances = np.empty((len(a), len(b)), np.int32)
+    faiss.hammings(faiss.swig_ptr(a), faiss.swig_ptr(b), len(a), len(b), a.shape[1], faiss.swig_ptr(distances))
+    return distances
 
 
 def hamming(a: Codes, b: Codes) -> NDArray[np.int32]:
