@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,6 +72,11 @@ class FitResult:
     measured: list[MethodResult]
     untrained: MethodResult | None
     next_queries: str = "queries.npy"
+
+    @property
+    def next_command(self) -> str:
+        """The command to type next, quoted for a shell."""
+        return shlex.join(["faiss-qama", "search", str(self.path), self.next_queries, "-k", str(K)])
 
 
 def fit_index(

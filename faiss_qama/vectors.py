@@ -208,6 +208,11 @@ class Corpus:
         return other
 
     @property
+    def name(self) -> str:
+        """The file, how many files, or the name of an array."""
+        return self._parts[0][1] if len(self._parts) == 1 else f"{len(self._parts)} files"
+
+    @property
     def n_chunks(self) -> int:
         """Number of chunks that :meth:`chunks` yields."""
         return -(-len(self) // self._step)
@@ -299,10 +304,9 @@ class Corpus:
         if not len(rows):
             return
         null = max(part.null for part, _ in self._parts)
-        name = self._parts[0][1] if len(self._parts) == 1 else f"{len(self._parts)} files"
         if len(rows) == first:
-            raise ValueError(f"{name}: no vectors, as {_bad_rows(rows, first, null)}")
-        warnings.warn(f"left out of {name}: {_bad_rows(rows, first, null)}", stacklevel=3)
+            raise ValueError(f"{self.name}: no vectors, as {_bad_rows(rows, first, null)}")
+        warnings.warn(f"left out of {self.name}: {_bad_rows(rows, first, null)}", stacklevel=3)
         self._kept = np.delete(np.arange(first), rows)
         self.shape = (len(self._kept), self.shape[1])
         self.ids = self._kept if self.ids is None else self.ids[self._kept]

@@ -485,6 +485,6 @@ def test_export_is_read_by_faiss_alone(folder, kind):
 @pytest.mark.parametrize("base", ["IVF5000", "BIVF5000"])
 @pytest.mark.parametrize("command", [["fit"], ["build", "corpus.qama"]])
 def test_more_lists_than_the_corpus_has_vectors_are_refused_with_both_numbers(folder, base, command):
-    done = run(*command, "corpus.npy", "-o", "lists.qama", "--base", base, cwd=folder, check=2)
+    done = run(*command, "corpus.npy", "-o", "many.qama", "--base", base, cwd=folder, check=2)
     assert done.stderr == f"error: {base} needs at least 5,000 vectors to train; the corpus has 1,200\n"
-    assert not (folder / "lists.qama").exists()
+    assert not (folder / "many.qama").exists()

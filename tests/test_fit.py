@@ -178,7 +178,7 @@ def test_few_vectors_fit_and_say_so():
     with pytest.warns(UserWarning, match="fitted on 36 vectors; 18 components need 72"):
         quantizer = fit(x)
     assert np.isfinite(quantizer.decode(quantizer.encode(x))).all()
-    with pytest.raises(ValueError, match="at least 2 vectors; got 1"):
+    with pytest.raises(ValueError, match="corpus: fitting needs at least 2 vectors; got 1"):
         fit(x[:1])
     with pytest.raises(ValueError, match="at least 20 are needed; got 3"):
         fit(x, queries=x[:3])

@@ -148,7 +148,7 @@ class FitConfig:
         """
         try:
             with open(path, encoding="utf-8") as file:
-                settings = yaml.safe_load(file)
+                settings = yaml.load(file, _Loader)
         except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date of month 99 is a ValueError
             raise ValueError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
         try:
@@ -237,3 +237,15 @@ def _listed(dims: Iterable[int] | str) -> tuple[int, ...]:
     if not all(isinstance(count, int) and not isinstance(count, bool) for count in listed):
         raise TypeError(f"matryoshka_dims must be component counts, or 'nested'; got {dims!r}")
     return listed
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, as YAML does; SafeLoader takes the last."""
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key.value in [before.value for before in keys[:i]]:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} is there twice", problem_mark=key.start_mark)
+        return node

@@ -113,7 +113,7 @@ def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int,
         For a corpus of one vector, and for fewer than ``MIN_QUERIES`` queries.
     """
     if len(corpus) < 2:
-        raise ValueError("fitting needs at least 2 vectors; got 1")
+        raise ValueError(f"{corpus.name}: fitting needs at least 2 vectors; got 1")
     rng = np.random.default_rng(seed)
     if pairs is not None:
         return _split_pairs(corpus, queries, sample, rng, pairs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 import traceback
 import warnings
@@ -18,14 +20,16 @@ from faiss_qama.cli.warmup import warmup
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on standard error and exit status 2."""
-    warnings.showwarning = lambda message, *_: click.echo(f"note: {message}", err=True)
+    warnings.showwarning = lambda message, *_: click.echo(f"note: {_in_one_line(str(message))}", err=True)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape")  # names of files may be no text
     options: dict[str, bool] = {}
     try:
         sys.exit(cli(standalone_mode=False, obj=options) or 0)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
-        click.echo(f"error: {error.format_message()}", err=True)
+        click.echo(f"error: {_in_one_line(error.format_message())}", err=True)
         sys.exit(2)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -34,14 +38,21 @@ def main() -> None:
         sys.stderr.close()
         sys.exit(0)
     except _MISTAKES as error:
-        click.echo(traceback.format_exc() if options.get("debug") else f"error: {_in_one_line(error)}", err=True)
+        click.echo(
+            traceback.format_exc() if options.get("debug") else f"error: {_in_one_line(_message(error))}", err=True
+        )
         sys.exit(2)
 
 
 _MISTAKES = (OSError, LookupError, ValueError, TypeError, ArithmeticError, RuntimeError, ImportError, MemoryError)
 
 
-def _in_one_line(error: Exception) -> str:
+def _in_one_line(text: str) -> str:
+    """Return a message in one line, with the option of the command line for the one of Python."""
+    return re.sub(r"rescore='(\w+)'", r"--rescore \1", " ".join(line.strip() for line in text.splitlines()))
+
+
+def _message(error: Exception) -> str:
     if isinstance(error, OSError):
         return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
     if isinstance(error, LookupError):  # what is mapped is not checked against its checksum

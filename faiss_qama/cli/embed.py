@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import click
@@ -31,13 +32,15 @@ def embed(texts: Path, output: Path | None, model: str, field: str | None) -> No
             raise ValueError(f"--field is for JSON lines; those of the folder {texts} have the fields title and text")
         output = output or texts
         click.echo(tables.facts(embed_folder(texts, output, model)))
-        click.echo(f"wrote {output}\nnext: faiss-qama eval {output}")
+        click.echo(f"wrote {output}\nnext: {shlex.join(['faiss-qama', 'eval', str(output)])}")
         return
     output = output or texts.with_suffix(".npy")
     atomic_files.check_writable(output, [texts])
     x = embed_texts(read_texts(texts, field or "text"), model)
     atomic_files.write_npy(output, x)
-    click.echo(f"wrote {output}: {len(x):,} x {x.shape[1]} float32\nnext: faiss-qama fit {output}")
+    click.echo(
+        f"wrote {output}: {len(x):,} x {x.shape[1]} float32\nnext: {shlex.join(['faiss-qama', 'fit', str(output)])}"
+    )
 
 
 @click.command(short_help="Fit and search the documentation of Python.")

@@ -16,7 +16,18 @@ from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.vectors import Corpus
 
 METRIC_CHOICES: dict[str, int | str] = {"ip": METRICS["inner product"], "l2": METRICS["L2"], COSINE: COSINE}
-PATH = click.Path(path_type=Path)
+
+
+class _Path(click.Path):
+    """A path that is not empty: pathlib takes an empty one for the folder where the command runs."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not value:
+            self.fail("the path is empty", param, ctx)
+        return super().convert(value, param, ctx)
+
+
+PATH = _Path(path_type=Path)
 
 k_option = click.option("-k", type=click.IntRange(min=1), default=10, show_default=True, help="Number of neighbours.")
 recall_option = click.option(

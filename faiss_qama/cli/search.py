@@ -103,7 +103,8 @@ def search(
     if output is None:
         k = min(k, max(index.ntotal, 1))  # what is missing is not printed
     else:
-        output = output if output.suffix == ".npz" else output.with_name(output.name + ".npz")
+        if output.suffix != ".npz" and output.name not in ("", ".."):  # folders, which are refused below
+            output = output.with_name(output.name + ".npz")
         atomic_files.check_writable(output, [*queries.paths, *index_path.glob("*")])
     options = {"recall": recall, "oversample": oversample, **drop_none(nprobe=nprobe, efSearch=ef_search)}
     D, I = search_in_blocks(index, queries.read(), k, **options)

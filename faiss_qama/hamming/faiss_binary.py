@@ -207,6 +207,8 @@ class FaissCodeIndex(CodeIndex):
     def train(self, codes: Codes) -> None:
         if not self.index.is_trained and len(codes) < self.index.nlist:
             raise ValueError(f"{self} needs at least {self.index.nlist} vectors to train; got {len(codes)}")
+        if hasattr(self.index, "cp"):
+            self.index.cp.min_points_per_centroid = 1  # or FAISS warns of fewer than 39, on standard error
         self.index.train(codes)
 
     def append(self, codes: Codes) -> None:

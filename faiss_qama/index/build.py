@@ -93,7 +93,11 @@ def build_index(
             code = quantizer.encode(x) if codes is None else codes[first : first + len(x)]
             if codes is None:
                 base.append(code)
-            yield x if rescorer is None else rescorer.encode(x, code, first)
+            try:
+                rows = x if rescorer is None else rescorer.encode(x, code, first)
+            except ValueError as error:  # a row that cannot be stored
+                raise ValueError(f"{corpus.name}: {str(error).removeprefix('vectors: ')}") from None
+            yield rows
             first += len(x)
         if codes is None and base.settings and not spec.settings:
             trials.extend(_tuned(quantizer, base, corpus, spec, queries))

@@ -56,7 +56,7 @@ def write_page(result: FitResult, path: PathLike, command: str) -> None:
         tiles=_tiles(result, faster),
         charts=page_charts(result, faster),
         printed=fit_summary(result),
-        next=f"faiss-qama search {result.path} {result.next_queries} -k {K}",
+        next=result.next_command,
         command=command,
         versions=_versions(),
     )

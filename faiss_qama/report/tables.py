@@ -58,7 +58,7 @@ def fit_summary(result: FitResult) -> str:
     codes, kept = (n * part for part in index.bytes_per_vector)
     kept_text = f" + {size_text(kept)} {'residual codes' if index.rescore == 'codes' else 'vectors'}" if kept else ""
     end = f"wrote {result.path} ({size_text(codes)}{kept_text})"
-    return "\n".join([facts(rows), table, end, f"next: faiss-qama search {result.path} {result.next_queries} -k 10"])
+    return "\n".join([facts(rows), table, end, f"next: {result.next_command}"])
 
 
 def base_facts(trials: Sequence[BaseTrial], n: int, *, auto: bool) -> list[tuple[str, str]]:

@@ -1,0 +1,111 @@
+"""What the command line says: one line per mistake, that names the file; a next command that a shell can read."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+
+import faiss
+import numpy as np
+import pytest
+from conftest import fit_quietly, make_vectors
+
+from faiss_qama import QamaIndex
+from faiss_qama.cli import app
+
+X = make_vectors(400)
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "one.npy", X[:1])
+    np.save(tmp_path / "huge.npy", np.where(np.arange(len(X))[:, None] == 7, X * 1e6, X))
+    index = QamaIndex(fit_quietly(X, layout="2x18"), "none")
+    index.add(X)
+    index.save(tmp_path / "i.qama")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """A function that runs a command and returns its status, output and errors."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["faiss-qama", *arguments])
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)  # which main replaces
+        with pytest.raises(SystemExit) as stop:
+            app.main()
+        return stop.value.code, *capfd.readouterr()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["search", "i.qama", "x.npy", "-o", ""], "Invalid value for '-o' / '--output': the path is empty"),
+        (["export", "i.qama", ""], "Invalid value for 'OUTPUT': the path is empty"),
+        (["fit", ""], "Invalid value for 'CORPUS...': the path is empty"),
+        (["search", "i.qama", "x.npy", "-o", "."], ".: a folder is in the way"),
+        (["search", "i.qama", "x.npy", "-o", ".."], "..: a folder is in the way"),
+        (["fit", "one.npy"], "one.npy: fitting needs at least 2 vectors; got 1"),
+        (
+            ["fit", "x.npy", "--config", "twice.yaml"],
+            'twice.yaml: not YAML (seed is there twice in "twice.yaml", line 3, ',
+        ),
+        (["fit", "x.npy", "--config", "inner.yaml"], "inner.yaml: not YAML (epochs is there twice in "),
+        (["inspect", "a\nb"], "a b: no index here"),
+    ],
+)
+def test_a_mistake_is_one_line(folder, run, command, message):
+    (folder / "twice.yaml").write_text("seed: 1\nsample: 300\nseed: 2\n")
+    (folder / "inner.yaml").write_text("train:\n  epochs: 1\n  epochs: 1\n")
+    status, out, errors = run(*command)
+    assert (status, out) == (2, "")
+    assert errors.startswith(f"error: {message}")
+    assert len(errors.splitlines()) == 1
+
+
+@pytest.mark.filterwarnings("ignore:vectors of norm")
+def test_what_cannot_be_stored_is_named_with_its_file_and_the_option(folder, run):
+    for corpus, name in ((["huge.npy"], "huge.npy: row 7"), (["x.npy", "huge.npy"], "2 files: row 407")):
+        status, out, errors = run("build", "i.qama", *corpus, "-o", "no.qama")
+        assert (status, out) == (2, "")
+        assert errors.splitlines()[-1].startswith(f"error: {name} holds ")
+        assert errors.endswith("; use --rescore fp32\n")
+        assert not (folder / "no.qama").exists()
+
+
+def test_the_next_command_is_one_that_a_shell_reads(folder, run):
+    name = "it's a $HOME.qama"
+    _, out, _ = run("fit", "x.npy", "-o", name)
+    line = out.splitlines()[-1]
+    assert line.startswith("next: faiss-qama search ")
+    command = shlex.split(line.removeprefix("next: "))
+    assert command == ["faiss-qama", "search", name, "queries.npy", "-k", "10"]
+    np.save(folder / "queries.npy", X[:2])
+    assert run(*command[1:])[0] == 0
+
+
+def test_faiss_does_not_warn_of_lists_of_few_vectors(folder, run):
+    status, _, errors = run("fit", "x.npy", "-o", "lists.qama", "--base", "BIVF16")
+    assert (status, errors) == (0, "")
+
+
+@pytest.mark.parametrize("kind", ["hamming", "binary"])
+def test_names_that_are_no_text(folder, run, kind):
+    name = os.fsdecode(b"e\xff.faiss")
+    try:
+        (folder / name).touch()
+    except OSError:
+        pytest.skip("this file system has no such names")
+    status, out, errors = run("export", "i.qama", name, "--kind", kind)
+    assert (status, errors) == (0, "")
+    assert out.startswith("wrote e")
+    read = faiss.read_index_binary if kind == "binary" else faiss.read_index
+    with open(name, "rb") as file:
+        assert read(faiss.PyCallbackIOReader(file.read)).ntotal == len(X)
