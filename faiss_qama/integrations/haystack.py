@@ -152,8 +152,8 @@ class QamaDocumentStore:
     ) -> list[Document]:
         """Return the ``top_k`` documents nearest to an embedding, with scores, largest first.
 
-        Filters act within the search. ``options`` are those of :meth:`QamaIndex.search`, such as ``recall``. Raises
-        ValueError for an embedding of another dimension, and for wrong filters.
+        Filters act within the search. ``options`` are those of :meth:`~faiss_qama.QamaIndex.search`, such as
+        ``recall``. Raises ValueError for an embedding of another dimension, and for wrong filters.
         """
         xq = self._scaled([query_embedding])
         with self._lock:

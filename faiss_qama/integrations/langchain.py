@@ -218,7 +218,7 @@ class QamaVectorStore(VectorStore):
         ``{"year": {"$gte": 2020}, "language": ["de", "fr"]}``, with ``$eq``, ``$neq``, ``$gt``, ``$gte``, ``$lt``,
         ``$lte``, ``$in``, ``$nin``, ``$and``, ``$or`` and ``$not``. ``fetch_k`` is ignored, as filters act within the
         search. ``score_threshold`` is the worst score that is returned. ``settings`` are options of
-        :meth:`QamaIndex.search`, such as ``recall`` or ``nprobe``. Raises ValueError for another filter.
+        :meth:`~faiss_qama.QamaIndex.search`, such as ``recall`` or ``nprobe``. Raises ValueError for another filter.
         """
         found, _ = self._nearest(embedding, k, filter, settings)
         better = operator.ge if self._metric == faiss.METRIC_INNER_PRODUCT else operator.le

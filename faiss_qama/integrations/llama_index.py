@@ -128,7 +128,7 @@ class QamaVectorStore(BasePydanticVectorStore):
         query : VectorStoreQuery
             The query. Its modes are ``DEFAULT`` and ``MMR``. ``filters`` may be nested.
         **kwargs : object
-            ``mmr_threshold``, and options of :meth:`QamaIndex.search`, such as ``recall`` or ``nprobe``.
+            ``mmr_threshold``, and options of :meth:`~faiss_qama.QamaIndex.search`, such as ``recall`` or ``nprobe``.
 
         Returns
         -------
@@ -139,7 +139,7 @@ class QamaVectorStore(BasePydanticVectorStore):
         Raises
         ------
         ValueError
-            For another mode, and as in :meth:`QamaIndex.search`.
+            For another mode, and as in :meth:`~faiss_qama.QamaIndex.search`.
         """
         if query.mode not in (VectorStoreQueryMode.DEFAULT, VectorStoreQueryMode.MMR):
             raise ValueError(f"the mode is default or mmr; got {VectorStoreQueryMode(query.mode).value}")

@@ -41,7 +41,7 @@ class SelfFittingIndex:
         return 0 if self.index is None else self.index.ntotal
 
     def add(self, x: Floats, ids: Ids) -> None:
-        """Add vectors ``x`` (n, d) float32 with ``ids`` (n,). Raises as :meth:`QamaIndex.add_with_ids`."""
+        """Add vectors ``x`` (n, d) float32 with ``ids`` (n,). Raises as :meth:`~faiss_qama.QamaIndex.add_with_ids`."""
         if not len(x):
             return
         index = self.index
@@ -59,7 +59,7 @@ class SelfFittingIndex:
             self.index.remove_ids(ids)
 
     def search(self, x: Floats, k: int, **options: Any) -> tuple[Any, Ids]:
-        """Return scores and ids (nq, k) of :meth:`QamaIndex.search`, of every vector while there are few."""
+        """Return scores and ids (nq, k) of :meth:`~faiss_qama.QamaIndex.search`, which compares all of few vectors."""
         if self.index is None:
             return np.zeros((len(x), 0), np.float32), np.zeros((len(x), 0), np.int64)
         if self.index.ntotal < SMALL and not options.keys() & {"oversample", "recall"}:

@@ -49,7 +49,7 @@ def save_store(
 
 
 def load_store(path: Path, folder: Path, *, mmap: bool = False) -> tuple[QamaIndex | None, str]:
-    """Return the index and the documents of :func:`save_store`. Raises the errors of :meth:`QamaIndex.load`."""
+    """Return the index and the documents of :func:`save_store`. Raises as :meth:`~faiss_qama.QamaIndex.load`."""
     documents = path.read_text(encoding="utf-8")
     if not json.loads(documents).items() >= IN_THE_INDEX.items():
         return None, documents
