@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import topk
-from faiss_qama.arrays import WORST, Codes, Floats, Ids, Mask, are_normalized, row_norms
+from faiss_qama.arrays import WORST, Codes, Floats, Ids, Mask, row_norms
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.search_parameters import SearchParameters
@@ -28,6 +28,7 @@ PREFIX_WIDTH = 8  # prefix candidates per candidate, without a calibration
 RANGE_START = 1024  # candidates that a range search starts with
 MIN_NORMS = 20  # vectors whose norms tell how long vectors are
 CALIBRATION_SAMPLE = 20_000  # of them, to calibrate on where norms are others than those of the fit: a second or two
+NEAR_ONE = 0.01  # difference of a norm from 1 that does not show in a recall
 NORM_RATIO = 2.0  # of norms to those of the fit; beyond it codes lose the order of distances
 
 
@@ -84,7 +85,7 @@ class TwoStageIndex:
             return
         norms, quantizer = row_norms(x), self.quantizer
         if quantizer.normalized:
-            alike, fitted = are_normalized(norms), "norm 1"
+            alike, fitted = bool(np.abs(norms[norms > 0] - 1).max(initial=0) < NEAR_ONE), "norm 1"
         else:
             ratio, fitted = (
                 np.sqrt(np.mean(norms**2)) / quantizer.rms_norm,
@@ -95,7 +96,7 @@ class TwoStageIndex:
             return
         codes = ", and codes re-rank as if norms were 1" if quantizer.normalized and self.rescore == "codes" else ""
         warnings.warn(
-            f"vectors of norm {norms.min():.3g} to {norms.max():.3g} are added, but the quantizer was fitted on "
+            f"vectors of norm {norms.min():.4g} to {norms.max():.4g} are added, but the quantizer was fitted on "
             f"vectors of {fitted}: a recall needs more candidates{codes}; fit on vectors like these, or scale them",
             stacklevel=4,
         )
