@@ -339,9 +339,8 @@ def _calibrated(quantizer: Quantizer, x: Floats) -> Quantizer:
     from faiss_qama.training.calibrate import calibrate  # here, because run time does not depend on training
     from faiss_qama.training.split import split_corpus
 
+    if len(x) < 2:
+        return quantizer
     prefixes = [] if quantizer.calibration is None else list(quantizer.calibration.prefixes)
-    return (
-        calibrate(quantizer, split_corpus(Corpus(x), None, CALIBRATION_SAMPLE, 0), prefixes)
-        if len(x) > 1
-        else quantizer
-    )
+    with np.errstate(over="ignore", invalid="ignore"):  # what cannot be stored is refused where it is stored
+        return calibrate(quantizer, split_corpus(Corpus(x), None, CALIBRATION_SAMPLE, 0), prefixes)
