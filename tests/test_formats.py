@@ -430,9 +430,8 @@ def test_fit_takes_files_of_every_kind(tmp_path, monkeypatch):
     np.testing.assert_array_equal(index.reconstruct_batch(index.ids), X)
     assert "metric inner product" in run("fit", "ids.faiss", "--metric", "ip", "-o", "ip.qama")
 
-    warning = r"angular.hdf5 is compared by cosine, and the metric is ip: the same for vectors of norm 1"
-    with pytest.warns(UserWarning, match=warning):
-        run("fit", "angular.hdf5", "--queries", "angular.hdf5")
+    assert "metric cosine" in run("fit", "angular.hdf5", "--queries", "angular.hdf5")
+    assert QamaIndex.load("angular.qama").quantizer.cosine
     assert QamaIndex.load("angular.qama").quantizer.fit_record.real_queries
     assert len(run("search", "angular.qama", "angular.hdf5", "-k", 1).splitlines()) == 31
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 import sys
-import warnings
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -155,12 +154,4 @@ def _default_output(source: Path, corpus: Corpus) -> Path:
 def _metric_of(corpus: Corpus, metric: str) -> str:
     """Return the metric to fit for: that of the command line, or what the file of the corpus says."""
     asked = click.get_current_context().get_parameter_source("metric") is ParameterSource.COMMANDLINE
-    if asked or corpus.metric is None:
-        return metric
-    if corpus.metric in METRIC_CHOICES:
-        return corpus.metric
-    warnings.warn(
-        f"{corpus.paths[0]} is compared by {corpus.metric}, and the metric is {metric}: the same for vectors of norm 1",
-        stacklevel=2,
-    )
-    return metric
+    return metric if asked or corpus.metric is None else corpus.metric
