@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from conftest import make_vectors
 
-from faiss_qama import QamaIndex
+from faiss_qama import QamaIndex, index_factory
 from faiss_qama.cli import app
 from faiss_qama.texts import embedding
 
@@ -488,3 +488,27 @@ def test_more_lists_than_the_corpus_has_vectors_are_refused_with_both_numbers(fo
     done = run(*command, "corpus.npy", "-o", "many.qama", "--base", base, cwd=folder, check=2)
     assert done.stderr == f"error: {base} needs at least 5,000 vectors to train; the corpus has 1,200\n"
     assert not (folder / "many.qama").exists()
+
+
+@pytest.mark.parametrize("metric", ["ip", "l2", "cosine"])
+def test_what_inspect_prints_makes_such_an_index(folder, metric):
+    run("fit", "corpus.npy", "-o", f"{metric}.qama", "--metric", metric, "--base", "IVF10", cwd=folder)
+    printed = " ".join(run("inspect", f"{metric}.qama", cwd=folder).stdout.split())
+    made = eval(
+        re.search(r"made by (index_factory\(.*?'?\)) nprobe", printed)[1],
+        {"faiss": faiss, "index_factory": index_factory},
+    )
+    there = QamaIndex.load(folder / f"{metric}.qama")
+    assert repr(made) == repr(there).replace("1200 x", "0 x")
+
+
+def test_labels_of_nothing_that_is_there_are_an_error(folder):
+    run("fit", "corpus.npy", "-o", "ids.qama", cwd=folder)
+    index = QamaIndex.load(folder / "ids.qama")
+    moved = QamaIndex(index.quantizer)
+    moved.add_with_ids(np.load(folder / "corpus.npy"), np.arange(1200) + 5000)
+    moved.save(folder / "ids.qama")
+    done = run("eval", "ids.qama", "queries.npy", "--qrels", "qrels.tsv", cwd=folder, check=2)
+    assert (
+        done.stderr == "error: qrels.tsv: none of 30 pairs names what is there; they are of ids, and --ids says which\n"
+    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
@@ -57,12 +58,13 @@ def itq(z: Floats, centroids: Floats, rng: np.random.Generator) -> Floats:
     if len(z) > ITQ_VECTORS:
         z = z[rng.choice(len(z), ITQ_VECTORS, replace=False)]
     cuts, steps = (centroids[1:] + centroids[:-1]) / 2, np.diff(centroids)
-    for _ in progress(range(ITQ_ITERATIONS), "rotation"):
-        u = z @ rotation.T
-        scale = u.std(axis=0)
-        nearest = np.full_like(u, centroids[0])
-        for cut, step in zip(cuts, steps, strict=True):
-            nearest += (u >= cut * scale) * step
-        left, _, right = np.linalg.svd((nearest * scale).T @ z)
-        rotation = np.ascontiguousarray(left @ right, dtype=np.float32)
+    with threadpool_limits(1, "blas"):  # more threads wait busily for each other in small decompositions
+        for _ in progress(range(ITQ_ITERATIONS), "rotation"):
+            u = z @ rotation.T
+            scale = u.std(axis=0)
+            nearest = np.full_like(u, centroids[0])
+            for cut, step in zip(cuts, steps, strict=True):
+                nearest += (u >= cut * scale) * step
+            left, _, right = np.linalg.svd((nearest * scale).T @ z)
+            rotation = np.ascontiguousarray(left @ right, dtype=np.float32)
     return rotation

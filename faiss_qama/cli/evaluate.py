@@ -132,7 +132,7 @@ def eval_command(
         ]
     n, d = dataset.corpus.shape
     name = target.resolve().name
-    click.echo(f"{name}: {n:,} x {d}, {len(dataset.queries):,} queries, {faiss.omp_get_max_threads()} threads")
+    click.echo(f"{name}: {n:,} x {d}, {len(dataset.queries):,} queries, threads: {faiss.omp_get_max_threads()}")
     click.echo(tables.results_table([truth.measured, *measured], k))
     about = {
         "corpus": [n, d],

@@ -132,9 +132,12 @@ def inspect(index_path: Path) -> None:
     manifest = bundle.verify(index_path)
     index = QamaIndex.load(index_path, mmap=True)
     quantizer, calibration = index.quantizer, index.quantizer.calibration
+    metric = {"inner product": "faiss.METRIC_INNER_PRODUCT", "L2": "faiss.METRIC_L2"}.get(
+        quantizer.metric_name, repr(quantizer.metric_name)
+    )
     rows = [
         ("index", f"{index.ntotal:,} x {index.d}, metric {quantizer.metric_name}, rescore {index.rescore}"),
-        ("made by", f"index_factory({index.d}, {index.factory_string!r})"),
+        ("made by", f"index_factory({index.d}, {index.factory_string!r}, {metric})"),
         *((name, value) for name, value in manifest.get("base_settings", {}).items()),
         ("bytes", f"{tables.bytes_text(index.bytes_per_vector)} per vector"),
     ]

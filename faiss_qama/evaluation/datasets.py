@@ -164,6 +164,8 @@ def to_rows(labels: NDArray[np.int64], what: str, queries: Corpus, corpus: Corpu
             labels, found = labels[places], found[places]
             labels[:, column] = rows
     missing = n - len(np.unique(found))
+    if missing == n:
+        raise ValueError(f"{what}: none of {n:,} pairs names what is there; they are of ids, and --ids says which")
     if missing:
         warnings.warn(f"{what}: {missing:,} of {n:,} pairs name what is not there; they are left out", stacklevel=3)
     return labels
