@@ -97,3 +97,36 @@ def test_a_built_and_a_loaded_index_keep_the_turned_query_side(tmp_path):
     for name in ("saved", "built"):
         found = QamaIndex.load(tmp_path / name).search(xq, 10, oversample=10)[1]
         assert np.mean(found == want) > 0.99  # float16 on one side
+
+
+@pytest.mark.parametrize("few", [1, 50, 700])
+def test_a_few_other_norms_are_told_and_change_no_search(few):
+    """Too few to calibrate on, or fewer than there are of norm 1: what was measured by the fit still holds."""
+    x, xq = make_vectors(1500), make_vectors(50, seed=1)
+    index = QamaIndex(fit_quietly(x, layout="2x18"), "fp32")
+    index.add(x)
+    before, quantizer = index.search(xq, 10), index.quantizer
+    odd = 1.02 * make_vectors(few, seed=2)
+    batch = odd if few < 200 else np.concatenate([odd, make_vectors(few, seed=3)])
+    with pytest.warns(UserWarning, match=r"vectors of norm .* to 1.02 are added"):
+        index.add(batch)
+    assert index.quantizer is quantizer
+    index.remove_ids(np.arange(1500, index.ntotal))
+    np.testing.assert_array_equal(index.search(xq, 10)[1], before[1])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        index.add(odd)  # told once
+        index.add(1.3 * make_vectors(600, seed=4))  # most of many: measured anew
+    assert index.quantizer.calibration is not quantizer.calibration
+    assert index.quantizer.fit_record.query_gain > quantizer.fit_record.query_gain
+
+
+def test_vectors_that_are_refused_change_no_quantizer():
+    x = make_vectors(1500)
+    index = QamaIndex(fit_quietly(x, layout="2x18"), "fp32")
+    index.add(x)
+    quantizer = index.quantizer
+    with pytest.warns(UserWarning, match="vectors of norm"), pytest.raises(ValueError, match="id 0 is taken"):
+        index.add_with_ids(1.5 * x[:500], np.arange(500))
+    assert index.quantizer is quantizer
+    assert index.ntotal == 1500

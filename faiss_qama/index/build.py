@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from faiss_qama.arrays import Codes
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import AUTO, check_lists, make_base
-from faiss_qama.index import saving
+from faiss_qama.index import norms, saving
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index.tuning import MIN_DOCUMENTS, BaseTrial, fastest, trial_queries, tune
@@ -81,10 +81,13 @@ def build_index(
     """
     spec, corpus = spec or IndexSpec(), corpus.normalized() if quantizer.cosine else corpus
     bundle.check_writable(path, corpus.paths)
+    some = _sample(corpus, NORMS)
+    message = norms.other_norms(quantizer, some, spec.rescore)
+    if message is not None:
+        warnings.warn(message, stacklevel=2)
+        quantizer = norms.adapted(quantizer, some) or quantizer
     base, codes, trials = _base(quantizer, corpus, spec, queries)
     rescorer = make_rescorer(spec.rescore, quantizer, base)
-    core = TwoStageIndex(quantizer, base, IdMap(len(corpus), corpus.ids), rescorer)
-    core.heed_norms(_sample(corpus, NORMS))
 
     def encoded() -> Iterator[NDArray[Any]]:
         """Yield rows for the rescorer; the codes go to the base on the way."""
@@ -109,7 +112,7 @@ def build_index(
         for rows in encoded():
             if rescorer is not None:
                 rescorer.append(rows)
-    saving.write(path, core, vectors)
+    saving.write(path, TwoStageIndex(quantizer, base, IdMap(len(corpus), corpus.ids), rescorer), vectors)
     index = QamaIndex.load(path, mmap=True)
     index.base_trials = trials
     return index

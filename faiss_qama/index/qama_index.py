@@ -438,8 +438,9 @@ class QamaIndex(IndexState):
             core = self._fitted
             if ids is None and core.id_map.ids is not None:
                 raise ValueError("this index has ids of its own: use add_with_ids")
-            core.heed_norms(x)
+            quantizer = core.quantizer_with(x)
             core.append(code, encoded, ids)
+            core.quantizer = quantizer
 
     def _search(self, xq: Floats, k: int, parameters: SearchParameters) -> tuple[NDArray[Any], Ids, Ids]:
         """Return scores (nq, k), ids (nq, k) and rows (nq, k or fewer)."""

@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import topk
-from faiss_qama.arrays import WORST, Codes, Floats, Ids, Mask, row_norms
+from faiss_qama.arrays import WORST, Codes, Floats, Ids, Mask
 from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.index import norms
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.quantizer import bit_packing
@@ -20,16 +21,11 @@ from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import Rescorer
 from faiss_qama.rescore.user_vectors import UserVectors
 from faiss_qama.threads import defer_interrupt, even_slices, parallel_map
-from faiss_qama.vectors import Corpus
 
 DEFAULT_OVERSAMPLE = 10.0  # candidates per neighbour, without a calibration
 QUERIES = 32  # so many queries or more are divided among threads; threads share the scan of fewer
 PREFIX_WIDTH = 8  # prefix candidates per candidate, without a calibration
 RANGE_START = 1024  # candidates that a range search starts with
-MIN_NORMS = 20  # vectors whose norms tell how long vectors are
-CALIBRATION_SAMPLE = 20_000  # of them, to calibrate on where norms are others than those of the fit: a second or two
-NEAR_ONE = 0.01  # difference of a norm from 1 that does not show in a recall
-NORM_RATIO = 2.0  # of norms to those of the fit; beyond it codes lose the order of distances
 
 
 class TwoStageIndex:
@@ -50,7 +46,7 @@ class TwoStageIndex:
     def __init__(self, quantizer: Quantizer, base: CodeIndex, id_map: IdMap, rescorer: Rescorer | None) -> None:
         self.quantizer, self.base, self.id_map, self.rescorer = quantizer, base, id_map, rescorer
         self._prefixes: tuple[int, dict[int, CodeIndex]] = 0, {}  # by number of components, at a version
-        self._norms_told = False
+        self._as_fitted, self._norms_told = quantizer, False
 
     @property
     def rescore(self) -> str:
@@ -79,29 +75,17 @@ class TwoStageIndex:
         limits = np.finfo(np.float32)
         return limits.min if self.larger else limits.max
 
-    def heed_norms(self, x: Floats) -> None:
-        """Before ``x`` (n, d) is added: if its norms are not those of the fit, say so once, and calibrate on it."""
-        if self._norms_told:
-            return
-        norms, quantizer = row_norms(x), self.quantizer
-        if quantizer.normalized:
-            alike, fitted = bool(np.abs(norms[norms > 0] - 1).max(initial=0) < NEAR_ONE), "norm 1"
-        else:
-            ratio, fitted = (
-                np.sqrt(np.mean(norms**2)) / quantizer.rms_norm,
-                f"norm {quantizer.rms_norm:.3g} in the mean",
-            )
-            alike = len(x) < MIN_NORMS or 1 / NORM_RATIO <= ratio <= NORM_RATIO
-        if alike or not norms.any():
-            return
-        codes = ", and codes re-rank as if norms were 1" if quantizer.normalized and self.rescore == "codes" else ""
-        warnings.warn(
-            f"vectors of norm {norms.min():.4g} to {norms.max():.4g} are added, but the quantizer was fitted on "
-            f"vectors of {fitted}: a recall needs more candidates{codes}; fit on vectors like these, or scale them",
-            stacklevel=4,
-        )
-        self._norms_told = True
-        self.quantizer = _calibrated(quantizer.of_any_norm() if quantizer.normalized else quantizer, x)
+    def quantizer_with(self, x: Floats) -> Quantizer:
+        """Return the quantizer to go on with once ``x`` (n, d) is added; warn once of norms unlike those of the fit."""
+        if self.quantizer is not self._as_fitted:  # it is adapted already
+            return self.quantizer
+        message = norms.other_norms(self.quantizer, x, self.rescore)
+        if message is None:
+            return self.quantizer
+        if not self._norms_told:
+            warnings.warn(message, stacklevel=4)
+            self._norms_told = True
+        return norms.adapted(self.quantizer, x) or self.quantizer
 
     def append(self, code: Codes, encoded: NDArray[Any], ids: Ids | None) -> None:
         """Append rows; an error or Ctrl-C leaves everything as it was.
@@ -332,15 +316,3 @@ class TwoStageIndex:
         distances = self.base.distances(code, np.maximum(rows, 0))
         distances[rows < 0] = WORST
         return topk.best(distances, rows, candidates, larger=False)
-
-
-def _calibrated(quantizer: Quantizer, x: Floats) -> Quantizer:
-    """Return the quantizer, calibrated on a sample of ``x`` (n, d); as it is if those are too few."""
-    from faiss_qama.training.calibrate import calibrate  # here, because run time does not depend on training
-    from faiss_qama.training.split import split_corpus
-
-    if len(x) < 2:
-        return quantizer
-    prefixes = [] if quantizer.calibration is None else list(quantizer.calibration.prefixes)
-    with np.errstate(over="ignore", invalid="ignore"):  # what cannot be stored is refused where it is stored
-        return calibrate(quantizer, split_corpus(Corpus(x), None, CALIBRATION_SAMPLE, 0), prefixes)
