@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import pytest
 
 pytest.importorskip("haystack", reason="extra haystack")
@@ -133,7 +136,7 @@ def test_two_saves_are_not_mixed(tmp_path, both):
     store.save_to_disk(tmp_path / "store.json")
     (tmp_path / "store.json").write_text(old)  # it says where the documents are, and no more
     assert QamaDocumentStore.load_from_disk(tmp_path / "store.json").filter_documents() == store.filter_documents()
-    store._vectors.index.save(tmp_path / "store.qama")
+    store._vectors.index.save(tmp_path / "store.json.qama")
     with pytest.raises(DocumentStoreError, match="are of different saves"):
         QamaDocumentStore.load_from_disk(tmp_path / "store.json")
 
@@ -148,3 +151,44 @@ def test_a_pipeline_retrieves_and_is_serialized(both):
     assert again.to_dict() == retriever.to_dict()
     with pytest.raises(ValueError, match="a QamaDocumentStore is needed; got InMemoryDocumentStore"):
         QamaEmbeddingRetriever(both[1])
+
+
+def test_two_stores_in_one_folder_keep_their_own(tmp_path):
+    for name in ("kb.en", "kb.de", "kb.qama"):
+        store = QamaDocumentStore()
+        store.write_documents([Document(id=name, embedding=QUERY)])
+        store.save_to_disk(tmp_path / name)
+    for name in ("kb.en", "kb.de", "kb.qama"):
+        found = QamaDocumentStore.load_from_disk(tmp_path / name).embedding_retrieval(QUERY)
+        assert [document.id for document in found] == [name]
+
+
+@pytest.mark.parametrize("rescore", ["none", "fp8"])
+def test_a_second_stage_without_scores_is_refused(rescore):
+    with pytest.raises(ValueError, match=f"rescore must be one of codes, sq8, fp16, fp32, .*; got '{rescore}'"):
+        QamaDocumentStore(rescore=rescore)
+
+
+@pytest.mark.parametrize("change", ["write", "delete"])
+def test_an_interrupt_comes_after_a_change_not_within(both, monkeypatch, change):
+    """Ctrl-C while the index changes: documents and vectors stay in step."""
+    store = both[0]
+    index, interrupt = store._vectors.index, lambda *arguments: os.kill(os.getpid(), signal.SIGINT)
+    name = "_append" if change == "write" else "remove_ids"
+    whole = getattr(type(index), name)
+
+    def interrupted(self, *arguments):
+        out = whole(self, *arguments)
+        interrupt()
+        return out
+
+    monkeypatch.setattr(type(index), name, interrupted)
+    do, argument = store.write_documents, documents(3, seed=1)
+    if change == "delete":
+        do, argument = store.delete_documents, ["0-0", "0-1"]
+    with pytest.raises(KeyboardInterrupt):
+        do(argument)
+    monkeypatch.undo()
+    assert store.count_documents() == index.ntotal == (403 if change == "write" else 398)
+    assert len(store.embedding_retrieval(QUERY, top_k=500)) == index.ntotal
+    assert len(store.filter_documents()) == index.ntotal

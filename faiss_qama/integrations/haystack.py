@@ -19,7 +19,8 @@ from haystack.utils.filters import document_matches_filter
 
 from faiss_qama.arrays import Floats
 from faiss_qama.integrations.self_fitting import SelfFittingIndex
-from faiss_qama.integrations.store_files import load_store, save_store
+from faiss_qama.integrations.store_files import beside, load_store, save_store
+from faiss_qama.threads import defer_interrupt
 from faiss_qama.vectors import PathLike
 
 SIMILARITIES = ("dot_product", "cosine")
@@ -90,7 +91,7 @@ class QamaDocumentStore:
         for document in documents:
             if not isinstance(document, Document):
                 raise ValueError(f"a list of documents is needed; it holds a {type(document).__name__}")
-        with self._lock:
+        with self._lock, defer_interrupt():
             new: dict[str, Document] = {}
             for document in documents:
                 if policy != DuplicatePolicy.OVERWRITE and document.id in self._documents.keys() | new.keys():
@@ -110,7 +111,7 @@ class QamaDocumentStore:
 
     def delete_documents(self, document_ids: list[str]) -> None:
         """Remove the documents of ``document_ids``; ids that are not there are ignored."""
-        with self._lock:
+        with self._lock, defer_interrupt():
             gone = [name for name in document_ids if name in self._documents]
             numbers = [self._numbers.pop(name) for name in gone if name in self._numbers]
             if numbers:
@@ -179,14 +180,14 @@ class QamaDocumentStore:
                 "next": self._next,
                 "documents": [document.to_dict(flatten=False) for document in self._documents.values()],
             }
-            save_store(path, path.with_suffix(".qama"), self._vectors.index, json.dumps(content))
+            save_store(path, beside(path), self._vectors.index, json.dumps(content))
 
     @classmethod
     def load_from_disk(cls, path: PathLike) -> QamaDocumentStore:
         """Return the store of :meth:`save_to_disk`. Raises DocumentStoreError for an index without documents."""
         path = Path(path)
         try:
-            index, saved = load_store(path, path.with_suffix(".qama"))
+            index, saved = load_store(path, beside(path))
         except ValueError as error:
             raise DocumentStoreError(str(error)) from None
         content = json.loads(saved)

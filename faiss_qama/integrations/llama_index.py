@@ -30,7 +30,7 @@ from llama_index.core.vector_stores.utils import (
 
 from faiss_qama.index.lock import ReadWriteLock
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.integrations.store_files import load_store, save_store
+from faiss_qama.integrations.store_files import beside, load_store, save_store
 from faiss_qama.threads import defer_interrupt
 from faiss_qama.vectors import PathLike
 
@@ -172,7 +172,7 @@ class QamaVectorStore(BasePydanticVectorStore):
         path.parent.mkdir(parents=True, exist_ok=True)
         with self._lock.read():
             content = {"next": self._next, "nodes": self._nodes}
-            save_store(path, _beside(path), self._index, json.dumps(content), NOT_SIMPLE)
+            save_store(path, beside(path), self._index, json.dumps(content), NOT_SIMPLE)
 
     @classmethod
     def from_persist_path(cls, persist_path: PathLike, fs: Any = None) -> QamaVectorStore:
@@ -182,7 +182,7 @@ class QamaVectorStore(BasePydanticVectorStore):
         """
         _check_local(fs)
         path = Path(persist_path)
-        index, saved = load_store(path, _beside(path))
+        index, saved = load_store(path, beside(path))
         if index is None:
             raise ValueError(f"{path}: not written by QamaVectorStore.persist")
         content = json.loads(saved)
@@ -234,10 +234,6 @@ def _make_filter(
     if filters.condition == FilterCondition.NOT:
         return lambda name: not any(part(name) for part in parts)
     return lambda name: all(part(name) for part in parts)
-
-
-def _beside(path: Path) -> Path:
-    return path.with_name(path.name + ".qama")
 
 
 def _check_local(fs: Any) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 
 from faiss_qama.arrays import Floats, Ids
 from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.rescore.factory import RESCORE_KINDS
 
 SMALL = 10_000  # vectors up to which comparing every one is fast
 FEW = 5_000  # an index that was fitted on fewer is fitted anew once there are SMALL
@@ -24,7 +26,7 @@ class SelfFittingIndex:
     metric : int
         ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
     rescore : str
-        Second stage, as in :class:`~faiss_qama.QamaIndex`.
+        Second stage: ``codes``, ``sq8``, ``fp16`` or ``fp32``. With ``codes`` no vectors are kept to fit to once more.
     index : QamaIndex, optional
         An index with ids of its own, as it was saved.
 
@@ -32,9 +34,17 @@ class SelfFittingIndex:
     ----------
     index : QamaIndex or None
         None before the first vectors.
+
+    Raises
+    ------
+    ValueError
+        For another second stage.
     """
 
     def __init__(self, metric: int, rescore: str = "fp16", index: QamaIndex | None = None) -> None:
+        if rescore not in RESCORE_KINDS or rescore == "none":
+            kinds = ", ".join(kind for kind in RESCORE_KINDS if kind != "none")
+            raise ValueError(f"rescore must be one of {kinds}, which give scores; got {rescore!r}")
         self.index, self._metric, self._rescore = index, metric, rescore
 
     def __len__(self) -> int:
@@ -45,7 +55,8 @@ class SelfFittingIndex:
         if not len(x):
             return
         index = self.index
-        if index is not None and index.quantizer.fit_record.fitted_on < FEW and len(self) + len(x) >= SMALL:
+        few = index is not None and index.quantizer.fit_record.fitted_on < FEW and self._rescore != "codes"
+        if index is not None and few and len(self) + len(x) >= SMALL:
             x = np.concatenate([index.reconstruct_batch(index.ids), x])
             ids, index = np.concatenate([index.ids, ids]), None
         if index is None:
@@ -67,10 +78,10 @@ class SelfFittingIndex:
         return self.index.search(x, k, **options)
 
 
-def fitted(x: Floats, metric: int) -> Any:
-    """Return a quantizer fitted to the vectors ``x`` (n, d), however few."""
+def fitted(x: Floats, metric: int) -> Quantizer:
+    """Return a quantizer fitted to the vectors ``x`` (n, d), however few; also to none."""
     from faiss_qama.training import fit  # here, because run time does not depend on training
 
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fitted on")  # few vectors, which are all compared
-        return fit(x if len(x) > 1 else np.repeat(x, 2, axis=0), metric=metric)
+        return fit(x if len(x) > 1 else np.resize(x, (2, x.shape[1])), metric=metric)  # repeats one, and makes zeros

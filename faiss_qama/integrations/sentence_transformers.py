@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.arrays import Ids
 from faiss_qama.index.qama_index import QamaIndex
+from faiss_qama.integrations.self_fitting import fitted
 from faiss_qama.topk import check_k
 from faiss_qama.vectors import as_vectors
 
@@ -132,10 +133,7 @@ def _make_index(corpus: NDArray[Any], precision: str, calibration: ArrayLike | N
     elif quantized or precision == "float32":
         index = faiss.IndexFlatIP(d) if exact else faiss.IndexHNSWFlat(d, 16, faiss.METRIC_INNER_PRODUCT)
     else:
-        from faiss_qama.training import fit  # here, because run time does not depend on training
-
-        sample = corpus if calibration is None else np.asarray(calibration)
-        quantizer = fit(sample if len(sample) > 1 else np.resize(sample, (2, d)))  # which repeats one, and makes zeros
+        quantizer = fitted(corpus if calibration is None else np.asarray(calibration), faiss.METRIC_INNER_PRODUCT)
         index = QamaIndex(quantizer, _PRECISIONS[precision], base="Flat" if exact else "BHNSW16")
     if n:
         index.add(corpus)

@@ -18,6 +18,11 @@ from faiss_qama.storage import atomic_files
 IN_THE_INDEX = {"documents": "in the index"}
 
 
+def beside(path: Path) -> Path:
+    """Return the folder of the index of the store ``path``: a name of its own for each store."""
+    return path.with_name(path.name + ".qama")
+
+
 def save_store(
     path: Path, folder: Path, index: QamaIndex | None, documents: str, beside: Mapping[str, Any] | None = None
 ) -> None:
