@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import faiss
 import filelock
 import numpy as np
 import pytest
@@ -28,8 +29,8 @@ def small(corpus):
     return fit(corpus, config=FitConfig(layout="2x18"))
 
 
-def make(quantizer, store, x):
-    index = QamaIndex(quantizer, store)
+def make(quantizer, store, x, base="Flat"):
+    index = QamaIndex(quantizer, store, base=base)
     index.add(x)
     return index
 
@@ -253,6 +254,22 @@ def test_a_reader_overtaken_by_a_save_reads_the_new_generation(small, corpus, tm
 
     monkeypatch.setattr(bundle, "_read_quantizer", overtaken)
     assert QamaIndex.load(path).ntotal == 20
+
+
+def test_a_mapped_reader_overtaken_before_faiss_opens_the_codes_reads_the_new_generation(
+    small, corpus, tmp_path, monkeypatch
+):
+    path = tmp_path / "i.qama"
+    make(small, "fp16", corpus[:10], "BHNSW4").save(path)
+    read, newer = faiss.read_index_binary, [make(small, "fp16", corpus[:20], "BHNSW4")]
+
+    def overtaken(*arguments):
+        if newer:
+            newer.pop().save(path)
+        return read(*arguments)
+
+    monkeypatch.setattr(faiss, "read_index_binary", overtaken)
+    assert QamaIndex.load(path, mmap=True).ntotal == 20
 
 
 def test_a_foreign_manifest_is_seen_before_anything_is_written(small, corpus, tmp_path):

@@ -208,3 +208,14 @@ def test_of_equal_codes_some_are_found_in_one_list():
     D, I = base.search(code[:3], 10, None, {})
     assert not D.any()
     assert (I >= 0).all()
+
+
+@pytest.mark.parametrize("nprobe", [1, 3, 7])
+def test_a_query_alone_probes_the_lists_that_it_probes_among_others(nprobe):
+    """Few queries convert the centroids of their lists alone; many convert all."""
+    base, _ = filled("2x33", 3000)
+    queries = random_codes(base.layout, 200, 2)
+    together = base.search(queries, 20, None, {"nprobe": nprobe})
+    for q in range(0, 200, 17):
+        for alone, all_ in zip(base.search(queries[q : q + 1], 20, None, {"nprobe": nprobe}), together, strict=True):
+            np.testing.assert_array_equal(alone[0], all_[q])

@@ -41,8 +41,8 @@ class IVFCodeIndex(FlatCodeIndex):
     found by k-means, and lie between levels. A scan finds the lists to probe: each centroid is rounded to levels
     twice, with 1/4 and with 3/4 of a level added before it is rounded down. The sum of both Hamming distances is twice
     the L1 distance, to within half a level per component. Of the first ``NEAR`` lists, those with the nearest centroids
-    are probed first. A code belongs to the list that it would probe first, so an equal query finds it with ``nprobe``
-    1. Lists without codes are not probed.
+    are probed first. A code belongs to the list that it would probe first if all held codes. Lists without codes are
+    not probed; if there are none, an equal query finds a code with ``nprobe`` 1.
 
     Parameters
     ----------
@@ -245,9 +245,12 @@ class IVFCodeIndex(FlatCodeIndex):
         lists = self._coarse.search(twice(code, self.layout), near, allowed, {})[1]
         if n >= near:
             return lists
-        points, centroids = np.float32(STEPS) * levels(code, self.layout), self._centroids.astype(np.float32)
-        distances = np.empty(lists.shape, np.float32)
-        pointers = [faiss.swig_ptr(array) for array in (distances, points, centroids, lists)]
+        used, places = slice(None), lists
+        if lists.size < self.nlist:  # the centroids of a few queries' lists alone
+            used, places = np.unique(lists, return_inverse=True)
+        points, centroids = np.float32(STEPS) * levels(code, self.layout), self._centroids[used].astype(np.float32)
+        distances, places = np.empty(lists.shape, np.float32), np.ascontiguousarray(places.ravel(), np.int64)
+        pointers = [faiss.swig_ptr(array) for array in (distances, points, centroids, places)]
         faiss.fvec_L2sqr_by_idx(*pointers, points.shape[1], len(code), near)
         return np.take_along_axis(lists, np.argsort(distances, axis=1, kind="stable")[:, :n], axis=1)
 

@@ -252,6 +252,8 @@ class Parts:
                     return faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC)
                 return faiss.read_index_binary(faiss.PyCallbackIOReader(file.read))
         except RuntimeError as error:
+            if not path.exists():  # a save has removed it meanwhile
+                raise FileNotFoundError(f"{path}: missing; the manifest names it") from None
             raise self.invalid(name, f"not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
 
     def invalid(self, name: str, reason: str) -> BundleError:
@@ -344,6 +346,6 @@ def _verify(path: Path, entry: Mapping[str, Any], hash_it: bool) -> None:
     if not path.exists():
         raise FileNotFoundError(f"{path}: missing; the manifest names it")
     if path.stat().st_size != entry.get("bytes"):
-        raise BundleError(f"{path}: damaged: {path.stat().st_size} bytes; the manifest says {entry['bytes']}")
+        raise BundleError(f"{path}: damaged: {path.stat().st_size} bytes; the manifest says {entry.get('bytes')}")
     if hash_it and atomic_files.sha256(path) != entry.get("sha256"):
         raise BundleError(f"{path}: damaged: its checksum does not match the manifest")
