@@ -207,7 +207,7 @@ class IndexState:
         rescorer = self._fitted.rescorer
         if not isinstance(rescorer, StoredVectors) or rescorer.kind == "sq8" or self._fitted.id_map.alive is not None:
             return None
-        return Corpus(rescorer.rows, self.d, "stored vectors", rescorer.scale)
+        return Corpus(rescorer.rows, self.d, "stored vectors").scaled(rescorer.scale)
 
     def __repr__(self) -> str:
         metric = "inner product" if self.metric_type == faiss.METRIC_INNER_PRODUCT else "L2"
