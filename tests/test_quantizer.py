@@ -134,7 +134,8 @@ def test_with_queries_their_centre_moves_to_where_documents_are_cut(corpus):
 def test_queries_like_the_documents_are_cut_like_them(corpus, center):
     config = FitConfig(layout="2x18", query_center=1.0, query_gain=1.0, center=center)
     quantizer = fit(corpus, config=config, queries=corpus)
-    np.testing.assert_allclose(quantizer.query_transform.bias, quantizer.transform.bias, atol=0.01)
+    difference = quantizer.query_transform.bias - quantizer.transform.bias
+    assert np.linalg.norm(difference) < 0.01 * np.sqrt(18)  # whatever the rotation
 
 
 def test_a_zero_row_does_not_undo_unit_length(corpus):
