@@ -12,6 +12,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module, util
 from pathlib import Path
+from types import SimpleNamespace
 
 import benchmark_stand_ins  # noqa: F401
 import faiss
@@ -20,7 +21,7 @@ import pytest
 import yaml
 from conftest import make_vectors
 from vectordb_bench.backend.clients.api import MetricType
-from vectordb_bench.backend.filter import IntFilter, LabelFilter, NonFilter
+from vectordb_bench.backend.filter import FilterOp, IntFilter, LabelFilter, NonFilter
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ANN, K, N = "ann_benchmarks.algorithms.faiss_qama.module", 10, 3000
@@ -167,6 +168,21 @@ def test_vectordbbench_client_filters(tmp_path):
         assert client.filter_supported(filters)
         truth = ids[passed][exact(x[passed], xq, "COSINE")]
         assert recall(answers(pickle.dumps(client), xq, filters), truth) >= 0.99
+
+
+def test_vectordbbench_client_keeps_labels_whole_or_refuses_them(tmp_path):
+    x, whole = make_vectors(200), ["l" * 31, "l" * 32, "ä" * 16, ""]
+    where, how = config.FaissQamaConfig(path=str(tmp_path)).to_dict(), config.FaissQamaIndexConfig(oversample=200)
+    client = FaissQama(dim=x.shape[1], db_config=where, db_case_config=how)
+    for label in ("l" * 33, "ä" * 17):
+        with pytest.raises(ValueError, match=f"labels of at most 32 bytes are kept; '{label}' has 3[34]"):
+            client.insert_embeddings(x.tolist(), list(range(200)), [*whole, label] * 40)
+    client.insert_embeddings(x.tolist(), list(range(200)), whole * 50)
+    client.optimize()
+    for i, label in enumerate(whole):
+        with client.init():
+            client.prepare_filter(SimpleNamespace(type=FilterOp.StrEqual, label_value=label))
+            assert set(client.search_embedding(x[0].tolist(), 50)) == set(range(i, 200, 4))
 
 
 def test_vectordbbench_client_drops_what_was_there(tmp_path):
