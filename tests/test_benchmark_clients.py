@@ -5,6 +5,7 @@ They run on the real base classes where those are installed, else on stand-ins.
 
 from __future__ import annotations
 
+import fnmatch
 import itertools
 import multiprocessing
 import pickle
@@ -22,6 +23,8 @@ import yaml
 from conftest import make_vectors
 from vectordb_bench.backend.clients.api import MetricType
 from vectordb_bench.backend.filter import FilterOp, IntFilter, LabelFilter, NonFilter
+
+from faiss_qama import __version__
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ANN, K, N = "ann_benchmarks.algorithms.faiss_qama.module", 10, 3000
@@ -93,6 +96,18 @@ def test_every_argument_of_the_configuration_constructs():
         for g in GROUPS
     )
     assert len(seen) == sum(counted)  # results are stored and plotted under this name
+
+
+def test_the_docker_image_installs_the_wheel_that_the_module_says_to_build():
+    """The build's context is the root of ann-benchmarks."""
+    lines = (BENCHMARKS / "ann_benchmarks" / "Dockerfile").read_text().splitlines()
+    (copied,) = [line.split()[1:] for line in lines if line.startswith("COPY")]
+    (installed,) = [line.split()[3:] for line in lines if line.startswith("RUN pip3 install")]
+    (command,) = [line.split() for line in sys.modules[ANN].__doc__.splitlines() if "pip wheel" in line]
+    folder, wheel = command[command.index("-w") + 1], f"faiss_qama-{__version__}-py3-none-any.whl"
+    assert folder == ANN.rpartition(".")[0].replace(".", "/")
+    assert fnmatch.fnmatch(f"{folder}/{wheel}", copied[0])
+    assert fnmatch.fnmatch(f"{copied[1]}{wheel}", *installed)  # and nothing from PyPI by name
 
 
 @pytest.mark.parametrize("metric", ["angular", "euclidean"])
