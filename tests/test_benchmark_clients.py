@@ -6,6 +6,7 @@ They run on the real base classes where those are installed, else on stand-ins.
 from __future__ import annotations
 
 import fnmatch
+import inspect
 import itertools
 import multiprocessing
 import pickle
@@ -15,12 +16,14 @@ from importlib import import_module, util
 from pathlib import Path
 from types import SimpleNamespace
 
-import benchmark_stand_ins  # noqa: F401
+import benchmark_stand_ins as stand_ins
 import faiss
 import numpy as np
 import pytest
 import yaml
+from ann_benchmarks.algorithms.base.module import BaseANN
 from conftest import make_vectors
+from vectordb_bench.backend.clients import api
 from vectordb_bench.backend.clients.api import MetricType
 from vectordb_bench.backend.filter import FilterOp, IntFilter, LabelFilter, NonFilter
 
@@ -71,6 +74,32 @@ def unit(x):
 
 def recall(found, truth):
     return np.mean([len(set(a) & set(b)) / K for a, b in zip(found, truth.tolist(), strict=True)])
+
+
+def asked_of(function):
+    """Return name, kind and default of each parameter: what a caller may pass."""
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+BASES = [
+    (stand_ins.BaseANN, BaseANN, FaissQamaANN),
+    (stand_ins.VectorDB, api.VectorDB, FaissQama),
+    (stand_ins.DBConfig, api.DBConfig, config.FaissQamaConfig),
+    (stand_ins.DBCaseConfig, api.DBCaseConfig, config.FaissQamaIndexConfig),
+]
+
+
+@pytest.mark.parametrize(("stand_in", "base", "ours"), BASES, ids=[each[0].__name__ for each in BASES])
+def test_ours_takes_what_the_base_class_declares(stand_in, base, ours):
+    """The base class is the real one where that is installed, and then the stand-in declares the same."""
+    assert issubclass(ours, base)
+    assert getattr(stand_in, "__abstractmethods__", None) == getattr(base, "__abstractmethods__", None)
+    assert not inspect.isabstract(ours)
+    for name in (name for name, value in vars(stand_in).items() if inspect.isfunction(value)):
+        asked = asked_of(getattr(stand_in, name))
+        assert asked == asked_of(getattr(base, name))
+        named = {parameter: None for parameter, kind, _ in asked if kind is not inspect.Parameter.VAR_KEYWORD}
+        inspect.signature(getattr(ours, name)).bind(**named)
 
 
 @pytest.fixture(scope="module", params=["unit", "any"])
