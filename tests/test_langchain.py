@@ -20,7 +20,7 @@ pytest.importorskip("langchain_core")
 from langchain_core.documents import Document  # noqa: E402
 from langchain_core.embeddings import Embeddings  # noqa: E402
 
-from faiss_qama.integrations import langchain  # noqa: E402
+from faiss_qama.integrations import langchain, self_fitting  # noqa: E402
 from faiss_qama.integrations.langchain import QamaVectorStore  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -375,7 +375,8 @@ class TestFewTexts:
                 assert found == [TEXTS[i] for i in truth]
 
     def test_the_index_is_fitted_anew_once_there_are_enough(self, embeddings, monkeypatch, tmp_path):
-        monkeypatch.setattr(langchain, "SMALL", 150)
+        monkeypatch.setattr(self_fitting, "SMALL", 150)
+        monkeypatch.setattr(self_fitting, "FEW", 75)
         store = QamaVectorStore.from_texts(TEXTS[:1], embeddings)
         store.add_texts(TEXTS[1:100])
         store.save_local(tmp_path)
@@ -393,10 +394,27 @@ class TestFewTexts:
         assert whole.index.quantizer.fit_record.fitted_on > 100
 
     def test_a_given_index_is_never_replaced(self, store, monkeypatch):
-        monkeypatch.setattr(langchain, "SMALL", 10)
+        monkeypatch.setattr(self_fitting, "SMALL", 10)
         index = store.index
         store.add_texts(["text 300"])
         assert store.index is index
+
+    def test_a_given_index_is_searched_as_it_is(self, store, embeddings, tmp_path, monkeypatch):
+        """An index of the store's own compares every vector while they are few; a given one as many as recall needs."""
+        store.save_local(tmp_path / "given")
+        own = QamaVectorStore.from_texts(TEXTS, embeddings)
+        own.save_local(tmp_path / "own")
+        asked, search = [], QamaIndex.search
+        monkeypatch.setattr(
+            QamaIndex, "search", lambda *args, **options: asked.append(options) or search(*args, **options)
+        )
+        for name, made in (("given", store), ("own", own)):
+            for each in (made, QamaVectorStore.load_local(tmp_path / name, embeddings)):
+                each.similarity_search("text 7")
+                each.similarity_search("text 7", recall=0.9)
+                assert asked.pop()["recall"] == 0.9
+                assert asked.pop().get("oversample") == {"given": None, "own": 200}[name]
+        assert asked == []
 
     def test_stores_of_their_own_indexes_merged(self, embeddings):
         store = QamaVectorStore.from_texts(TEXTS[:5], embeddings, ids=["a", "b", "c", "d", "e"])

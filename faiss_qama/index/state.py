@@ -157,6 +157,11 @@ class IndexState:
         return isinstance(self._core, TwoStageIndex) and self._core.base.is_trained
 
     @property
+    def read_only(self) -> bool:
+        """Whether changes are refused: of an index that is memory-mapped, or shares its codes with another."""
+        return self._mapped or self._parent is not None
+
+    @property
     def bytes_per_vector(self) -> tuple[int, int]:
         """Bytes per vector of codes, links and ids, and of the vectors kept to re-rank with (two ints)."""
         core = self._fitted
