@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import threading
 import zlib
 from datetime import date, datetime, timezone
 
 import faiss
 import numpy as np
 import pytest
-from conftest import D, fit_quietly, make_vectors
+from conftest import D, fit_quietly, in_threads, make_vectors
 
 from faiss_qama import QamaIndex
 
@@ -235,30 +233,16 @@ class TestReplacing:
 
     def test_threads_keep_texts_and_vectors_together(self, store):
         names = list(store.index_to_docstore_id.values())
-        errors = []
 
         def work(part):
-            try:
-                for i in range(part, 160, 8):
-                    store.add_texts([f"text {200 + i}"], ids=[f"new {i}"])
-                    store.add_texts([f"text {360 + i}"], ids=[names[i]])
-                    store.delete([f"new {i}"])
-                    for document in store.similarity_search(f"text {360 + i}", k=3):
-                        assert document.page_content in {f"text {n}" for n in range(520)}
-            except Exception as error:
-                errors.append(error)
+            for i in range(part, 160, 8):
+                store.add_texts([f"text {200 + i}"], ids=[f"new {i}"])
+                store.add_texts([f"text {360 + i}"], ids=[names[i]])
+                store.delete([f"new {i}"])
+                for document in store.similarity_search(f"text {360 + i}", k=3):
+                    assert document.page_content in {f"text {n}" for n in range(520)}
 
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        try:
-            threads = [threading.Thread(target=work, args=(part,)) for part in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(before)
-        assert errors == []
+        in_threads(work)
         agree(store, TEXTS[160:] + [f"text {360 + i}" for i in range(160)])
 
     def test_a_hit_is_a_copy(self, store):
