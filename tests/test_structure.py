@@ -54,6 +54,21 @@ def test_folders_import_only_folders_before_them(path):
     assert {place(module) for module in imported(path)} <= allowed
 
 
+@pytest.mark.parametrize("path", [path for path in MODULES if place(name_of(path)) == "integrations"], ids=name_of)
+def test_clients_use_only_what_is_public(path):
+    """A private attribute belongs to a class of the module that names it."""
+    own, used = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            own.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            own.add(node.target.id)
+        elif isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr):
+            mine = isinstance(node.value, ast.Name) and node.value.id == "self" and isinstance(node.ctx, ast.Store)
+            (own if mine else used).add(node.attr)
+    assert used <= own
+
+
 def test_every_folder_is_in_the_order():
     assert {place(name_of(path)) for path in MODULES} - {"__init__", "_version"} == set(ORDER)
 
