@@ -184,6 +184,8 @@ def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConf
         return matrix
     ends = np.cumsum([s.components for s in layout.segments])
     borders = [0, *config.rotation_borders(layout)]
+    if config.rotation == "itq":
+        centred = centred[rng.permutation(len(centred))[: rotation.ITQ_VECTORS]]
     rows = []
     for start, end in zip(borders, borders[1:], strict=False):
         part = matrix[start:end]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import faiss
+from threadpoolctl import threadpool_limits
 
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import KS, K
@@ -19,6 +20,8 @@ from faiss_qama.training.residual import with_residual
 from faiss_qama.training.split import Split, split_corpus
 from faiss_qama.training.train_config import TrainConfig
 from faiss_qama.vectors import Corpus, Source
+
+FEW = 20_000  # vectors that one thread is enough for; more would wait busily, above all beside other processes
 
 
 def fit(
@@ -197,13 +200,16 @@ def discard_checkpoint(config: FitConfig) -> None:
 
 def _fitted(split: Split, config: FitConfig, metric: int) -> Quantizer:
     """Fit the layout of ``config``: without training, then trained, with a residual code, and calibrated."""
-    quantizer = closed_form(split, config, metric)
+    threads = 1 if len(split.train) <= FEW else None
+    with threadpool_limits(threads):
+        quantizer = closed_form(split, config, metric)
     if config.train is not None:
         quantizer = _trained(quantizer, split, config, config.train)
     layout = config.layout_in(quantizer.d)
     whole = quantizer.layout == replace(layout, residual=None)  # not pruned
     prefixes = config.rotation_borders(layout)[:-1] if whole else []
-    return calibrate(with_residual(quantizer, layout.residual, split, config), split, prefixes)
+    with threadpool_limits(threads):
+        return calibrate(with_residual(quantizer, layout.residual, split, config), split, prefixes)
 
 
 def _check_trainable(split: Split) -> None:

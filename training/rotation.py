@@ -8,8 +8,9 @@ from threadpoolctl import threadpool_limits
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
 
-ITQ_VECTORS, ITQ_BATCH = 20_000, 5_000  # in all, and per iteration; thresholds are set on the whole sample
-ITQ_ITERATIONS = 12
+ITQ_VECTORS, ITQ_BATCH = 20_000, 5_000  # to give, and per iteration; thresholds are set on the whole sample
+# Iterations of m components take time m^2 or more and gain less: 12 for 256, 5 for 600 and more.
+ITQ_ITERATIONS, ITQ_MIN, ITQ_COMPONENTS = 12, 5, 256
 # Twice the step to the nearest rotation, with momentum, loses less in 12 iterations than the step itself in 25.
 STEP, MOMENTUM = 2.0, 0.5
 DAMPING = 0.1  # of the mean variance: components without variance turn as they may
@@ -50,11 +51,11 @@ def itq(z: Floats, centroids: Floats, rng: np.random.Generator) -> Floats:
     Parameters
     ----------
     z : ndarray of shape (n, m), float32
-        Principal components to rotate.
+        Principal components to rotate, in random order: each iteration takes the next few.
     centroids : ndarray of shape (levels,), float32
         The levels of a component of standard deviation 1, ascending.
     rng : Generator
-        Draws the first rotation, and the order of the vectors, of which each iteration takes the next few.
+        Draws the first rotation.
 
     Returns
     -------
@@ -62,13 +63,13 @@ def itq(z: Floats, centroids: Floats, rng: np.random.Generator) -> Floats:
     """
     m = z.shape[1]
     rotation, turn = random_rotation(m, rng), np.zeros((m, m), np.float32)
-    order = rng.permutation(len(z))[:ITQ_VECTORS]
-    batches = np.array_split(order, max(1, len(order) // ITQ_BATCH))
+    batches = np.array_split(z, -(-len(z) // ITQ_BATCH))
     largest = max(z.max(), -z.min()) or np.float32(1)  # sums of squares of what is divided by it do not overflow
     cuts = (centroids[1:] + centroids[:-1]) / 2
+    iterations = int(np.clip(ITQ_ITERATIONS * ITQ_COMPONENTS // m, ITQ_MIN, ITQ_ITERATIONS))
     with threadpool_limits(1, "blas"):  # more threads wait busily for each other in small products
-        for i in progress(range(ITQ_ITERATIONS), "rotation"):
-            batch = z[batches[i % len(batches)]] / largest
+        for i in progress(range(iterations), "rotation"):
+            batch = batches[i % len(batches)] / largest
             u = batch @ rotation.T
             scale = u.std(axis=0)
             nearest = np.zeros(u.shape, np.uint8)
