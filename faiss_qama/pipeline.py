@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from faiss_qama.evaluation.datasets import Dataset
-from faiss_qama.evaluation.recall import Truth, evaluate, exact
-from faiss_qama.evaluation.results import MethodResult
+from faiss_qama.evaluation.recall import evaluate, exact, speeds
+from faiss_qama.evaluation.results import MethodResult, Result
 from faiss_qama.hamming.factory import AUTO, DEFAULT, check_lists, make_base
 from faiss_qama.index.build import build_index
 from faiss_qama.index.by_row import by_row
@@ -54,9 +54,9 @@ class FitResult:
         The queries that were measured with, in words.
     measured : list of MethodResult
         Exact floats, codes alone, and codes re-ranked, on held-out queries; empty if the corpus is too small to hold
-        any out.
+        any out. All speeds were measured in turns.
     untrained : MethodResult or None
-        The codes alone without the training, on the same queries; None if no training was kept.
+        The codes alone without the training, likewise; None if no training was kept.
     next_queries : str
         The file of queries in the next command to type.
     """
@@ -72,6 +72,11 @@ class FitResult:
     measured: list[MethodResult]
     untrained: MethodResult | None
     next_queries: str = "queries.npy"
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as exact search the index is."""
+        return self.measured[-1].mean.queries_per_second / self.measured[0].mean.queries_per_second
 
     @property
     def next_command(self) -> str:
@@ -150,13 +155,11 @@ def fit_index(
     measured: list[MethodResult] = []
     untrained = None
     if len(split.test):
-        dataset = _test_set(corpus, split)
-        truth = exact(dataset, K, quantizer.metric)
-        measured = _measured(index, dataset, truth)
         if quantizer.fit_record.trained:
             chosen = config.at(layout) if choice is None else choice.applied_to(config)
             as_it_was, _ = fit_split(split, replace(chosen, train=None), metric, len(corpus), IndexSpec())
-            untrained = _measured_untrained(as_it_was, index, dataset, truth)
+            untrained = _untrained(as_it_was, index, corpus)
+        measured, untrained = _measured(index, untrained, _test_set(corpus, split))
     asked = f"{len(split.test)} held-out {'documents' if split.train_queries is None else 'queries'}"
     return FitResult(
         index, path, corpus, spec, split, choice, seconds, asked if measured else "nothing", measured, untrained
@@ -173,27 +176,38 @@ def _test_set(corpus: Corpus, split: Split) -> Dataset:
     )
 
 
-def _measured_untrained(quantizer: Quantizer, trained: QamaIndex, dataset: Dataset, truth: Truth) -> MethodResult:
-    """Measure the codes of ``quantizer`` alone, on the test queries; as many components as were trained and kept."""
+def _untrained(quantizer: Quantizer, trained: QamaIndex, corpus: Corpus) -> QamaIndex:
+    """Return an index of the codes of ``quantizer`` alone, of as many components as were trained and kept."""
     if trained.quantizer.layout.components < quantizer.layout.components:
         quantizer = quantizer.truncate(trained.quantizer.layout.components)
     index = QamaIndex(quantizer, "none" if trained.rescore == "none" else "codes")
-    for x in dataset.corpus.chunks():
+    for x in corpus.chunks():
         index.add(x)
-    return MethodResult("codes, untrained", index.bytes_per_vector, [evaluate(index, dataset, truth)])
+    return index
 
 
-def _measured(index: QamaIndex, dataset: Dataset, truth: Truth) -> list[MethodResult]:
-    """Measure exact floats, codes alone, and codes re-ranked, on the test queries."""
-    if index.rescore == "none":
-        stages = {"codes, Hamming": index}
-    elif index.rescore == "codes":
-        stages = {"codes only": index}
-    else:
-        stages = {"codes only": index.with_rescore("codes"), f"codes + {index.rescore} re-ranking": index}
-    # The last first, as inverted lists keep a second copy of the codes once codes have re-ranked.
-    results = {name: evaluate(by_row(stage), dataset, truth) for name, stage in reversed(stages.items())}
-    return [
-        truth.measured,
-        *(MethodResult(name, stage.bytes_per_vector, [results[name]]) for name, stage in stages.items()),
+def _measured(
+    index: QamaIndex, untrained: QamaIndex | None, dataset: Dataset
+) -> tuple[list[MethodResult], MethodResult | None]:
+    """Measure exact floats, codes alone, and codes re-ranked, on the test queries; and the codes without training."""
+    stages = _stages(index)
+    if untrained is not None:
+        stages[f"{next(iter(stages))}, untrained"] = untrained
+    truth = exact(dataset, K, index.metric_type)
+    qualities = [truth.measured.mean, *(evaluate(by_row(stage), dataset, truth, runs=1) for stage in stages.values())]
+    sizes = [truth.measured.bytes, *(stage.bytes_per_vector for stage in stages.values())]
+    times = speeds(list(stages.values()), dataset, K, index.metric_type)
+    results = [
+        MethodResult(name, size, [Result(quality.values, speed)])
+        for name, size, quality, speed in zip([truth.measured.name, *stages], sizes, qualities, times, strict=True)
     ]
+    return (results, None) if untrained is None else (results[:-1], results[-1])
+
+
+def _stages(index: QamaIndex) -> dict[str, QamaIndex]:
+    """Return the index, and before it its codes alone, by name."""
+    if index.rescore == "none":
+        return {"codes, Hamming": index}
+    if index.rescore == "codes":
+        return {"codes only": index}
+    return {"codes only": index.with_rescore("codes"), f"codes + {index.rescore} re-ranking": index}

@@ -58,7 +58,7 @@ def test_fit_on_pairs_says_what_it_was_worth(folder):
     start = lines.index(relevance)
     quality = [float(re.search(r"\d\.\d{4}", line)[0]) for line in lines[start + 1 : start + 4]]
     assert quality[2] > 1.2 * max(quality[:2])
-    assert lines[start + 2].startswith("codes, untrained")
+    assert lines[start + 2].startswith("codes only, untrained")
     # Queries about documents that were trained on and queries about others: their mean is that of all.
     kinds = re.search(r"trained on \((\d+)\)  others \((\d+)\)", lines[start + 5])
     weights = [int(kinds[1]), int(kinds[2])]

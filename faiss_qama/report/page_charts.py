@@ -23,15 +23,13 @@ SLOWER = 0.9  # a speed below this share of another is slower; a smaller differe
 _READABLE = {"binary": "sign bits", "binary+codes": "sign bits, float query", "scalar": "int8"}
 
 
-def page_charts(result: FitResult, faster: float | None) -> list[Chart]:
+def page_charts(result: FitResult) -> list[Chart]:
     """Return the charts for which something was measured.
 
     Parameters
     ----------
     result : FitResult
         What :func:`faiss_qama.pipeline.fit_index` returned.
-    faster : float or None
-        The speed of the index, as a multiple of that of exact search, measured in turns.
 
     Returns
     -------
@@ -42,8 +40,8 @@ def page_charts(result: FitResult, faster: float | None) -> list[Chart]:
     out = [] if result.choice is None else [_recall_by_bytes(result, sample)]
     if quantizer.calibration is not None:
         out.append(_recall_by_candidates(result))
-    if result.measured and faster is not None:
-        out.append(_against_exact_search(result, faster))
+    if result.measured:
+        out.append(_against_exact_search(result))
     out += [_variance_and_bits(result, sample), _thresholds(result, sample)]
     return out + ([_training(result)] if quantizer.fit_record.training is not None else [])
 
@@ -122,7 +120,7 @@ def _recall_by_candidates(result: FitResult) -> Chart:
     )
 
 
-def _against_exact_search(result: FitResult, faster: float) -> Chart:
+def _against_exact_search(result: FitResult) -> Chart:
     measured, rescore = result.measured, result.index.rescore
     speeds = [method.mean.queries_per_second for method in measured]
     speed = [(method.name, f"{s:,.0f}", [s]) for method, s in zip(measured, speeds, strict=True)]
@@ -145,7 +143,7 @@ def _against_exact_search(result: FitResult, faster: float) -> Chart:
         rows,
         [
             ("queries", result.queries),
-            ("speed, measured in turns with exact search", f"{faster:.1f} times as fast"),
+            ("speed, measured in turns with exact search", f"{result.speedup:.1f} times as fast"),
             ("quantizer, shared by all vectors", f"{shared:,.0f} bytes per vector, not in the chart"),
         ],
     )
