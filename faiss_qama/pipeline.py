@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import evaluate, exact, speeds
 from faiss_qama.evaluation.results import MethodResult, Result
@@ -50,8 +48,6 @@ class FitResult:
         The layouts that were tried; None if none was.
     fit_seconds : float
         Reading the sample, choosing, fitting and calibrating.
-    queries : str
-        The queries that were measured with, in words.
     measured : list of MethodResult
         Exact floats, codes alone, and codes re-ranked, on held-out queries; empty if the corpus is too small to hold
         any out. All speeds were measured in turns.
@@ -68,10 +64,17 @@ class FitResult:
     split: Split
     choice: LayoutChoice | None
     fit_seconds: float
-    queries: str
     measured: list[MethodResult]
     untrained: MethodResult | None
     next_queries: str = "queries.npy"
+
+    @property
+    def queries(self) -> str:
+        """The queries that were measured with, in words."""
+        if not self.measured:
+            return "nothing"
+        kind = "documents" if self.split.train_queries is None else "queries"
+        return f"{len(self.measured[0].mean.values['recall'])} held-out {kind}"
 
     @property
     def speedup(self) -> float:
@@ -159,21 +162,8 @@ def fit_index(
             chosen = config.at(layout) if choice is None else choice.applied_to(config)
             as_it_was, _ = fit_split(split, replace(chosen, train=None), metric, len(corpus), IndexSpec())
             untrained = _untrained(as_it_was, index, corpus)
-        measured, untrained = _measured(index, untrained, _test_set(corpus, split))
-    asked = f"{len(split.test)} held-out {'documents' if split.train_queries is None else 'queries'}"
-    return FitResult(
-        index, path, corpus, spec, split, choice, seconds, asked if measured else "nothing", measured, untrained
-    )
-
-
-def _test_set(corpus: Corpus, split: Split) -> Dataset:
-    itself = np.stack([np.arange(len(split.test)), split.test_rows], axis=1)
-    return Dataset(
-        corpus,
-        split.test,
-        qrels=split.test_qrels if len(split.test_qrels) else None,
-        exclude=itself if split.train_queries is None else None,
-    )
+        measured, untrained = _measured(index, untrained, corpus, split)
+    return FitResult(index, path, corpus, spec, split, choice, seconds, measured, untrained)
 
 
 def _untrained(quantizer: Quantizer, trained: QamaIndex, corpus: Corpus) -> QamaIndex:
@@ -187,16 +177,21 @@ def _untrained(quantizer: Quantizer, trained: QamaIndex, corpus: Corpus) -> Qama
 
 
 def _measured(
-    index: QamaIndex, untrained: QamaIndex | None, dataset: Dataset
+    index: QamaIndex, untrained: QamaIndex | None, corpus: Corpus, split: Split
 ) -> tuple[list[MethodResult], MethodResult | None]:
     """Measure exact floats, codes alone, and codes re-ranked, on the test queries; and the codes without training."""
     stages = _stages(index)
     if untrained is not None:
         stages[f"{next(iter(stages))}, untrained"] = untrained
+    n, searched = split.test_set(corpus)
+    dataset = Dataset(
+        corpus.where(searched), split.test[:n], split.test_qrels if len(split.test_qrels) else None
+    )
     truth = exact(dataset, K, index.metric_type)
-    qualities = [truth.measured.mean, *(evaluate(by_row(stage), dataset, truth, runs=1) for stage in stages.values())]
+    searches = [by_row(stage, searched) for stage in stages.values()]
+    qualities = [truth.measured.mean, *(evaluate(search, dataset, truth, runs=1) for search in searches)]
     sizes = [truth.measured.bytes, *(stage.bytes_per_vector for stage in stages.values())]
-    times = speeds(list(stages.values()), dataset, K, index.metric_type)
+    times = speeds(list(stages.values()), Dataset(corpus, dataset.queries), K, index.metric_type)
     results = [
         MethodResult(name, size, [Result(quality.values, speed)])
         for name, size, quality, speed in zip([truth.measured.name, *stages], sizes, qualities, times, strict=True)

@@ -207,6 +207,12 @@ class Corpus:
         other._normalizes = True
         return other
 
+    def where(self, kept: NDArray[np.bool_]) -> Corpus:
+        """Return the vectors where ``kept`` (n,) is true, in order; they keep their ids, or their row numbers as ids."""
+        other = copy.copy(self)
+        other._keep(np.flatnonzero(kept))
+        return other
+
     @property
     def name(self) -> str:
         """The file, how many files, or the name of an array."""
@@ -307,9 +313,13 @@ class Corpus:
         if len(rows) == first:
             raise ValueError(f"{self.name}: no vectors, as {_bad_rows(rows, first, null)}")
         warnings.warn(f"left out of {self.name}: {_bad_rows(rows, first, null)}", stacklevel=3)
-        self._kept = np.delete(np.arange(first), rows)
-        self.shape = (len(self._kept), self.shape[1])
-        self.ids = self._kept if self.ids is None else self.ids[self._kept]
+        self._keep(np.delete(np.arange(first), rows))
+
+    def _keep(self, rows: Ids) -> None:
+        """Leave out all but the sorted ``rows`` of those that are read."""
+        self._kept = rows if self._kept is None else self._kept[rows]
+        self.shape = (len(rows), self.shape[1])
+        self.ids = rows if self.ids is None else self.ids[rows]
 
 
 def load_vectors(path: PathLike, d: int | None = None) -> Floats:
