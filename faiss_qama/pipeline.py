@@ -8,12 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from faiss_qama.comparison.methods import shared_bytes
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import evaluate, exact, speeds
-from faiss_qama.evaluation.results import MethodResult, Result
+from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.hamming.factory import AUTO, DEFAULT, check_lists, make_base
 from faiss_qama.index.build import build_index
-from faiss_qama.index.by_row import by_row
+from faiss_qama.index.by_row import by_row, over_flat
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
@@ -53,8 +54,11 @@ class FitResult:
         any out. All speeds were measured in turns.
     untrained : MethodResult or None
         The codes alone without the training, likewise; None if no training was kept.
+    flat_speed : float or None
+        Queries per second over base ``Flat``, measured in the same turns; None if that is the base, or was tried by
+        base ``auto``.
     next_queries : str
-        The file of queries in the next command to type.
+        The file of queries in the next commands to type.
     """
 
     index: QamaIndex
@@ -66,6 +70,7 @@ class FitResult:
     fit_seconds: float
     measured: list[MethodResult]
     untrained: MethodResult | None
+    flat_speed: float | None = None
     next_queries: str = "queries.npy"
 
     @property
@@ -82,9 +87,30 @@ class FitResult:
         return self.measured[-1].mean.queries_per_second / self.measured[0].mean.queries_per_second
 
     @property
-    def next_command(self) -> str:
-        """The command to type next, quoted for a shell."""
-        return shlex.join(["faiss-qama", "search", str(self.path), self.next_queries, "-k", str(K)])
+    def memory(self) -> int:
+        """Bytes that the index takes in memory, those of the quantizer included; its vectors are on disk."""
+        codes, kept = self.index.bytes_per_vector
+        own = codes + kept if self.index.rescore == "codes" else codes
+        return len(self.corpus) * own + shared_bytes(self.index.quantizer)
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes of the vectors that are read from disk to re-rank."""
+        return 0 if self.index.rescore == "codes" else len(self.corpus) * self.index.bytes_per_vector[1]
+
+    @property
+    def stand_ins(self) -> bool:
+        """Whether documents stood in for the queries that were measured with."""
+        return self.split.train_queries is None and bool(self.measured)
+
+    @property
+    def next_commands(self) -> list[str]:
+        """The commands to type next, quoted for a shell."""
+        evaluate = ["faiss-qama", "eval", str(self.path), self.next_queries]
+        if self.index.vectors is None:
+            evaluate += ["--corpus", str(self.corpus.paths[0]) if len(self.corpus.paths) == 1 else "CORPUS"]
+        search = ["faiss-qama", "search", str(self.path), self.next_queries, "-k", str(K)]
+        return [shlex.join(command) for command in ([evaluate, search] if self.stand_ins else [search])]
 
 
 def fit_index(
@@ -155,15 +181,17 @@ def fit_index(
     seconds = time.perf_counter() - start
     index = build_index(path, quantizer, corpus, spec, split.validation if len(split.validation) else None)
     discard_checkpoint(config)
-    measured: list[MethodResult] = []
-    untrained = None
-    if len(split.test):
-        if quantizer.fit_record.trained:
-            chosen = config.at(layout) if choice is None else choice.applied_to(config)
-            as_it_was, _ = fit_split(split, replace(chosen, train=None), metric, len(corpus), IndexSpec())
-            untrained = _untrained(as_it_was, index, corpus)
-        measured, untrained = _measured(index, untrained, corpus, split)
-    return FitResult(index, path, corpus, spec, split, choice, seconds, measured, untrained)
+    result = FitResult(index, path, corpus, spec, split, choice, seconds, [], None)
+    if not len(split.test):
+        return result
+    stages = _stages(index)
+    if quantizer.fit_record.trained:
+        chosen = config.at(layout) if choice is None else choice.applied_to(config)
+        as_it_was, _ = fit_split(split, replace(chosen, train=None), metric, len(corpus), IndexSpec())
+        stages[f"{next(iter(stages))}, untrained"] = _untrained(as_it_was, index, corpus)
+    measured, flat_speed = _measured(stages, None if spec.base in (DEFAULT, AUTO) else over_flat(index), corpus, split)
+    untrained = measured.pop() if quantizer.fit_record.trained else None
+    return replace(result, measured=measured, untrained=untrained, flat_speed=flat_speed)
 
 
 def _untrained(quantizer: Quantizer, trained: QamaIndex, corpus: Corpus) -> QamaIndex:
@@ -177,26 +205,20 @@ def _untrained(quantizer: Quantizer, trained: QamaIndex, corpus: Corpus) -> Qama
 
 
 def _measured(
-    index: QamaIndex, untrained: QamaIndex | None, corpus: Corpus, split: Split
-) -> tuple[list[MethodResult], MethodResult | None]:
-    """Measure exact floats, codes alone, and codes re-ranked, on the test queries; and the codes without training."""
-    stages = _stages(index)
-    if untrained is not None:
-        stages[f"{next(iter(stages))}, untrained"] = untrained
+    stages: dict[str, QamaIndex], flat: QamaIndex | None, corpus: Corpus, split: Split
+) -> tuple[list[MethodResult], float | None]:
+    """Measure exact floats and ``stages`` on the test queries, and the speed of ``flat``."""
     n, searched = split.test_set(corpus)
-    dataset = Dataset(
-        corpus.where(searched), split.test[:n], split.test_qrels if len(split.test_qrels) else None
-    )
-    truth = exact(dataset, K, index.metric_type)
-    searches = [by_row(stage, searched) for stage in stages.values()]
-    qualities = [truth.measured.mean, *(evaluate(search, dataset, truth, runs=1) for search in searches)]
-    sizes = [truth.measured.bytes, *(stage.bytes_per_vector for stage in stages.values())]
-    times = speeds(list(stages.values()), Dataset(corpus, dataset.queries), K, index.metric_type)
-    results = [
-        MethodResult(name, size, [Result(quality.values, speed)])
-        for name, size, quality, speed in zip([truth.measured.name, *stages], sizes, qualities, times, strict=True)
-    ]
-    return (results, None) if untrained is None else (results[:-1], results[-1])
+    dataset = Dataset(corpus.where(searched), split.test[:n], split.test_qrels if len(split.test_qrels) else None)
+    metric = next(iter(stages.values())).metric_type
+    truth = exact(dataset, K, metric)
+    qualities = [evaluate(by_row(stage, searched), dataset, truth, runs=1) for stage in stages.values()]
+    timed = [*stages.values(), *([] if flat is None else [flat])]
+    exact_speed, *others = speeds(timed, Dataset(corpus, dataset.queries), K, metric)
+    measured = [replace(truth.measured, results=[replace(truth.measured.mean, queries_per_second=exact_speed)])]
+    for (name, stage), quality, speed in zip(stages.items(), qualities, others, strict=False):
+        measured.append(MethodResult(name, stage.bytes_per_vector, [replace(quality, queries_per_second=speed)]))
+    return measured, None if flat is None else others[-1]
 
 
 def _stages(index: QamaIndex) -> dict[str, QamaIndex]:

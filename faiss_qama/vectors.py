@@ -208,7 +208,7 @@ class Corpus:
         return other
 
     def where(self, kept: NDArray[np.bool_]) -> Corpus:
-        """Return the vectors where ``kept`` (n,) is true, in order; they keep their ids, or their row numbers as ids."""
+        """Return the vectors where ``kept`` (n,) is true. They keep their ids, or their row numbers as ids."""
         other = copy.copy(self)
         other._keep(np.flatnonzero(kept))
         return other

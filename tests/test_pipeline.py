@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import faiss
 import numpy as np
 import pytest
-from conftest import make_vectors
+from conftest import fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
+from faiss_qama.index.by_row import over_flat
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
+from faiss_qama.quantizer.fit_record import TrainingRecord
+from faiss_qama.report.tables import fit_summary, kept_text
 from faiss_qama.training import FitConfig
 from faiss_qama.vectors import Corpus
 
@@ -66,3 +71,52 @@ def test_what_is_held_out_is_not_a_hit(tmp_path):
     found = index.search(x[outcome.split.test_rows], 10)[1]
     by_hand = np.mean([np.isin(a, b).mean() for a, b in zip(found, truth, strict=True)])
     assert outcome.measured[1].mean.recall == pytest.approx(by_hand, abs=0.002)
+
+
+@pytest.mark.parametrize(("base", "note"), [("BHNSW8", True), ("Flat", False), ("auto", False)])
+def test_a_base_that_is_no_faster_than_flat_is_called_so(tmp_path, base, note):
+    """FAISS's graph takes ten times as long as a scan of so few vectors."""
+    outcome = made(tmp_path, make_vectors(1200), base=base, layout=None if base == "auto" else "2x18")
+    assert (outcome.flat_speed is not None) == note
+    printed = " ".join(fit_summary(outcome).split())
+    assert ("is no faster than Flat here" in printed) == note
+    if note:
+        speed = outcome.measured[-1].mean.queries_per_second
+        assert f"note {base} is no faster than Flat here: {speed:,.0f} queries/s, with --base Flat" in printed
+        faster = replace(outcome, flat_speed=speed / 2)
+        assert "no faster" not in fit_summary(faster)
+
+
+def test_over_flat_is_the_same_index_in_another_base():
+    x, xq = make_vectors(700), make_vectors(20, seed=1)
+    quantizer = fit_quietly(x, layout="2x18")
+    for rescore in ("codes", "fp16"):
+        index = QamaIndex(quantizer, rescore, base="BFlat")
+        index.add(x)
+        flat = over_flat(index)
+        assert ",Flat," in flat.factory_string
+        for a, b in zip(index.search(xq, 5), flat.search(xq, 5), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_the_next_command_measures_what_keeps_no_vectors_with_its_corpus(tmp_path):
+    outcome = made(tmp_path, make_vectors(300), rescore="codes")
+    path, corpus = tmp_path / "i.qama", tmp_path / "corpus.npy"
+    assert outcome.next_commands[0] == f"faiss-qama eval {path} queries.npy --corpus {corpus}"
+    assert "Real queries are often harder" in fit_summary(outcome)
+    asked = replace(outcome, split=replace(outcome.split, train_queries=make_vectors(30)))
+    assert [command.split()[1] for command in asked.next_commands] == ["search"]
+    assert "Real queries" not in fit_summary(asked)
+
+
+def test_why_a_quantizer_was_kept_names_the_rule():
+    before = {"adc": {"recall@10": 0.8}, "hamming": {"recall@10": 0.5}}
+    after = {"adc": {"recall@10": 0.82}, "hamming": {"recall@10": 0.49}}
+    record = {"adapter": "linear", "measure": "recall@10", "untrained": before, "seconds": 1.0, "log": []}
+    worse = TrainingRecord(kept=False, trained=after, gain=0.0025, **record)
+    assert kept_text(worse) == (
+        "the untrained quantizer: recall@10 +0.2 % in the mean of the stages and -2.0 % in the worst; "
+        "more than 0 % and at least -0.5 % are needed"
+    )
+    better = TrainingRecord(kept=True, trained=after, gain=0.09, **record)
+    assert kept_text(better) == "the trained quantizer: recall@10 +9.0 % in the mean of the stages"

@@ -196,12 +196,15 @@ def of_two_codes(tmp_path_factory):
 
 def test_a_second_code_is_memory_and_is_named(of_two_codes):
     outcome, path = of_two_codes
-    shared = round(sum(array.nbytes for array in outcome.index.quantizer.to_state()[0].values()) / 1200)
-    size = sum(outcome.index.bytes_per_vector) + shared
+    shared = sum(array.nbytes for array in outcome.index.quantizer.to_state()[0].values())
+    own = sum(outcome.index.bytes_per_vector)
+    total = f"{(1200 * own + shared) / 1000:.1f} kB"
     assert report_page.summary(outcome)[0].startswith(
-        f"1,200 vectors of 36 dimensions take {size} bytes per vector, "
-        f"of which {shared} are the quantizer, shared by 1,200 vectors;"
+        f"1,200 vectors of 36 dimensions take {total} of memory: {own} bytes each, "
+        f"and {shared / 1000:.1f} kB for the quantizer that they share. As float32 they take 172.8 kB."
     )
+    assert f"<dt>memory</dt><dd><strong>{total}</strong>" in path.read_text()
+    assert f": {total} of memory ({shared / 1000:.1f} kB the quantizer)\n" in fit_summary(outcome)
     page = Page(path.read_text())
     assert ["residual code", "8 components of 4 levels (2 bits), 12 components of 2 levels (1 bit)"] in page.rows
     text = "".join(page.text)

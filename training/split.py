@@ -99,7 +99,7 @@ class Split:
 
 
 def _copied(own: Floats, documents: Iterable[Floats], sample: Floats) -> NDArray[np.int64]:
-    """Return, for each of ``documents`` in parts (m, d), the first of ``own`` that it is a near copy of, or their number.
+    """Return which of ``own`` each of ``documents``, in parts, is a near copy of: the first, or else ``len(own)``.
 
     How near a copy is depends on the spread of ``sample``.
     """

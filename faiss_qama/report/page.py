@@ -14,7 +14,7 @@ from faiss_qama.comparison.methods import shared_bytes
 from faiss_qama.evaluation.results import mean_interval
 from faiss_qama.pipeline import FitResult
 from faiss_qama.quantizer.calibration import K
-from faiss_qama.report.tables import fit_summary, percent_interval
+from faiss_qama.report.tables import fit_summary, percent_interval, size_text
 from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import PathLike
 
@@ -52,7 +52,7 @@ def write_page(result: FitResult, path: PathLike, command: str) -> None:
         tiles=_tiles(result),
         charts=page_charts(result),
         printed=fit_summary(result),
-        next=result.next_command,
+        next=result.next_commands,
         command=command,
         versions=_versions(),
     )
@@ -73,11 +73,10 @@ def summary(result: FitResult) -> tuple[str, str]:
         One or two sentences each.
     """
     n, d = result.corpus.shape
-    size, shared = _memory(result)
-    of_which = f", of which {shared:,} are the quantizer, shared by {n:,} vectors" if shared else ""
+    own, shared = _bytes(result)
     headline = (
-        f"{n:,} vectors of {d} dimensions take {size + shared:,} bytes per vector{of_which}; "
-        f"as float32 they take {4 * d:,}."
+        f"{n:,} vectors of {d} dimensions take {size_text(result.memory)} of memory: {own:,} bytes each, and {shared} "
+        f"for the quantizer that they share. As float32 they take {size_text(4 * n * d)}."
     )
     if not result.measured:
         return headline, "The corpus is too small to hold any vectors out, so nothing was measured."
@@ -87,7 +86,8 @@ def summary(result: FitResult) -> tuple[str, str]:
     headline += f" {stage}, a search {_quality(result)}, at {result.speedup:.1f} times the speed of exact search."
     if result.split.train_queries is None:
         return headline, (
-            f"Documents stood in for queries: recall was measured with {result.queries}. Real queries are often harder."
+            f"Documents stood in for queries: recall was measured with {result.queries}. "
+            "Real queries are often harder: measure with yours."
         )
     return headline, f"It was measured with {result.queries}, which the fit did not use. {_by_kind(result)}".strip()
 
@@ -112,21 +112,20 @@ def _by_kind(result: FitResult) -> str:
     before, after = (method.mean.values["ndcg"] for method in (untrained, result.measured[1]))
     gains = [100 * (after[part].mean() / max(before[part].mean(), 1e-9) - 1) for part in (seen, ~seen)]
     return (
-        f"The training changed nDCG@{K} of the codes alone by {gains[0]:+.1f} % for queries about documents that it saw, "
-        f"and by {gains[1]:+.1f} % for the others."
+        f"The training changed nDCG@{K} of the codes alone by {gains[0]:+.1f} % for queries about documents that it "
+        f"saw, and by {gains[1]:+.1f} % for the others."
     )
 
 
 def _tiles(result: FitResult) -> list[dict[str, str]]:
     """Return the figures under the headline."""
-    d, (size, shared), kept = result.corpus.shape[1], _memory(result), result.index.bytes_per_vector[1]
-    on_disk = f"; {kept:,} more on disk" if kept and result.index.rescore != "codes" else ""
-    of_which = f"{shared:,} of them the quantizer; " if shared else ""
+    n, d = result.corpus.shape
+    on_disk = f"; {size_text(result.on_disk)} of vectors on disk" if result.on_disk else ""
     tiles = [
         {
-            "name": "bytes per vector",
-            "value": f"{size + shared:,}",
-            "note": f"{of_which}float32: {4 * d:,}{on_disk}",
+            "name": "memory",
+            "value": size_text(result.memory),
+            "note": f"float32: {size_text(4 * n * d)}{on_disk}",
         },
         {
             "name": "layout",
@@ -146,11 +145,10 @@ def _tiles(result: FitResult) -> list[dict[str, str]]:
     return tiles
 
 
-def _memory(result: FitResult) -> tuple[int, int]:
-    """Return the bytes in memory per vector: its own, and its share of the quantizer."""
-    codes, kept = result.index.bytes_per_vector
-    own = codes + kept if result.index.rescore == "codes" else codes
-    return own, round(shared_bytes(result.index.quantizer) / len(result.corpus))
+def _bytes(result: FitResult) -> tuple[int, str]:
+    """Return the bytes of one vector in memory, and those of the quantizer in words."""
+    shared = shared_bytes(result.index.quantizer)
+    return (result.memory - shared) // len(result.corpus), size_text(shared)
 
 
 def _versions() -> str:
