@@ -400,6 +400,26 @@ def test_a_browser_breaks_a_long_layout(browser, of_two_codes, width):
 
 
 @pytest.mark.browser
+@pytest.mark.parametrize("width", [400, 900, 1300])
+@pytest.mark.parametrize("page", ["trained", "of_two_codes", "from_pairs"])
+def test_a_browser_clips_no_table_and_leaves_no_hole_in_a_card(browser, request, page, width):
+    _, path = request.getfixturevalue(page)["fp16"] if page == "from_pairs" else request.getfixturevalue(page)
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(Path(path).as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    clipped = "return [...document.querySelectorAll('.scroll')].map(t => t.scrollWidth - t.clientWidth)"
+    assert max(browser.execute_script(clipped)) <= 0
+    holes = browser.execute_script(
+        "return [...document.querySelectorAll('figure.card')].map(card => {"
+        "  const boxes = [...card.children].map(part => part.getBoundingClientRect());"
+        "  return boxes.slice(1).map((box, i) => box.top - boxes[i].bottom);"
+        "}).flat()"
+    )
+    assert max(holes) < 40  # pixels, margins included
+
+
+@pytest.mark.browser
 def test_a_browser_opens_every_table_of_numbers(browser, trained):
     browser.get(Path(trained[1]).as_uri())
     browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
