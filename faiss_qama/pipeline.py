@@ -12,7 +12,7 @@ from faiss_qama.comparison.methods import shared_bytes
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import evaluate, exact, speeds
 from faiss_qama.evaluation.results import MethodResult
-from faiss_qama.hamming.factory import AUTO, DEFAULT, check_lists, make_base
+from faiss_qama.hamming.factory import AUTO, DEFAULT, check_lists, code_bytes, make_base
 from faiss_qama.index.build import build_index
 from faiss_qama.index.by_row import by_row, over_flat
 from faiss_qama.index.qama_index import QamaIndex
@@ -54,6 +54,8 @@ class FitResult:
         any out. All speeds were measured in turns.
     untrained : MethodResult or None
         The codes alone without the training, likewise; None if no training was kept.
+    other_bytes : int or None
+        The bytes per vector that were asked for, if the layout has fewer.
     flat_speed : float or None
         Queries per second over base ``Flat``, measured in the same turns; None if that is the base, or was tried by
         base ``auto``.
@@ -70,6 +72,7 @@ class FitResult:
     fit_seconds: float
     measured: list[MethodResult]
     untrained: MethodResult | None
+    other_bytes: int | None = None
     flat_speed: float | None = None
     next_queries: str = "queries.npy"
 
@@ -181,7 +184,9 @@ def fit_index(
     seconds = time.perf_counter() - start
     index = build_index(path, quantizer, corpus, spec, split.validation if len(split.validation) else None)
     discard_checkpoint(config)
-    result = FitResult(index, path, corpus, spec, split, choice, seconds, [], None)
+    taken = code_bytes(spec.base, quantizer.layout) if choice is None else choice.chosen.bytes
+    other_bytes = config.bytes if spec.recall is None and config.bytes != taken else None
+    result = FitResult(index, path, corpus, spec, split, choice, seconds, [], None, other_bytes)
     if not len(split.test):
         return result
     stages = _stages(index)

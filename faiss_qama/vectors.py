@@ -32,10 +32,12 @@ class _Stored(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-def check_dtype_and_shape(x: _Stored, d: int | None, what: str, *, in_file: bool = False) -> None:
+def check_dtype_and_shape(
+    x: _Stored, d: int | None, what: str, *, in_file: bool = False, d_of: str | None = None
+) -> None:
     """Raise TypeError or ValueError unless ``x`` is a floating (n > 0, d > 0) array, of dimension ``d`` if given.
 
-    A file may also hold bfloat16, int8 and uint8.
+    A file may also hold bfloat16, int8 and uint8. ``d_of`` is the name of what has that dimension.
     """
     if not (is_readable(x.dtype) if in_file else np.issubdtype(x.dtype, np.floating)):
         cast = "other floats, int8 and uint8" if in_file else "other floats"
@@ -48,7 +50,7 @@ def check_dtype_and_shape(x: _Stored, d: int | None, what: str, *, in_file: bool
     if 0 in x.shape:
         raise ValueError(f"{what}: no vectors, shape {x.shape}")
     if d is not None and x.shape[1] != d:
-        raise ValueError(f"{what}: dimension {x.shape[1]}, but {d} is needed")
+        raise ValueError(f"{what}: dimension {x.shape[1]}, but {d} is needed" + (f", as in {d_of}" if d_of else ""))
 
 
 def _remedy(dtype: np.dtype[Any]) -> str:
@@ -138,6 +140,8 @@ class Corpus:
         a file are left aside.
     ids : str, optional
         The column, array or dataset beside the vectors that holds their ids.
+    d_of : str, optional
+        The name in error messages of what has dimension ``d``; of shards it is the first of them.
     drop_bad_rows : bool
         Leave rows without a vector of finite numbers out: NaN, infinity and, in a table, null. The others keep their
         ids, or their row numbers as ids. The vectors are read once to find such rows; a warning counts them.
@@ -180,6 +184,7 @@ class Corpus:
         *,
         queries: bool = False,
         ids: str | None = None,
+        d_of: str | None = None,
         drop_bad_rows: bool = False,
     ) -> None:
         self._scale, self._normalizes = np.float32(scale), False
@@ -187,7 +192,8 @@ class Corpus:
         self._parts, self.paths = _parts(source, what, want)
         self.shape, self.nbytes = (0, d or 0), 0
         for part, name in self._parts:
-            check_dtype_and_shape(part, self.shape[1] or None, name, in_file=bool(self.paths))
+            first = None if d else self._parts[0][1]
+            check_dtype_and_shape(part, self.shape[1] or None, name, in_file=bool(self.paths), d_of=d_of or first)
             self.shape = (self.shape[0] + part.shape[0], part.shape[1])
             self.nbytes += self.shape[1] * part.shape[0] * part.dtype.itemsize
             self.dtype = "bfloat16" if is_bfloat16(part.dtype) else str(part.dtype)

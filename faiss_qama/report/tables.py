@@ -15,7 +15,7 @@ from faiss_qama.comparison.tasks import TaskResult
 from faiss_qama.evaluation.bootstrap import bootstrap_interval, percent
 from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.evaluation.results import MethodResult
-from faiss_qama.hamming.factory import AUTO
+from faiss_qama.hamming.factory import AUTO, code_bytes
 from faiss_qama.index.tuning import MIN_VECTORS, BaseTrial
 from faiss_qama.pipeline import FitResult
 from faiss_qama.quantizer.calibration import K
@@ -48,6 +48,10 @@ def fit_summary(result: FitResult) -> str:
     ]
     if result.choice is not None:
         rows.append(("chosen", f"{result.choice.chosen.layout}: {result.choice.reason}"))
+    if result.other_bytes is not None:
+        taken = code_bytes(result.spec.base, quantizer.layout) if result.choice is None else result.choice.chosen.bytes
+        why = f"layouts come in steps of 8 components, up to all {d}"
+        rows.append(("bytes", f"{taken} per vector, not {result.other_bytes}: {why}"))
     rows += base_facts(index.base_trials, n, auto=result.spec.base == AUTO)
     if result.flat_speed is not None:
         rows += _flat_facts(result, result.flat_speed)
