@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -31,6 +32,9 @@ from faiss_qama.report.tables import fit_summary
 from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import Corpus
+
+if TYPE_CHECKING:
+    from faiss_qama.training import FitConfig
 
 
 @click.command(short_help="Fit a quantizer, write an index, and measure it.")
@@ -91,15 +95,10 @@ def fit(
     .arrow, .feather, .hdf5, .fvecs, .bvecs, .fbin, .u8bin, .i8bin, .faiss, or float32 without a header. CORPUS:NAME
     names a column or an array.
     """
-    from faiss_qama.training import FitConfig  # here, because the other commands do not need it
-    from faiss_qama.training.fit import default_rescore
+    from faiss_qama.training.fit import default_rescore  # here, because the other commands do not need it
     from faiss_qama.training.pairs import read_pairs
 
-    config = FitConfig() if config_path is None else FitConfig.from_yaml(config_path)
-    if layout is not None or size is not None:
-        config = replace(config, layout=layout, bytes=size)
-    if pairs is not None:
-        config = config.for_pairs()
+    config = _config(config_path, layout, size, pairs=pairs is not None)
     vectors = open_corpus(corpus, dim, ids, drop_bad_rows)
     read_queries = partial(Corpus, d=vectors.shape[1], queries=True, d_of=vectors.name, drop_bad_rows=drop_bad_rows)
     queries = None if queries_path is None else read_queries(queries_path)
@@ -137,6 +136,16 @@ def fit(
 
         write_page(result, page, shlex.join(["faiss-qama", *sys.argv[1:]]))
         click.echo(f"wrote {page}")
+
+
+def _config(path: Path | None, layout: str | None, size: int | None, *, pairs: bool) -> FitConfig:
+    """Return the settings of the fit: those of the file, except what options say."""
+    from faiss_qama.training import FitConfig
+
+    config = FitConfig() if path is None else FitConfig.from_yaml(path)
+    if layout is not None or size is not None:
+        config = replace(config, layout=layout, bytes=size)
+    return config.for_pairs() if pairs else config
 
 
 def _check_page(page: Path, others: list[Path]) -> None:
