@@ -104,6 +104,25 @@ def test_the_next_command_is_one_that_a_shell_reads(folder, run):
     assert run(*command[1:])[0] == 0
 
 
+@pytest.mark.parametrize("rescore", ["none", "codes"])
+@pytest.mark.filterwarnings("ignore:left out of")
+def test_queries_that_are_left_out_have_no_hits(folder, run, rescore):
+    bad, good = [0, 5, 6, 29], np.setdiff1d(np.arange(30), [0, 5, 6, 29])
+    xq = X[:30].copy()
+    xq[bad] = np.nan
+    np.save(folder / "some.npy", xq)
+    index = QamaIndex(QamaIndex.load("i.qama").quantizer, rescore)
+    index.add(X)
+    index.save(folder / "j.qama")
+    assert run("search", "j.qama", "some.npy", "-k", "3", "--drop-bad-rows", "-o", "hits.npz")[0] == 0
+    hits, (D, I) = np.load(folder / "hits.npz"), index.search(X[good], 3)
+    np.testing.assert_array_equal(hits["I"][good], I)
+    np.testing.assert_array_equal(hits["D"][good], D)
+    assert hits["D"].dtype == D.dtype
+    assert (hits["I"][bad] == -1).all()
+    assert (hits["D"][bad] == index.search(X[:1], 1, sel=[])[0]).all()
+
+
 @pytest.mark.parametrize(("kind", "name"), [("hamming", "IndexPreTransform"), ("binary", "IndexBinaryFlat")])
 def test_export_says_what_it_wrote(folder, run, kind, name):
     _, out, _ = run("export", "i.qama", "stock.faiss", "--kind", kind)

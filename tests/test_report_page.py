@@ -248,6 +248,14 @@ def test_it_says_why_where_codes_alone_are_slower_than_floats(trained):
         assert ("Codes alone are slower here, because" in chart.caption) == (codes < floats)
 
 
+def test_the_default_recall_is_one_number_and_what_is_aimed_at_is_explained(trained):
+    outcome, _ = trained
+    (chart,) = (chart for chart in page_charts(outcome) if chart.title == "Recall by number of candidates")
+    key = dict(chart.key)
+    assert key["recall by default"] == "0.95"
+    assert key["recall with them here"] == "0.975 or more: a search leaves half of its misses to new queries"
+
+
 def test_the_summary_never_says_more_than_was_measured(trained):
     outcome, _ = trained
     shown = float(re.search(r"finds ([\d.]+) %", report_page.summary(outcome)[0])[1])
