@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ Words: TypeAlias = NDArray[np.uint32]  # (n, words): bit planes
 Ids: TypeAlias = NDArray[np.int64]
 Mask: TypeAlias = NDArray[np.bool_]
 Distances: TypeAlias = NDArray[np.int32]  # Hamming distances
+Hits: TypeAlias = tuple[NDArray[Any], Ids]  # scores and ids, (nq, k) each
 
 WORST = np.iinfo(np.int32).max  # the Hamming distance of a missing hit
 LANES = 16  # codes whose words lie side by side: one word of each code fills a register of 512 bits

@@ -133,8 +133,6 @@ class Corpus:
         The dimension that they must have, which a file without a header is read by.
     what : str
         The name of an array in error messages; files go by their own names.
-    scale : float
-        A factor that the values are multiplied by when they are read.
     queries : bool
         Whether these are queries: a file that holds both, as those of ann-benchmarks do, is read for them, and ids in
         a file are left aside.
@@ -162,7 +160,8 @@ class Corpus:
     paths : list of Path
         The files among the sources.
     metric : str or None
-        What the first file says that its vectors are compared by: ``ip``, ``l2`` or ``cosine``.
+        What the first file says that its vectors are compared by: ``ip``, ``l2``, ``cosine``, or another in its own
+        words.
 
     Raises
     ------
@@ -180,14 +179,13 @@ class Corpus:
         source: Source,
         d: int | None = None,
         what: str = "corpus",
-        scale: float = 1.0,
         *,
         queries: bool = False,
         ids: str | None = None,
         d_of: str | None = None,
         drop_bad_rows: bool = False,
     ) -> None:
-        self._scale, self._normalizes = np.float32(scale), False
+        self._factor, self._normalizes = np.float32(1), False
         want = Want(ids=ids, d=d, queries=queries)
         self._parts, self.paths = _parts(source, what, want)
         self.shape, self.nbytes = (0, d or 0), 0
@@ -206,6 +204,12 @@ class Corpus:
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def scaled(self, factor: float) -> Corpus:
+        """Return the same vectors, multiplied by ``factor`` when they are read."""
+        other = copy.copy(self)
+        other._factor = np.float32(factor)
+        return other
 
     def normalized(self) -> Corpus:
         """Return the same vectors, scaled to norm 1 when they are read; zero vectors stay zero."""
@@ -294,8 +298,8 @@ class Corpus:
             found = _bad_rows(_bad_in(part, self._step), part.shape[0], part.null)
             remedy = "; --drop-bad-rows, in Python Corpus(..., drop_bad_rows=True), leaves out what is bad"
             raise ValueError(f"{name}: {found}{remedy}")
-        if self._scale != 1:
-            out *= self._scale
+        if self._factor != 1:
+            out *= self._factor
         return scale_to_norm(out, 1.0) if self._normalizes else out
 
     def _stored_ids(self) -> Ids | None:

@@ -1,4 +1,9 @@
-"""What ann-benchmarks and VectorDBBench 2.0 ask of a module and a client, for where they are not installed."""
+"""What ann-benchmarks and VectorDBBench ask of a module and a client, for where they are not installed.
+
+The signatures are those of ``ann_benchmarks/algorithms/base/module.py`` at commit f402b2c of
+github.com/erikbern/ann-benchmarks, and of ``backend/clients/api.py`` and ``backend/filter.py`` in the wheel of
+vectordb-bench 2.0.0. Where the packages can be imported, a test compares them.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,12 @@ class BaseANN:
     def query(self, q, n):
         return []
 
+    def batch_query(self, X, n):
+        self.res = [self.query(q, n) for q in X]
+
+    def get_batch_results(self):
+        return self.res
+
 
 class FilterOp(str, enum.Enum):
     NumGE = "NumGE"
@@ -55,7 +66,8 @@ class LabelFilter:
 
     @property
     def label_value(self):
-        return f"label_{int(self.label_percentage * 100)}p"
+        percent = self.label_percentage * 100
+        return f"label_{int(percent)}p" if percent >= 1 else f"label_{percent:.1f}p"
 
 
 class MetricType(str, enum.Enum):
@@ -103,7 +115,7 @@ class VectorDB(ABC):
     def insert_embeddings(self, embeddings, metadata, labels_data=None, tenant_labels_data=None, **kwargs): ...
 
     @abstractmethod
-    def search_embedding(self, query, k=100, **kwargs): ...
+    def search_embedding(self, query, k=100, payload_profile="ids_only", tenant=None): ...
 
     @abstractmethod
     def optimize(self, data_size=None): ...

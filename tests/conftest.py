@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import sys
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
@@ -85,6 +87,17 @@ def fit_quietly(x, **settings):
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fitted on")
         return fit(x, config=FitConfig(**settings), metric=metric, queries=queries)
+
+
+def in_threads(work, parts=8):
+    """Call ``work(part)`` for every part at once, with threads switched each microsecond; raise the first error."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(parts) as pool:
+            list(pool.map(work, range(parts)))
+    finally:
+        sys.setswitchinterval(before)
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,8 @@ They run on the real base classes where those are installed, else on stand-ins.
 
 from __future__ import annotations
 
+import fnmatch
+import inspect
 import itertools
 import multiprocessing
 import pickle
@@ -12,15 +14,20 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from importlib import import_module, util
 from pathlib import Path
+from types import SimpleNamespace
 
-import benchmark_stand_ins  # noqa: F401
+import benchmark_stand_ins as stand_ins
 import faiss
 import numpy as np
 import pytest
 import yaml
+from ann_benchmarks.algorithms.base.module import BaseANN
 from conftest import make_vectors
+from vectordb_bench.backend.clients import api
 from vectordb_bench.backend.clients.api import MetricType
-from vectordb_bench.backend.filter import IntFilter, LabelFilter, NonFilter
+from vectordb_bench.backend.filter import FilterOp, IntFilter, LabelFilter, NonFilter
+
+from faiss_qama import __version__
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 ANN, K, N = "ann_benchmarks.algorithms.faiss_qama.module", 10, 3000
@@ -69,6 +76,32 @@ def recall(found, truth):
     return np.mean([len(set(a) & set(b)) / K for a, b in zip(found, truth.tolist(), strict=True)])
 
 
+def asked_of(function):
+    """Return name, kind and default of each parameter: what a caller may pass."""
+    return [(p.name, p.kind, p.default) for p in inspect.signature(function).parameters.values()]
+
+
+BASES = [
+    (stand_ins.BaseANN, BaseANN, FaissQamaANN),
+    (stand_ins.VectorDB, api.VectorDB, FaissQama),
+    (stand_ins.DBConfig, api.DBConfig, config.FaissQamaConfig),
+    (stand_ins.DBCaseConfig, api.DBCaseConfig, config.FaissQamaIndexConfig),
+]
+
+
+@pytest.mark.parametrize(("stand_in", "base", "ours"), BASES, ids=[each[0].__name__ for each in BASES])
+def test_ours_takes_what_the_base_class_declares(stand_in, base, ours):
+    """The base class is the real one where that is installed, and then the stand-in declares the same."""
+    assert issubclass(ours, base)
+    assert getattr(stand_in, "__abstractmethods__", None) == getattr(base, "__abstractmethods__", None)
+    assert not inspect.isabstract(ours)
+    for name in (name for name, value in vars(stand_in).items() if inspect.isfunction(value)):
+        asked = asked_of(getattr(stand_in, name))
+        assert asked == asked_of(getattr(base, name))
+        named = {parameter: None for parameter, kind, _ in asked if kind is not inspect.Parameter.VAR_KEYWORD}
+        inspect.signature(getattr(ours, name)).bind(**named)
+
+
 @pytest.fixture(scope="module", params=["unit", "any"])
 def data(request):
     return [make_vectors(n, seed=seed, unit=request.param == "unit") for n, seed in ((N, 0), (40, 1))]
@@ -92,6 +125,18 @@ def test_every_argument_of_the_configuration_constructs():
         for g in GROUPS
     )
     assert len(seen) == sum(counted)  # results are stored and plotted under this name
+
+
+def test_the_docker_image_installs_the_wheel_that_the_module_says_to_build():
+    """The build's context is the root of ann-benchmarks."""
+    lines = (BENCHMARKS / "ann_benchmarks" / "Dockerfile").read_text().splitlines()
+    (copied,) = [line.split()[1:] for line in lines if line.startswith("COPY")]
+    (installed,) = [line.split()[3:] for line in lines if line.startswith("RUN pip3 install")]
+    (command,) = [line.split() for line in sys.modules[ANN].__doc__.splitlines() if "pip wheel" in line]
+    folder, wheel = command[command.index("-w") + 1], f"faiss_qama-{__version__}-py3-none-any.whl"
+    assert folder == ANN.rpartition(".")[0].replace(".", "/")
+    assert fnmatch.fnmatch(f"{folder}/{wheel}", copied[0])
+    assert fnmatch.fnmatch(f"{copied[1]}{wheel}", *installed)  # and nothing from PyPI by name
 
 
 @pytest.mark.parametrize("metric", ["angular", "euclidean"])
@@ -167,6 +212,21 @@ def test_vectordbbench_client_filters(tmp_path):
         assert client.filter_supported(filters)
         truth = ids[passed][exact(x[passed], xq, "COSINE")]
         assert recall(answers(pickle.dumps(client), xq, filters), truth) >= 0.99
+
+
+def test_vectordbbench_client_keeps_labels_whole_or_refuses_them(tmp_path):
+    x, whole = make_vectors(200), ["l" * 31, "l" * 32, "ä" * 16, ""]
+    where, how = config.FaissQamaConfig(path=str(tmp_path)).to_dict(), config.FaissQamaIndexConfig(oversample=200)
+    client = FaissQama(dim=x.shape[1], db_config=where, db_case_config=how)
+    for label in ("l" * 33, "ä" * 17):
+        with pytest.raises(ValueError, match=f"labels of at most 32 bytes are kept; '{label}' has 3[34]"):
+            client.insert_embeddings(x.tolist(), list(range(200)), [*whole, label] * 40)
+    client.insert_embeddings(x.tolist(), list(range(200)), whole * 50)
+    client.optimize()
+    for i, label in enumerate(whole):
+        with client.init():
+            client.prepare_filter(SimpleNamespace(type=FilterOp.StrEqual, label_value=label))
+            assert set(client.search_embedding(x[0].tolist(), 50)) == set(range(i, 200, 4))
 
 
 def test_vectordbbench_client_drops_what_was_there(tmp_path):

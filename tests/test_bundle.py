@@ -15,6 +15,7 @@ import pytest
 from conftest import D, fit_quietly
 
 from faiss_qama import QamaIndex
+from faiss_qama.index import with_documents
 from faiss_qama.index.build import build_index
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.storage import bundle
@@ -52,6 +53,21 @@ def test_loaded_index_answers_bit_for_bit(quantizer, corpus, queries, tmp_path, 
     assert loaded.quantizer.fit_record == index.quantizer.fit_record
     code = quantizer.encode(corpus)
     np.testing.assert_array_equal(loaded.quantizer.decode(code), quantizer.decode(code))
+
+
+@pytest.mark.parametrize("mmap", [False, True])
+def test_an_index_and_its_documents_are_of_one_save(small, corpus, queries, tmp_path, mmap):
+    index, path = make(small, "fp16", corpus), tmp_path / "i.qama"
+    for text in ("[]", '{"päper": 1}'):
+        with_documents.save(path, index, text)
+        loaded, documents = with_documents.load(path, mmap=mmap)
+        assert documents == text
+        assert loaded.read_only == mmap
+        for a, b, c in zip(*(i.search(queries, 5) for i in (index, loaded, QamaIndex.load(path))), strict=True):
+            np.testing.assert_array_equal(a, b)
+            np.testing.assert_array_equal(a, c)
+    index.save(path)
+    assert with_documents.load(path, mmap=mmap)[1] is None
 
 
 @pytest.mark.parametrize("store", RESCORE_KINDS)

@@ -449,3 +449,35 @@ def test_names_from_before_the_release_are_refused_with_the_new_ones(old, new):
     for make in (lambda: QamaIndex(quantizer, base=old), lambda: index_factory(D, f"Qama2x8,{old},RFlat")):
         with pytest.raises(ValueError, match=f"base '{old}' is called '{new}' now"):
             make()
+
+
+def stale_view(x):
+    index = QamaIndex(fit_quietly(x))
+    index.add(x)
+    view = index.truncate(9)
+    index.add(x)
+    return view
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda x: index_factory(x.shape[1], "Qama2x18,Flat"), "not trained: call train|base Flat is no"),
+        (lambda x: QamaIndex(fit_quietly(x), base="auto"), "base auto is not|not trained: call train"),
+        (lambda x: QamaIndex(fit_quietly(x), base="IVF4"), "base IVF4 is no faiss.IndexBinary"),
+        (lambda x: QamaIndex(fit_quietly(x)), "base Flat is no faiss.IndexBinary"),
+        (stale_view, "truncate it again|base Flat is no"),
+    ],
+    ids=["unfitted", "auto", "IVF", "Flat", "stale"],
+)
+def test_hasattr_tells_whether_an_index_has_a_property(make, message):
+    index = make(make_vectors(200))
+    names = [name for name in dir(QamaIndex) if isinstance(getattr(QamaIndex, name), property) and name[0] != "_"]
+    missing = [name for name in names if not hasattr(index, name)]
+    assert "base_index" in missing
+    assert set(names) - set(missing) >= {"d", "metric_type", "is_trained", "rescore", "factory_string"}
+    for name in missing:
+        assert getattr(index, name, "another") == "another"
+        if name not in ("nprobe", "efSearch"):  # settings of some bases only, as in FAISS
+            with pytest.raises(ValueError, match=message):
+                getattr(index, name)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-import threading
 import zlib
 from datetime import date, datetime, timezone
 
 import faiss
 import numpy as np
 import pytest
-from conftest import D, fit_quietly, make_vectors
+from conftest import D, fit_quietly, in_threads, make_vectors
 
 from faiss_qama import QamaIndex
 
@@ -20,7 +18,7 @@ pytest.importorskip("langchain_core")
 from langchain_core.documents import Document  # noqa: E402
 from langchain_core.embeddings import Embeddings  # noqa: E402
 
-from faiss_qama.integrations import langchain  # noqa: E402
+from faiss_qama.integrations import langchain, self_fitting  # noqa: E402
 from faiss_qama.integrations.langchain import QamaVectorStore  # noqa: E402
 
 pytestmark = pytest.mark.slow
@@ -235,30 +233,16 @@ class TestReplacing:
 
     def test_threads_keep_texts_and_vectors_together(self, store):
         names = list(store.index_to_docstore_id.values())
-        errors = []
 
         def work(part):
-            try:
-                for i in range(part, 160, 8):
-                    store.add_texts([f"text {200 + i}"], ids=[f"new {i}"])
-                    store.add_texts([f"text {360 + i}"], ids=[names[i]])
-                    store.delete([f"new {i}"])
-                    for document in store.similarity_search(f"text {360 + i}", k=3):
-                        assert document.page_content in {f"text {n}" for n in range(520)}
-            except Exception as error:
-                errors.append(error)
+            for i in range(part, 160, 8):
+                store.add_texts([f"text {200 + i}"], ids=[f"new {i}"])
+                store.add_texts([f"text {360 + i}"], ids=[names[i]])
+                store.delete([f"new {i}"])
+                for document in store.similarity_search(f"text {360 + i}", k=3):
+                    assert document.page_content in {f"text {n}" for n in range(520)}
 
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        try:
-            threads = [threading.Thread(target=work, args=(part,)) for part in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(before)
-        assert errors == []
+        in_threads(work)
         agree(store, TEXTS[160:] + [f"text {360 + i}" for i in range(160)])
 
     def test_a_hit_is_a_copy(self, store):
@@ -375,7 +359,8 @@ class TestFewTexts:
                 assert found == [TEXTS[i] for i in truth]
 
     def test_the_index_is_fitted_anew_once_there_are_enough(self, embeddings, monkeypatch, tmp_path):
-        monkeypatch.setattr(langchain, "SMALL", 150)
+        monkeypatch.setattr(self_fitting, "SMALL", 150)
+        monkeypatch.setattr(self_fitting, "FEW", 75)
         store = QamaVectorStore.from_texts(TEXTS[:1], embeddings)
         store.add_texts(TEXTS[1:100])
         store.save_local(tmp_path)
@@ -393,10 +378,27 @@ class TestFewTexts:
         assert whole.index.quantizer.fit_record.fitted_on > 100
 
     def test_a_given_index_is_never_replaced(self, store, monkeypatch):
-        monkeypatch.setattr(langchain, "SMALL", 10)
+        monkeypatch.setattr(self_fitting, "SMALL", 10)
         index = store.index
         store.add_texts(["text 300"])
         assert store.index is index
+
+    def test_a_given_index_is_searched_as_it_is(self, store, embeddings, tmp_path, monkeypatch):
+        """An index of the store's own compares every vector while they are few; a given one as many as recall needs."""
+        store.save_local(tmp_path / "given")
+        own = QamaVectorStore.from_texts(TEXTS, embeddings)
+        own.save_local(tmp_path / "own")
+        asked, search = [], QamaIndex.search
+        monkeypatch.setattr(
+            QamaIndex, "search", lambda *args, **options: asked.append(options) or search(*args, **options)
+        )
+        for name, made in (("given", store), ("own", own)):
+            for each in (made, QamaVectorStore.load_local(tmp_path / name, embeddings)):
+                each.similarity_search("text 7")
+                each.similarity_search("text 7", recall=0.9)
+                assert asked.pop()["recall"] == 0.9
+                assert asked.pop().get("oversample") == {"given": None, "own": 200}[name]
+        assert asked == []
 
     def test_stores_of_their_own_indexes_merged(self, embeddings):
         store = QamaVectorStore.from_texts(TEXTS[:5], embeddings, ids=["a", "b", "c", "d", "e"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import threading
 import zlib
 from datetime import date
 from pathlib import Path
@@ -11,7 +9,7 @@ from pathlib import Path
 import faiss
 import numpy as np
 import pytest
-from conftest import fit_quietly, make_vectors
+from conftest import fit_quietly, in_threads, make_vectors
 
 from faiss_qama import QamaIndex
 
@@ -291,29 +289,16 @@ class TestNodes:
         assert store.get_nodes(["node 7"])[0].metadata == {"day": "2024-02-29"}
 
     def test_threads_keep_nodes_and_vectors_together(self, index):
-        store, errors = QamaVectorStore(index), []
+        store = QamaVectorStore(index)
 
         def work(part):
-            try:
-                for i in range(part, 160, 8):
-                    store.add([node(i, "another"), node(i + 160)])
-                    store.add([node(i)])
-                    store.delete_nodes([f"node {i + 160}"])
-                    assert found(store, f"text {i}", k=3).ids
-            except Exception as error:
-                errors.append(error)
+            for i in range(part, 160, 8):
+                store.add([node(i, "another"), node(i + 160)])
+                store.add([node(i)])
+                store.delete_nodes([f"node {i + 160}"])
+                assert found(store, f"text {i}", k=3).ids
 
-        before = sys.getswitchinterval()
-        sys.setswitchinterval(1e-6)
-        try:
-            threads = [threading.Thread(target=work, args=(part,)) for part in range(8)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-        finally:
-            sys.setswitchinterval(before)
-        assert errors == []
+        in_threads(work)
         assert store.client.ntotal == 160
         for i in range(160):
             assert found(store, f"text {i}", k=1, oversample=160).ids == [f"node {i}"]

@@ -121,6 +121,42 @@ def test_a_few_other_norms_are_told_and_change_no_search(few):
     assert index.quantizer.fit_record.query_gain > quantizer.fit_record.query_gain
 
 
+@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("unit", [True, False])
+@pytest.mark.parametrize("metric", METRICS)
+def test_small_calls_end_as_one_large_call(metric, unit, size):
+    x, xq = make_vectors(2000, unit=unit), make_vectors(200, seed=1, unit=unit)
+    quantizer, other = fit_quietly(x, layout="2x24", metric=metric), lengthened(x, 0.3) if unit else 3 * x
+    whole, parts = QamaIndex(quantizer, "fp32"), QamaIndex(quantizer, "fp32")
+    with pytest.warns(UserWarning, match="vectors of norm"):
+        whole.add(other)
+    buffer = np.empty((size, x.shape[1]), np.float32)  # as callers reuse one
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for start in range(0, len(x), size):
+            rows = buffer[: len(x) - start]
+            rows[:] = other[start : start + size]
+            parts.add(rows)
+    assert [str(each.message).startswith("vectors of norm") for each in told] == [True]
+    assert parts.quantizer.fit_record == whole.quantizer.fit_record
+    assert parts.quantizer.calibration.n > 0.4 * len(x)
+    for index in (parts, whole):
+        assert recall(index, other, xq, recall=0.95) >= 0.94
+
+
+@pytest.mark.parametrize("unit", [True, False])
+def test_small_calls_with_the_norms_of_the_fit_change_nothing_and_keep_nothing(unit):
+    x = make_vectors(1000, unit=unit)
+    index = QamaIndex(fit_quietly(x, layout="2x18"), "fp32")
+    quantizer = index.quantizer
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for i in range(700):
+            index.add(x[i : i + 1])
+            assert index._core.watch.n < 20
+    assert index.quantizer is quantizer
+
+
 def test_vectors_that_are_refused_change_no_quantizer():
     x = make_vectors(1500)
     index = QamaIndex(fit_quietly(x, layout="2x18"), "fp32")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -53,6 +54,21 @@ def test_folders_import_only_folders_before_them(path):
     assert {place(module) for module in imported(path)} <= allowed
 
 
+@pytest.mark.parametrize("path", [path for path in MODULES if place(name_of(path)) == "integrations"], ids=name_of)
+def test_clients_use_only_what_is_public(path):
+    """A private attribute belongs to a class of the module that names it."""
+    own, used = set(), set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef):
+            own.add(node.name)
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            own.add(node.target.id)
+        elif isinstance(node, ast.Attribute) and re.match("_[^_]", node.attr):
+            mine = isinstance(node.value, ast.Name) and node.value.id == "self" and isinstance(node.ctx, ast.Store)
+            (own if mine else used).add(node.attr)
+    assert used <= own
+
+
 def test_every_folder_is_in_the_order():
     assert {place(name_of(path)) for path in MODULES} - {"__init__", "_version"} == set(ORDER)
 
@@ -80,6 +96,17 @@ def test_importing_the_package_loads_neither_torch_nor_the_compiler():
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_arrays_that_faiss_reads_by_address_have_names(path):
     """``swig_ptr`` keeps no reference, so the memory of ``swig_ptr(x[rows])`` is free before FAISS reads it."""
+    named = ast.Name | ast.Attribute
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "swig_ptr":
-            assert isinstance(node.args[0], ast.Name | ast.Attribute), f"line {node.lineno}: {ast.unparse(node)}"
+            assert isinstance(node.args[0], named), f"line {node.lineno}: {ast.unparse(node)}"
+        if isinstance(node, ast.ListComp) and ".swig_ptr(" in ast.unparse(node.elt):
+            over = node.generators[0].iter
+            arrays = over.elts if isinstance(over, ast.Tuple) else []
+            assert arrays, f"line {node.lineno}: {ast.unparse(node)}"
+            assert all(isinstance(array, named) for array in arrays), f"line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_the_order_of_folders_is_the_one_that_is_described():
+    told = (ROOT / "docs/architecture.md").read_text(encoding="utf-8").split("in this order:")[1].split(".")[0]
+    assert re.findall(r"`(\w+)`", told) == [name for name in ORDER if name != "__main__"]

@@ -81,6 +81,20 @@ def test_the_fastest_base_holds_the_codes_and_keeps_the_recall(n):
     assert (wanted[:, :, None] == found[:, None]).any(axis=2).mean() >= 0.93
 
 
+@pytest.mark.parametrize("rescore", ["fp32", "codes", "none"])
+def test_of_copies_as_many_settings_keep_the_recall_as_of_one_each(rescore):
+    """Which of 20 copies is found says nothing: hits that score no worse are as good."""
+    probed = []
+    for copies in (1, 20):
+        index = QamaIndex(QUANTIZER, rescore, base="IVF64")
+        index.train(X)
+        index.add(np.repeat(X[:3000], copies, axis=0))
+        tried = index.tune(QUERIES, k=10 * copies, recall=0.9)
+        assert tried.kept >= 0.95
+        probed.append(tried.settings["nprobe"])
+    assert probed[1] <= probed[0] < 64
+
+
 @pytest.mark.parametrize("nlist", [1, 2])
 def test_few_lists_are_tuned_too(nlist, exhaustive):
     index = QamaIndex(QUANTIZER, "fp32", base=f"IVF{nlist}")

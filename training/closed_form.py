@@ -163,7 +163,7 @@ def fit_decoder(
     Decoder
         The decoder.
     """
-    levels = np.repeat(bit_packing.levels(code, layout), _columns_per_unit(layout), axis=1)
+    levels = np.repeat(bit_packing.levels(code, layout), layout.columns_per_unit, axis=1)
     means = z.mean(axis=0)
     values = np.tile(means[:, None], (1, layout.max_levels))  # a level that nobody has stays at the mean
     for level in range(layout.max_levels):
@@ -195,7 +195,3 @@ def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConf
         else:
             rows.append(rotation.random_rotation(end - start, rng) @ part)
     return np.concatenate(rows)
-
-
-def _columns_per_unit(layout: CodeLayout) -> list[int]:
-    return [s.columns // s.units for s in layout.segments for _ in range(s.units)]

@@ -8,8 +8,11 @@ from threadpoolctl import threadpool_limits
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
 
-ITQ_VECTORS = 10_000  # enough to find a rotation; thresholds are set on the whole sample
-ITQ_ITERATIONS = 25
+ITQ_VECTORS, ITQ_BATCH = 20_000, 5_000  # in all, and per iteration; thresholds are set on the whole sample
+ITQ_ITERATIONS = 12
+# Twice the step to the nearest rotation, with momentum, loses less in 12 iterations than the step itself in 25.
+STEP, MOMENTUM = 2.0, 0.5
+DAMPING = 0.1  # of the mean variance: components without variance turn as they may
 
 
 def pca(x: Floats, components: int) -> Floats:
@@ -39,32 +42,54 @@ def itq(z: Floats, centroids: Floats, rng: np.random.Generator) -> Floats:
 
     Iterative quantization (Gong and Lazebnik, "Iterative Quantization", CVPR 2011, section 2.2), for any number of
     levels: the nearest levels of the rotated vectors, then the rotation that brings the vectors next to them (the
-    orthogonal Procrustes problem), in turn.
+    orthogonal Procrustes problem), in turn. Each step is the first order of the exact one: for a rotation R and
+    S = R' (levels' z) it is R (I + W) with S (I - W) symmetric. In principal components S is nearly diagonal, so that
+    W_ij = (S_ij - S_ji) / (S_ii + S_jj). This takes products alone, which at 1,536 components are three times as fast
+    as singular vectors.
 
     Parameters
     ----------
     z : ndarray of shape (n, m), float32
-        Vectors to rotate.
+        Principal components to rotate.
     centroids : ndarray of shape (levels,), float32
         The levels of a component of standard deviation 1, ascending.
     rng : Generator
-        Draws the first rotation, and the vectors to work on.
+        Draws the first rotation, and the order of the vectors, of which each iteration takes the next few.
 
     Returns
     -------
     ndarray of shape (m, m), float32
     """
-    rotation = random_rotation(z.shape[1], rng)
-    if len(z) > ITQ_VECTORS:
-        z = z[rng.choice(len(z), ITQ_VECTORS, replace=False)]
-    cuts, steps = (centroids[1:] + centroids[:-1]) / 2, np.diff(centroids)
-    with threadpool_limits(1, "blas"):  # more threads wait busily for each other in small decompositions
-        for _ in progress(range(ITQ_ITERATIONS), "rotation"):
-            u = z @ rotation.T
+    m = z.shape[1]
+    rotation, turn = random_rotation(m, rng), np.zeros((m, m), np.float32)
+    order = rng.permutation(len(z))[:ITQ_VECTORS]
+    batches = np.array_split(order, max(1, len(order) // ITQ_BATCH))
+    largest = max(z.max(), -z.min()) or np.float32(1)  # sums of squares of what is divided by it do not overflow
+    cuts = (centroids[1:] + centroids[:-1]) / 2
+    with threadpool_limits(1, "blas"):  # more threads wait busily for each other in small products
+        for i in progress(range(ITQ_ITERATIONS), "rotation"):
+            batch = z[batches[i % len(batches)]] / largest
+            u = batch @ rotation.T
             scale = u.std(axis=0)
-            nearest = np.full_like(u, centroids[0])
-            for cut, step in zip(cuts, steps, strict=True):
-                nearest += (u >= cut * scale) * step
-            left, _, right = np.linalg.svd((nearest * scale).T @ z)
-            rotation = np.ascontiguousarray(left @ right, dtype=np.float32)
-    return rotation
+            nearest = np.zeros(u.shape, np.uint8)
+            for cut in cuts:
+                nearest += u >= cut * scale
+            s = rotation.T @ ((centroids[nearest] * scale).T @ batch)
+            h = np.diag(s) + DAMPING * np.diag(s).mean() + np.finfo(np.float32).tiny
+            turn = MOMENTUM * turn + STEP * (s - s.T) / (h[:, None] + h)
+            rotation = _orthogonal(rotation + rotation @ turn)
+        return _orthogonal(rotation)
+
+
+def _orthogonal(a: Floats) -> Floats:
+    """Return the orthogonal matrix (m, m) next to ``a``, by two Newton-Schulz steps.
+
+    They converge where singular values are below the root of 3 (Higham, "Functions of Matrices", 2008, section 8.3), so
+    larger ones are scaled down.
+    """
+    for _ in range(2):
+        square = a.T @ a
+        most = 1 + float(np.linalg.norm(square - np.eye(len(a), dtype=np.float32)))  # no eigenvalue is larger
+        scale = np.float32(max(1.0, most / 2))
+        a = (1.5 * a - 0.5 / scale * a @ square) / np.sqrt(scale)
+    return a

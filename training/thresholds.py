@@ -11,6 +11,7 @@ from faiss_qama.arrays import Floats
 NORMAL_CUTS = {2: (0.0,), 3: (-0.6120, 0.6120), 4: (-0.9816, 0.0, 0.9816)}
 NORMAL_CENTROIDS = {2: (-0.7979, 0.7979), 3: (-1.2240, 0.0, 1.2240), 4: (-1.5104, -0.4528, 0.4528, 1.5104)}
 LLOYD_ITERATIONS = 30
+COLUMN_VALUES = 1 << 22  # that are sorted at a time
 
 
 def zero(z: Floats, levels: int) -> Floats:
@@ -52,17 +53,23 @@ def log(z: Floats, levels: int) -> Floats:
 def lloyd(z: Floats, levels: int) -> Floats:
     """Cut where the distortion is least on the sample (Lloyd, "Least squares quantization in PCM", 1982, method I)."""
     cuts = normal(z, levels).astype(np.float64)
-    for column, t in zip(z.T, cuts, strict=True):  # t is a view of a row of cuts
+    step = max(1, COLUMN_VALUES // len(z))
+    for start in range(0, len(cuts), step):
+        t = cuts[start : start + step]  # a view
         # With values sorted and summed once, a level's centroid is a difference of two sums.
-        ordered = np.sort(column)
-        sums = np.append(0, np.cumsum(ordered, dtype=np.float64))
+        ordered = np.sort(np.ascontiguousarray(z[:, start : start + step].T), axis=1)
+        sums = np.zeros((len(t), len(z) + 1))
+        np.cumsum(ordered, axis=1, dtype=np.float64, out=sums[:, 1:])
+        ends = np.zeros((len(t), levels + 1), np.int64)
+        ends[:, -1] = len(z)
         for _ in range(LLOYD_ITERATIONS):
-            ends = np.concatenate([[0], np.searchsorted(ordered, t), [len(ordered)]])
+            for column, own, out in zip(ordered, t, ends, strict=True):
+                out[1:-1] = column.searchsorted(own)
             counts = np.diff(ends)
-            centroids = np.diff(sums[ends]) / np.maximum(counts, 1)
+            centroids = np.diff(np.take_along_axis(sums, ends, axis=1)) / np.maximum(counts, 1)
             # A cut beside an empty level has no centroid to move to.
-            known = (counts[1:] > 0) & (counts[:-1] > 0)
-            t[known] = ((centroids[1:] + centroids[:-1]) / 2)[known]
+            known = (counts[:, 1:] > 0) & (counts[:, :-1] > 0)
+            np.copyto(t, (centroids[:, 1:] + centroids[:, :-1]) / 2, where=known)
     return cuts.astype(np.float32)
 
 

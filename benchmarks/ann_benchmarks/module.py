@@ -1,7 +1,13 @@
 """faiss-qama for ann-benchmarks: this folder is ``ann_benchmarks/algorithms/faiss_qama`` there.
 
-Copy it, then ``python install.py --algorithm faiss_qama``, and ``python run.py --algorithm faiss-qama --dataset NAME``.
-Where faiss-qama is installed, ``run.py --local`` needs no Docker.
+In a clone of ann-benchmarks, with CLONE as the path of one of faiss-qama, which is not on PyPI yet::
+
+    cp -r CLONE/benchmarks/ann_benchmarks ann_benchmarks/algorithms/faiss_qama
+    pip wheel --no-deps -w ann_benchmarks/algorithms/faiss_qama CLONE
+    python install.py --algorithm faiss_qama
+    python run.py --algorithm faiss-qama --dataset glove-100-angular
+
+The Dockerfile installs the wheel. Where faiss-qama is installed, ``run.py --local`` needs neither it nor Docker.
 """
 
 from __future__ import annotations

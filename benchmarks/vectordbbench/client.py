@@ -94,9 +94,18 @@ class FaissQama(VectorDB):  # type: ignore[misc]
     def insert_embeddings(
         self, embeddings: Sequence[Any], metadata: list[int], labels_data: list[str] | None = None, **kwargs: Any
     ) -> tuple[int, Exception | None]:
-        """Append vectors (n, d), their ids and labels; return n and no error."""
+        """Append vectors (n, d), their ids and labels; return n and no error.
+
+        Raises ValueError for a label longer than 32 bytes. Nothing is appended then.
+        """
+        labels = [label.encode() for label in labels_data or [""] * len(metadata)]
+        longest = max(labels, key=len, default=b"")
+        if len(longest) > ROW["label"].itemsize:
+            raise ValueError(
+                f"labels of at most {ROW['label'].itemsize} bytes are kept; {longest.decode()!r} has {len(longest)}"
+            )
         rows = np.empty(len(metadata), ROW)
-        rows["id"], rows["label"] = metadata, labels_data or ""
+        rows["id"], rows["label"] = metadata, labels
         for name, values in ((VECTORS, np.asarray(embeddings, dtype=np.float32)), (ROWS, rows)):
             with open(self.path / name, "ab") as file:
                 file.write(values.tobytes())

@@ -176,4 +176,11 @@ def _default_output(source: Path, corpus: Corpus) -> Path:
 def _metric_of(corpus: Corpus, metric: str) -> str:
     """Return the metric to fit for: that of the command line, or what the file of the corpus says."""
     asked = click.get_current_context().get_parameter_source("metric") is ParameterSource.COMMANDLINE
-    return metric if asked or corpus.metric is None else corpus.metric
+    if asked or corpus.metric is None:
+        return metric
+    if corpus.metric not in METRIC_CHOICES:
+        raise ValueError(
+            f"{corpus.name} says that its vectors are compared by {corpus.metric}; "
+            f"--metric fits them for another: {', '.join(METRIC_CHOICES)}"
+        )
+    return corpus.metric

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol
 
 import faiss
 import numpy as np
 from faiss.contrib.exhaustive_search import knn_ground_truth
 from numpy.typing import NDArray
 
-from faiss_qama.arrays import WORST, Floats, Ids
+from faiss_qama.arrays import WORST, Floats, Hits, Ids
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.ranking_metrics import PerQuery, ranking_metrics
 from faiss_qama.evaluation.results import MethodResult, Result
@@ -24,8 +24,6 @@ TURNS = 5  # of exact search and indexes, at least: their medians leave two dist
 MIN_SECONDS, MAX_SECONDS = 1.0, 30.0  # short turns go on, as disturbances outlast them; a large corpus gets fewer
 QUERY_BLOCK = 1024  # enough to keep every core busy
 TIE = 2e-6  # two scores whose difference is a smaller share of their size are equal up to the rounding of float32
-
-Hits: TypeAlias = tuple[NDArray[Any], Ids]
 
 
 class Searchable(Protocol):

@@ -18,6 +18,7 @@ CHUNK = 16_384  # vectors that are read at a time
 PROBES, HITS = 16, 64  # vectors that the index is searched for, and hits of each, to compare its scores with ours
 TOLERANCE, ROUNDING = 0.1, 3e-6  # of the spread of scores, as fast scans round, and of the largest squared norm
 TRIAL = 1000  # vectors that are added to a copy of an empty index first
+METRICS = {faiss.METRIC_INNER_PRODUCT: "ip", faiss.METRIC_L2: "l2"}
 _INSIDE = (
     (faiss.IndexIDMap, ("index",)),
     (faiss.IndexPreTransform, ("index",)),
@@ -172,7 +173,7 @@ def read_faiss(path: Path, want: Want) -> Reader:
         dtype=np.dtype(np.float32),
         windows=windows,
         ids=None if vectors.ids is None else as_file_ids(vectors.ids, path, "the index"),
-        metric="l2" if index.metric_type == faiss.METRIC_L2 else "ip",
+        metric=METRICS.get(index.metric_type, f"FAISS's metric {index.metric_type}"),
     )
 
 
@@ -204,7 +205,7 @@ def _errors(index: Any, keys: Ids) -> tuple[float, float]:
     found, at = np.unique(I, return_inverse=True)
     y = np.zeros((len(found), index.d), np.float32)
     y[found >= 0] = index.reconstruct_batch(found[found >= 0])
-    with np.errstate(invalid="ignore"):  # what is no number is refused where vectors are checked
+    with np.errstate(over="ignore", invalid="ignore"):  # what is no number is refused where vectors are checked
         scores = faiss.pairwise_distances(x, y, index.metric_type, index.metric_arg).astype(np.float64)
         errors = D - np.take_along_axis(scores, at.reshape(I.shape), axis=1)
     hits = (I >= 0) & np.isfinite(errors)

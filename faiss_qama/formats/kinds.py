@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import zipfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from faiss_qama.formats import faiss_vectors, numpy_files, plain_files, tables, tensor_files
 from faiss_qama.formats.reader import Reader, Want
@@ -23,11 +27,13 @@ class Kind:
     suffixes : tuple of str
         How its name ends.
     read : callable
-        Its reader, of a path and what to read.
+        Its reader, of a path and what to read. Whatever it raises for a damaged file becomes a ValueError.
     begins : bytes
         A pattern of its first bytes; empty for a format that cannot be known by them.
     has_names : bool
         Whether it holds parts with names.
+    holds : callable or None
+        Whether a file that begins so is one, where others may begin so too.
     """
 
     what: str
@@ -35,12 +41,28 @@ class Kind:
     read: Callable[[Path, Want], Reader]
     begins: bytes = b""
     has_names: bool = False
+    holds: Callable[[Path], bool] | None = None
+
+
+def _holds_npy(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(member.endswith(".npy") for member in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
+
+
+def _holds_header(path: Path) -> bool:
+    """Return whether the first 8 bytes of a file are the length of a JSON object after them, as in .safetensors."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        return size <= path.stat().st_size - 8 and file.read(size).rstrip().endswith(b"}")
 
 
 KINDS = (
     Kind(".npy file", (".npy",), numpy_files.read_npy, rb"\x93NUMPY"),
-    Kind(".npz file", (".npz",), numpy_files.read_npz, rb"PK\x03\x04", True),
-    Kind(".safetensors file", (".safetensors",), tensor_files.read_safetensors, rb".{6}\0\0\{", True),
+    Kind(".npz file", (".npz",), numpy_files.read_npz, rb"PK\x03\x04", True, _holds_npy),
+    Kind(".safetensors file", (".safetensors",), tensor_files.read_safetensors, rb'.{6}\0\0\{"', True, _holds_header),
     Kind("Parquet file", (".parquet", ".pq"), tables.read_parquet, rb"PAR1", True),
     Kind("Arrow file", (".arrow", ".feather", ".ipc"), tables.read_arrow, rb"ARROW1|\xff{4}", True),
     Kind("HDF5 file", (".hdf5", ".h5"), tensor_files.read_hdf5, rb"\x89HDF", True),
@@ -91,7 +113,7 @@ def read_vectors(path: Path, want: Want) -> Reader:
         head = file.read(128)
     named = BY_SUFFIX.get(path.suffix.lower())
     kind = next((kind for kind in KINDS if kind.begins and re.match(kind.begins, head, re.S)), None)
-    if kind is not None and kind.suffixes == (".npz",) and not _holds_npy(path):
+    if kind is not None and kind.holds is not None and not kind.holds(path):
         kind = None
     if kind is None and (named is None or named.begins or _is_text(head) or head.startswith(b"PK\x03\x04")):
         known = "" if named else f"; vectors are read from files whose names end in {', '.join(BY_SUFFIX)}"
@@ -102,15 +124,28 @@ def read_vectors(path: Path, want: Want) -> Reader:
     assert kind is not None
     if not kind.has_names and (want.name or want.ids):
         raise ValueError(f"{path}: a {kind.what} has no columns or arrays with names; got {want.name or want.ids!r}")
-    return kind.read(path, want)
+    with _damage_told(path, kind):
+        reader = kind.read(path, want)
+
+    def windows(step: int) -> Iterator[NDArray[Any]]:
+        with _damage_told(path, kind):
+            yield from reader.windows(step)
+
+    return replace(reader, windows=windows)
 
 
-def _holds_npy(path: Path) -> bool:
+@contextmanager
+def _damage_told(path: Path, kind: Kind) -> Iterator[None]:
+    """Raise ValueError that names the file for whatever a library makes of a damaged one."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            return any(member.endswith(".npy") for member in archive.namelist())
-    except zipfile.BadZipFile:
-        return False
+        yield
+    except (ImportError, MemoryError):
+        raise
+    except Exception as error:
+        if str(path) in str(error):
+            raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path}: not a whole {kind.what} ({reason})") from None
 
 
 def _other(head: bytes) -> str:

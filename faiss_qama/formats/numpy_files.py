@@ -53,13 +53,10 @@ def read_npz(path: Path, want: Want) -> Reader:
     Raises
     ------
     ValueError
-        For a damaged file, and if there is no such array or no single one.
+        If there is no such array or no single one.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            headers = {m.removesuffix(".npy"): _header(archive, m) for m in archive.namelist() if m.endswith(".npy")}
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise ValueError(f"{path}: not a whole .npz file ({error})") from None
+    with zipfile.ZipFile(path) as archive:
+        headers = {m.removesuffix(".npy"): _header(archive, m) for m in archive.namelist() if m.endswith(".npy")}
     held = {key: f"{'x'.join(map(str, shape)) or 'a number'} {dtype}" for key, (shape, _, dtype) in headers.items()}
     good = [key for key, (shape, _, dtype) in headers.items() if len(shape) == 2 and is_readable(dtype)]
     key = chosen(path, want.name, held, [key for key in good if key != want.ids], "array")

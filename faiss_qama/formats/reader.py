@@ -32,7 +32,7 @@ class Reader:
     ids : ndarray of shape (n,), int64, or None
         The ids that the file holds.
     metric : str or None
-        What the file says that its vectors are compared by: ``ip``, ``l2`` or ``cosine``.
+        What the file says that its vectors are compared by: ``ip``, ``l2``, ``cosine``, or another in its own words.
     null : str
         Words for what rows may hold in place of a vector, beside NaN.
     """

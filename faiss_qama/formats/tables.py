@@ -30,7 +30,7 @@ def read_parquet(path: Path, want: Want) -> Reader:
         with parquet.ParquetFile(path) as file:
             return file.schema_arrow, file.metadata.num_rows
 
-    return _read(path, want, "Parquet", facts, batches)
+    return _read(path, want, facts, batches)
 
 
 def read_arrow(path: Path, want: Want) -> Reader:
@@ -55,7 +55,7 @@ def read_arrow(path: Path, want: Want) -> Reader:
         schema = opened(_map(path))[0]
         return schema, sum(map(len, batches(schema.names[0], 1 << 16))) if schema.names else 0
 
-    return _read(path, want, "Arrow", facts, batches)
+    return _read(path, want, facts, batches)
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -66,7 +66,6 @@ def _map(path: Path) -> mmap.mmap:
 def _read(
     path: Path,
     want: Want,
-    what: str,
     facts: Callable[[], tuple[Any, int]],
     batches: Callable[[str, int], Iterator[Any]],
 ) -> Reader:
@@ -78,8 +77,6 @@ def _read(
         The file.
     want : Want
         The column, by default the only one of lists of floats, int8 or uint8, and that of ids.
-    what : str
-        The format.
     facts : callable
         Returns schema and number of rows.
     batches : callable
@@ -93,16 +90,13 @@ def _read(
     Raises
     ------
     TypeError, ValueError
-        For a damaged file, if there is no such column or no single one, for ids that are no int64, and when it is read
-        for lists of various lengths.
+        If there is no such column or no single one, for ids that are no int64, and when it is read for lists of various
+        lengths.
     ImportError
         If pyarrow is not installed.
     """
     pa = library("pyarrow", path, "parquet")
-    try:
-        schema, n = facts()
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{path}: not a whole {what} file ({str(error).splitlines()[0]})") from None
+    schema, n = facts()
     held = {field.name: _in_words(pa, field.type) for field in schema}
     good = [field.name for field in schema if _dtype(pa, field.type) is not None]
     if not n:

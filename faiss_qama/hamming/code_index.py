@@ -16,6 +16,10 @@ from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
 
+class MissingError(ValueError, AttributeError):
+    """An attribute that an index has not, or not yet: a ValueError, for which ``hasattr`` returns False."""
+
+
 class PartReader(Protocol):
     """Reads the parts of a saved index by name. Errors name the file."""
 
@@ -54,7 +58,7 @@ class CodeIndex(ABC):
     @property
     @abstractmethod
     def index(self) -> Any:
-        """The faiss.IndexBinary of the codes. Raises ValueError for an index that is no FAISS index."""
+        """The faiss.IndexBinary of the codes. Raises MissingError for an index that is no FAISS index."""
 
     @property
     def is_trained(self) -> bool:

@@ -13,7 +13,7 @@ from faiss_qama import topk
 from faiss_qama.arrays import LANES, WORST, Codes, Distances, Floats, Ids, Mask, Words
 from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming import bit_planes
-from faiss_qama.hamming.code_index import CodeIndex, PartReader
+from faiss_qama.hamming.code_index import CodeIndex, MissingError, PartReader
 from faiss_qama.kernels import kernel
 from faiss_qama.quantizer.bit_packing import hamming_table
 from faiss_qama.quantizer.layout import CodeLayout
@@ -56,7 +56,7 @@ class FlatCodeIndex(CodeIndex):
 
     @property
     def index(self) -> Any:
-        raise ValueError(f"base {self} is no faiss.IndexBinary; to_faiss('binary') makes one of its codes")
+        raise MissingError(f"base {self} is no faiss.IndexBinary; to_faiss('binary') makes one of its codes")
 
     def __len__(self) -> int:
         return self._n

@@ -245,10 +245,11 @@ class IVFCodeIndex(FlatCodeIndex):
         lists = self._coarse.search(twice(code, self.layout), near, allowed, {})[1]
         if n >= near:
             return lists
-        used, places = slice(None), lists
-        if lists.size < self.nlist:  # the centroids of a few queries' lists alone
+        centroids, places = self._centroids, lists
+        if lists.size < self.nlist:  # those of a few queries' lists alone
             used, places = np.unique(lists, return_inverse=True)
-        points, centroids = np.float32(STEPS) * levels(code, self.layout), self._centroids[used].astype(np.float32)
+            centroids = centroids[used]
+        points, centroids = np.float32(STEPS) * levels(code, self.layout), centroids.astype(np.float32)
         distances, places = np.empty(lists.shape, np.float32), np.ascontiguousarray(places.ravel(), np.int64)
         pointers = [faiss.swig_ptr(array) for array in (distances, points, centroids, places)]
         faiss.fvec_L2sqr_by_idx(*pointers, points.shape[1], len(code), near)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import dataclass, replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +16,63 @@ FEW = 20  # vectors that do not tell how long vectors are, where those of the fi
 NEAR_ONE = 0.01  # difference of a norm from 1 that does not show in a recall
 NORM_RATIO = 2.0  # of norms to those of the fit; beyond it codes lose the order of distances
 SAMPLE = 20_000  # vectors to calibrate on: a second or two
+MANY = 200  # vectors of which enough can be held out to calibrate
+ENOUGH = 2000  # vectors to calibrate on, after which more change little
+
+
+@dataclass(frozen=True)
+class Watch:
+    """The vectors that an index got since their norms were last looked at, however many calls brought them.
+
+    It is a value, so that vectors that are refused change nothing.
+
+    Parameters
+    ----------
+    fitted : Quantizer
+        The quantizer as it was fitted.
+    quantizer : Quantizer
+        The quantizer to go on with: ``fitted``, or adapted to the norms of what was added.
+    told : bool
+        Whether a warning was given.
+    rows : tuple of ndarray of shape (n, d), float32
+        The vectors.
+    n : int
+        Number of these vectors.
+    due : int or None
+        Number of vectors at which their norms are looked at next; None for never.
+    """
+
+    fitted: Quantizer
+    quantizer: Quantizer
+    told: bool = False
+    rows: tuple[Floats, ...] = ()
+    n: int = 0
+    due: int | None = 0
+
+    def after(self, x: Floats, rescore: str) -> Watch:
+        """Return the state once ``x`` (n, d) is added; warn once of norms unlike those of the fit.
+
+        The quantizer is adapted to 200 or more vectors of such norms, and again when these are twice as many, up to
+        2,000. ``rescore`` is the kind of the second stage.
+        """
+        if self.due is None:
+            return self
+        n = self.n + len(x)
+        if n < self.due or (n < FEW and not self.fitted.normalized):
+            return replace(self, rows=(*self.rows, x.copy()), n=n)
+        x = np.concatenate((*self.rows, x)) if self.rows else x
+        message = other_norms(self.fitted, x, rescore)
+        told = self.told or message is not None
+        if message is not None and not self.told:
+            warnings.warn(message, stacklevel=4)
+        if message is not None and n < MANY:
+            return replace(self, told=told, rows=(x.copy(),), n=n, due=MANY)
+        quantizer = None if message is None else adapted(self.fitted, x)
+        if quantizer is None:
+            return Watch(self.fitted, self.quantizer, told, due=max(self.due, MANY) if told else 0)
+        if n < ENOUGH:
+            return Watch(self.fitted, quantizer, told, (x.copy(),), n, due=2 * n)
+        return Watch(self.fitted, quantizer, told, due=None)
 
 
 def other_norms(quantizer: Quantizer, x: Floats, rescore: str) -> str | None:
@@ -21,12 +81,13 @@ def other_norms(quantizer: Quantizer, x: Floats, rescore: str) -> str | None:
     ``rescore`` is the kind of the second stage.
     """
     norms = row_norms(x)
+    norms = norms[norms > 0]
     if quantizer.normalized:
         alike, fitted = not _odd(norms).any(), "norm 1"
     else:
-        ratio, fitted = np.sqrt(np.mean(norms**2)) / quantizer.rms_norm, f"norm {quantizer.rms_norm:.3g} in the mean"
-        alike = len(x) < FEW or 1 / NORM_RATIO <= ratio <= NORM_RATIO
-    if alike or not norms.any():
+        fitted = f"norm {quantizer.rms_norm:.3g} in the mean"
+        alike = len(norms) < FEW or 1 / NORM_RATIO <= np.sqrt(np.mean(norms**2)) / quantizer.rms_norm <= NORM_RATIO
+    if alike:
         return None
     codes = ", and codes re-rank as if norms were 1" if quantizer.normalized and rescore == "codes" else ""
     return (

@@ -438,9 +438,9 @@ class QamaIndex(IndexState):
             core = self._fitted
             if ids is None and core.id_map.ids is not None:
                 raise ValueError("this index has ids of its own: use add_with_ids")
-            quantizer = core.quantizer_with(x)
+            watch = core.watch.after(x, core.rescore)
             core.append(code, encoded, ids)
-            core.quantizer = quantizer
+            core.watch, core.quantizer = watch, watch.quantizer
 
     def _search(self, xq: Floats, k: int, parameters: SearchParameters) -> tuple[NDArray[Any], Ids, Ids]:
         """Return scores (nq, k), ids (nq, k) and rows (nq, k or fewer)."""

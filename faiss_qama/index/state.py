@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from faiss_qama.arrays import Codes, Floats, Ids
-from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.hamming.code_index import CodeIndex, MissingError
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.lock import ReadWriteLock
@@ -65,7 +65,8 @@ class Untrained:
 class IndexState:
     """The state of a QamaIndex: an untrained or a two-stage index, its lock, and the index that it is a view of.
 
-    :class:`~faiss_qama.index.qama_index.QamaIndex` describes the parameters.
+    :class:`~faiss_qama.index.qama_index.QamaIndex` describes the parameters. A property that is not there, or not yet,
+    is a ValueError for which ``hasattr`` returns False.
     """
 
     __slots__ = ("_core", "_lock", "_mapped", "_parent", "_version", "base_trials")
@@ -127,7 +128,7 @@ class IndexState:
         Raises ValueError for base ``Flat`` or ``IVF``, which are no FAISS indexes.
         """
         if self._core.base is None:
-            raise ValueError("base auto is not chosen yet: call train(x) first")
+            raise MissingError("base auto is not chosen yet: call train(x) first")
         return self._core.base.index
 
     @property
@@ -154,6 +155,11 @@ class IndexState:
     def is_trained(self) -> bool:
         """Whether vectors can be added, with a fitted quantizer and a base index that needs no more training."""
         return isinstance(self._core, TwoStageIndex) and self._core.base.is_trained
+
+    @property
+    def read_only(self) -> bool:
+        """Whether changes are refused: of an index that is memory-mapped, or shares its codes with another."""
+        return self._mapped or self._parent is not None
 
     @property
     def bytes_per_vector(self) -> tuple[int, int]:
@@ -204,10 +210,12 @@ class IndexState:
     @property
     def vectors(self) -> Corpus | None:
         """The floats kept to re-rank with, (ntotal, d); None if the index keeps none, or has rows marked as removed."""
-        rescorer = self._fitted.rescorer
-        if not isinstance(rescorer, StoredVectors) or rescorer.kind == "sq8" or self._fitted.id_map.alive is not None:
+        rescorer, id_map = self._fitted.rescorer, self._fitted.id_map
+        if not isinstance(rescorer, StoredVectors) or rescorer.kind == "sq8":
             return None
-        return Corpus(rescorer.rows, self.d, "stored vectors", rescorer.scale)
+        if id_map.alive is not None or not id_map.n:
+            return None
+        return Corpus(rescorer.rows, self.d, "stored vectors").scaled(rescorer.scale)
 
     def __repr__(self) -> str:
         metric = "inner product" if self.metric_type == faiss.METRIC_INNER_PRODUCT else "L2"
@@ -247,7 +255,7 @@ class IndexState:
         while index is not None and index._parent is not None:
             parent = index._parent._core
             if index._version is not None and isinstance(parent, TwoStageIndex) and parent.version != index._version:
-                raise ValueError("the index that this was truncated from was changed since: truncate it again")
+                raise MissingError("the index that this was truncated from was changed since: truncate it again")
             index = index._parent
         if isinstance(self._core, Untrained):
             raise self._untrained()
@@ -277,9 +285,9 @@ class IndexState:
         if not self.is_trained:
             raise self._untrained()
 
-    def _untrained(self) -> ValueError:
+    def _untrained(self) -> MissingError:
         what = "this index" if isinstance(self._core.quantizer, Unfitted) else f"the base index {self._base_name}"
-        return ValueError(f"{what} is not trained: call train(x) first")
+        return MissingError(f"{what} is not trained: call train(x) first")
 
     @property
     def _base_name(self) -> str:

@@ -8,9 +8,10 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 from numpy.typing import ArrayLike
 
-from faiss_qama.arrays import Codes, Floats, Ids
+from faiss_qama.arrays import Codes, Floats, Hits
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import DEFAULT, check_memory, make_base
 from faiss_qama.hamming.faiss_binary import EF_WIDTH
@@ -90,7 +91,7 @@ def tune(index: TwoStageIndex, xq: Floats, k: int, recall: float) -> BaseTrial |
     """
     full = index.over(index.base.flat_prefix(index.quantizer.layout))
     oversample = _oversample(index, k, recall)
-    wanted = full.search(xq, k, SearchParameters(oversample=oversample))[1]
+    wanted = full.search(xq, k, SearchParameters(oversample=oversample))
     return _smallest(index, xq, k, recall, oversample, wanted)
 
 
@@ -132,7 +133,7 @@ def fastest(
         index = TwoStageIndex(quantizer, base, IdMap(len(base)), CodeRescorer(quantizer, base))
         if wanted is None:  # the full scan, which the others are compared with
             oversample = _oversample(index, K, recall)
-            wanted = index.search(xq, K, SearchParameters(oversample=oversample))[1]
+            wanted = index.search(xq, K, SearchParameters(oversample=oversample))
         tried = _smallest(index, xq, K, recall, oversample, wanted)
         if tried is not None and (memory is None or tried.bytes_per_vector <= memory):
             bases.append((base, tried))
@@ -216,20 +217,28 @@ def _oversample(index: TwoStageIndex, k: int, recall: float) -> float | None:
 
 
 def _smallest(
-    index: TwoStageIndex, xq: Floats, k: int, recall: float, oversample: float | None, wanted: Ids
+    index: TwoStageIndex, xq: Floats, k: int, recall: float, oversample: float | None, wanted: Hits
 ) -> BaseTrial | None:
-    """Set the smallest setting that keeps enough of the hits ``wanted`` (nq, k), and time it; None if none does."""
+    """Set the smallest setting that keeps enough of the hits ``wanted`` or others as good, and time it; else None."""
     before, candidates = index.base.settings, math.ceil(k * (oversample or 1))
     for settings in _settings(index.base, candidates):
         index.base.set(settings)
-        found = index.search(xq, k, SearchParameters(oversample=oversample))[1]
-        kept = float((wanted[:, :, None] == found[:, None]).any(axis=2)[wanted >= 0].mean())
+        kept = _kept(index.search(xq, k, SearchParameters(oversample=oversample)), wanted, index.larger)
         lists = getattr(index.base, "nlist", math.inf)
         everything = settings.get("nprobe", 0) == lists  # then only ties are missed
         if kept >= 1 - MISSES * (1 - recall) or everything:
             return _timed(index, xq, candidates, kept)
     index.base.set(before)
     return None
+
+
+def _kept(found: Hits, wanted: Hits, larger: bool) -> float:
+    """Return the share of hits that are found, or others that score no worse than the last of the query: copies."""
+    (D, I), (wanted_D, wanted_I) = found, wanted
+    n = (wanted_I >= 0).sum(axis=1, keepdims=True)
+    worst = np.take_along_axis(wanted_D, np.maximum(n - 1, 0), axis=1)
+    good = (I >= 0) & (D >= worst if larger else D <= worst)
+    return float(np.minimum(good.sum(axis=1, keepdims=True), n).sum() / n.sum())
 
 
 def _timed(index: TwoStageIndex, xq: Floats, candidates: int, kept: float) -> BaseTrial:

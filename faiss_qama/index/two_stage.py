@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import warnings
 from typing import Any
 
 import faiss
@@ -13,8 +12,8 @@ from numpy.typing import NDArray
 from faiss_qama import topk
 from faiss_qama.arrays import WORST, Codes, Floats, Ids, Mask
 from faiss_qama.hamming.code_index import CodeIndex
-from faiss_qama.index import norms
 from faiss_qama.index.id_map import IdMap
+from faiss_qama.index.norms import Watch
 from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.quantizer import Quantizer
@@ -46,7 +45,7 @@ class TwoStageIndex:
     def __init__(self, quantizer: Quantizer, base: CodeIndex, id_map: IdMap, rescorer: Rescorer | None) -> None:
         self.quantizer, self.base, self.id_map, self.rescorer = quantizer, base, id_map, rescorer
         self._prefixes: tuple[int, dict[int, CodeIndex]] = 0, {}  # by number of components, at a version
-        self._as_fitted, self._norms_told = quantizer, False
+        self.watch = Watch(quantizer, quantizer)
 
     @property
     def rescore(self) -> str:
@@ -74,18 +73,6 @@ class TwoStageIndex:
             return np.int32(WORST)
         limits = np.finfo(np.float32)
         return limits.min if self.larger else limits.max
-
-    def quantizer_with(self, x: Floats) -> Quantizer:
-        """Return the quantizer to go on with once ``x`` (n, d) is added; warn once of norms unlike those of the fit."""
-        if self.quantizer is not self._as_fitted:  # it is adapted already
-            return self.quantizer
-        message = norms.other_norms(self.quantizer, x, self.rescore)
-        if message is None:
-            return self.quantizer
-        if not self._norms_told:
-            warnings.warn(message, stacklevel=4)
-            self._norms_told = True
-        return norms.adapted(self.quantizer, x) or self.quantizer
 
     def append(self, code: Codes, encoded: NDArray[Any], ids: Ids | None) -> None:
         """Append rows; an error or Ctrl-C leaves everything as it was.

@@ -21,7 +21,7 @@ from faiss_qama.arrays import Floats
 from faiss_qama.index.lock import ReadWriteLock
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.integrations.langchain_documents import Metadatas, Names, Pairs, dump, load, make_documents, make_filter
-from faiss_qama.integrations.self_fitting import SMALL, fitted
+from faiss_qama.integrations.self_fitting import SelfFittingIndex
 from faiss_qama.integrations.store_files import load_store, save_store
 from faiss_qama.threads import defer_interrupt
 from faiss_qama.vectors import PathLike
@@ -46,7 +46,8 @@ class QamaVectorStore(VectorStore):
         The model that embeds texts.
     index : QamaIndex, optional
         A trained index without ids of its own. Without one, the attribute ``index`` is None until the store fits it to
-        the first texts. It compares every vector while there are fewer than 10,000, and then fits the index anew.
+        the first texts. It compares every vector while there are fewer than 10,000, and fits the index anew then if the
+        first texts were fewer than 5,000.
     documents : sequence of Document
         The documents of the vectors in ``index``, in the order of its rows.
     relevance_score_fn : callable, optional
@@ -84,20 +85,25 @@ class QamaVectorStore(VectorStore):
             raise ValueError(f"distance_strategy is one of {', '.join(STRATEGIES)}; got {self.distance_strategy}")
         self._metric, normalize = STRATEGIES[self.distance_strategy]
         self.normalize_L2 = normalize or normalize_L2
-        self.embedding_function, self.index = embedding_function, index
+        self.embedding_function = embedding_function
+        self._vectors = SelfFittingIndex(self._metric, index=index, own=index is None)
         self.override_relevance_score_fn = relevance_score_fn
         self._documents = make_documents(
             [d.page_content for d in documents], [d.metadata for d in documents], [d.id for d in documents]
         )
         self._names = list(self._documents)  # by row of the index
-        self._small = index is None  # whether the index is the store's own, and fitted on fewer than SMALL vectors
-        self._lock = ReadWriteLock()  # over index, names and documents
+        self._lock = ReadWriteLock()  # over vectors, names and documents
         self._check_index()
 
     @property
     def embeddings(self) -> Embeddings:
         """The model that embeds texts."""
         return self.embedding_function
+
+    @property
+    def index(self) -> QamaIndex | None:
+        """The index; None before the first texts, if none was given."""
+        return self._vectors.index
 
     @property
     def index_to_docstore_id(self) -> dict[int, str]:
@@ -253,7 +259,7 @@ class QamaVectorStore(VectorStore):
         path.parent.mkdir(exist_ok=True, parents=True)
         with self._lock.read():
             content = {
-                "small": self._small,
+                "own_index": self._vectors.own,
                 "options": {"distance_strategy": self.distance_strategy, "normalize_L2": self.normalize_L2},
                 "documents": [self._documents[name].model_dump() for name in self._names],
             }
@@ -279,7 +285,7 @@ class QamaVectorStore(VectorStore):
         content = load(saved)
         documents = [Document(**fields) for fields in content["documents"]]
         store = cls(embeddings, index, documents, **{**content["options"], **options})
-        store._small = content["small"]
+        store._vectors.own = content["own_index"]
         return store
 
     def serialize_to_bytes(self) -> bytes:
@@ -328,21 +334,17 @@ class QamaVectorStore(VectorStore):
             return []
         x = self._scaled(vectors)
         with self._lock.write(), defer_interrupt():
-            index = self.index if self.index is not None else QamaIndex(fitted(x, self._metric))
-            index.add(x)  # first, as it may refuse the vectors
-            fitted_on_some, self.index = self.index is not None, index
+            self._vectors.add(x)  # first, as it may refuse the vectors
             self._remove(new)
             self._names += new
             self._documents |= new
-            if self._small and index.ntotal >= SMALL:
-                self.index, self._small = _fitted_anew(index) if fitted_on_some else index, False
         return list(new)
 
     def _remove(self, names: Iterable[str]) -> None:
         """Remove the documents of ``names`` that are there."""
         gone = self._documents.keys() & names
-        if gone and self.index is not None:
-            self.index.remove_ids([row for row, name in enumerate(self._names) if name in gone])
+        if gone:
+            self._vectors.remove(np.array([row for row, name in enumerate(self._names) if name in gone]))
             self._names = [name for name in self._names if name not in gone]
             for name in gone:
                 del self._documents[name]
@@ -358,16 +360,14 @@ class QamaVectorStore(VectorStore):
                 documents = list(self._documents.items())
             passing = {name: d for name, d in documents if passes(d.metadata)}  # no lock: it is the user's function
         with self._lock.read():
-            if self.index is None:
-                return [], xq[:0]
             sel = None
             if passing is not None:
                 sel = [row for row, name in enumerate(self._names) if passing.get(name) is self._documents[name]]
-            if self._small and not settings.keys() & {"oversample", "recall"}:
-                settings = {**settings, "oversample": max(1, self.index.ntotal)}
-            D, I, R = self.index.search_and_reconstruct(xq, k, sel=sel, **settings)
-            hits = [(self._names[i], float(score)) for i, score in zip(I[0], D[0], strict=True) if i >= 0]
-            return [(self._documents[name].model_copy(deep=True), score) for name, score in hits], R[0, : len(hits)]
+            D, I = self._vectors.search(xq, k, sel=sel, **settings)
+            rows = I[I >= 0]
+            x = xq[:0] if self.index is None else self.index.reconstruct_batch(rows)
+            found = [self._documents[self._names[row]].model_copy(deep=True) for row in rows]
+            return list(zip(found, D[I >= 0].tolist(), strict=True)), x
 
     def _scaled(self, vectors: Any) -> Floats:
         """Return ``vectors`` (n, d) as float32, with norm 1 if the store normalizes."""
@@ -375,10 +375,3 @@ class QamaVectorStore(VectorStore):
         if self.normalize_L2:
             faiss.normalize_L2(x)
         return x
-
-
-def _fitted_anew(index: QamaIndex) -> QamaIndex:
-    """Return an index of the same vectors, fitted on them all."""
-    anew = QamaIndex(fitted(x := index.reconstruct_n(), index.metric_type))
-    anew.add(x)
-    return anew

@@ -28,7 +28,9 @@ class SelfFittingIndex:
     rescore : str
         Second stage: ``codes``, ``sq8``, ``fp16`` or ``fp32``. With ``codes`` no vectors are kept to fit to once more.
     index : QamaIndex, optional
-        An index with ids of its own, as it was saved.
+        An index to go on with.
+    own : bool
+        Whether ``index`` is one that was made here. Another is searched as it is, and never fitted.
 
     Attributes
     ----------
@@ -41,27 +43,32 @@ class SelfFittingIndex:
         For another second stage.
     """
 
-    def __init__(self, metric: int, rescore: str = "fp16", index: QamaIndex | None = None) -> None:
+    def __init__(self, metric: int, rescore: str = "fp16", index: QamaIndex | None = None, *, own: bool = True) -> None:
         if rescore not in RESCORE_KINDS or rescore == "none":
             kinds = ", ".join(kind for kind in RESCORE_KINDS if kind != "none")
             raise ValueError(f"rescore must be one of {kinds}, which give scores; got {rescore!r}")
-        self.index, self._metric, self._rescore = index, metric, rescore
+        self.index, self.own, self._metric, self._rescore = index, own, metric, rescore
 
     def __len__(self) -> int:
         return 0 if self.index is None else self.index.ntotal
 
-    def add(self, x: Floats, ids: Ids) -> None:
-        """Add vectors ``x`` (n, d) float32 with ``ids`` (n,). Raises as :meth:`~faiss_qama.QamaIndex.add_with_ids`."""
+    def add(self, x: Floats, ids: Ids | None = None) -> None:
+        """Add vectors ``x`` (n, d) float32 with ``ids`` (n,), or without if they are numbered by row.
+
+        Raises as :meth:`~faiss_qama.QamaIndex.add_with_ids`. Nothing is added then.
+        """
         if not len(x):
             return
         index = self.index
-        few = index is not None and index.quantizer.fit_record.fitted_on < FEW and self._rescore != "codes"
-        if index is not None and few and len(self) + len(x) >= SMALL:
+        if index is not None and self._is_outgrown(index, len(x)):
             x = np.concatenate([index.reconstruct_batch(index.ids), x])
-            ids, index = np.concatenate([index.ids, ids]), None
+            ids, index = None if ids is None else np.concatenate([index.ids, ids]), None
         if index is None:
             index = QamaIndex(fitted(x, self._metric), self._rescore)
-        index.add_with_ids(x, ids)
+        if ids is None:
+            index.add(x)
+        else:
+            index.add_with_ids(x, ids)
         self.index = index
 
     def remove(self, ids: Ids) -> None:
@@ -73,9 +80,14 @@ class SelfFittingIndex:
         """Return scores and ids (nq, k) of :meth:`~faiss_qama.QamaIndex.search`, which compares all of few vectors."""
         if self.index is None:
             return np.zeros((len(x), 0), np.float32), np.zeros((len(x), 0), np.int64)
-        if self.index.ntotal < SMALL and not options.keys() & {"oversample", "recall"}:
+        if self.own and self.index.ntotal < SMALL and not options.keys() & {"oversample", "recall"}:
             options["oversample"] = max(1, self.index.ntotal)
         return self.index.search(x, k, **options)
+
+    def _is_outgrown(self, index: QamaIndex, more: int) -> bool:
+        """Return whether ``index`` was fitted on few vectors, and has many with ``more``; if it can be replaced."""
+        fits = self.own and not index.read_only and self._rescore != "codes"
+        return fits and index.quantizer.fit_record.fitted_on < FEW and index.ntotal + more >= SMALL
 
 
 def fitted(x: Floats, metric: int) -> Quantizer:

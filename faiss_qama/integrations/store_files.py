@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from faiss_qama.index import saving
-from faiss_qama.index.lock import ReadWriteLock
+from faiss_qama.index import with_documents
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.storage import atomic_files
 
@@ -47,8 +46,7 @@ def save_store(
         If writing fails. The store is then the old one or the new one.
     """
     if index is not None:
-        with index._lock.read():
-            saving.write(folder, index._fitted, documents=documents)
+        with_documents.save(folder, index, documents)
         documents = json.dumps({**(beside or {}), **IN_THE_INDEX})
     atomic_files.write_text(path, documents)
 
@@ -58,7 +56,7 @@ def load_store(path: Path, folder: Path, *, mmap: bool = False) -> tuple[QamaInd
     documents = path.read_text(encoding="utf-8")
     if not json.loads(documents).items() >= IN_THE_INDEX.items():
         return None, documents
-    core, in_index = saving.read_with_documents(folder, mmap=mmap)
+    index, in_index = with_documents.load(folder, mmap=mmap)
     if in_index is None:
         raise ValueError(f"{path} and {folder} are of different saves: the index has no documents")
-    return QamaIndex.__new__(QamaIndex)._set(core, ReadWriteLock(), mmap), in_index
+    return index, in_index

@@ -1,18 +1,19 @@
 """Codes back to vectors: a value per level and column, then a linear map to R^d.
 
-A thermometer code sets its bits one level after the other, so a decoded vector is an affine function of the bits:
-each bit adds the step from one level to the next. That makes the asymmetric score of a float query (Jégou et al.,
-"Product Quantization for Nearest Neighbor Search", 2011, section III.B) one product of the bits with d-vectors.
+A thermometer code sets its bits one level after the other, so each bit moves its column by the step from one level to
+the next. That makes the asymmetric score of a float query (Jégou et al., "Product Quantization for Nearest Neighbor
+Search", 2011, section III.B) a sum of weights over the bits that are set, one weight per bit.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from faiss_qama.arrays import Floats
+from faiss_qama.arrays import Floats, Ids
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Linear
 
@@ -32,63 +33,78 @@ class Decoder:
     matrix: Floats
     offset: Floats
 
+    def vectors(self, levels: NDArray[np.uint8], layout: CodeLayout) -> Floats:
+        """Return the vectors (n, d) of ``levels`` (n, units)."""
+        levels = np.repeat(levels, layout.columns_per_unit, axis=1)
+        x: Floats = np.take_along_axis(self.values.T, levels, axis=0) @ self.matrix
+        x += self.offset
+        return x
+
     def truncate(self, columns: int, max_levels: int) -> Decoder:
         """Return the decoder of the first ``columns``."""
         return Decoder(self.values[:columns, :max_levels], self.matrix[:columns], self.offset)
 
     def of_bits(self, layout: CodeLayout) -> BitDecoder:
-        """Return the same decoder as a function of the bits."""
-        vectors = self.values[:, :, None] * self.matrix[:, None, :]
+        """Return what each bit adds to scores and to squared norms."""
         gram = self.matrix @ self.matrix.T
         squares = np.diag(gram)
         orthogonal = bool(np.abs(gram - np.diag(squares)).max() <= 1e-4 * max(squares.max(), 1e-30))
         # With orthogonal rows |x|^2 has no cross terms, so it too is a sum over units, hence affine in the bits.
         energy = self.values**2 * squares[:, None] + 2 * self.values * (self.matrix @ self.offset)[:, None]
+        numbers = np.broadcast_to(np.arange(layout.columns)[:, None], (layout.columns, layout.max_levels - 1))
         return BitDecoder(
-            steps=_per_bit(vectors, layout),
-            offset=self.offset + vectors[:, 0].sum(axis=0),
-            energy_steps=_per_bit(energy, layout) if orthogonal else None,
+            product=Linear(self.matrix, np.zeros(len(self.matrix), np.float32)),
+            first=self.values[:, 0],
+            columns=_per_bit(numbers, layout),
+            steps=_per_bit(np.diff(self.values, axis=1), layout),
+            energy_steps=_per_bit(np.diff(energy, axis=1), layout).sum(axis=0) if orthogonal else None,
             energy_offset=float(self.offset @ self.offset + energy[:, 0].sum()),
         )
 
 
 @dataclass(frozen=True, eq=False)
 class BitDecoder:
-    """x = bits @ steps + offset, and |x|^2 = bits @ energy_steps + energy_offset if the decoder's rows are orthogonal.
+    """What the bits of a code add to the inner product with a query, and to |x|^2 if the decoder's rows are orthogonal.
 
     Parameters
     ----------
-    steps : ndarray of shape (n_bits, d), float32
-    offset : ndarray of shape (d,), float32
+    product : Linear
+        The decoder's matrix as a product with queries, from (n, d) to (n, columns).
+    first : ndarray of shape (columns,), float32
+        The values of columns whose bits are all 0.
+    columns : ndarray of shape (1 or 2, n_bits), int64
+        The columns that each bit moves: 2 if the layout has units of two columns.
+    steps : ndarray of shape (1 or 2, n_bits), float32
+        By how much it moves them.
     energy_steps : ndarray of shape (n_bits,), float32, or None
-        None if the decoder's rows are not orthogonal.
+        What each bit adds to |x|^2; None if the decoder's rows are not orthogonal.
     energy_offset : float
         The squared norm of the vector whose bits are all 0.
     """
 
+    product: Linear
+    first: Floats
+    columns: Ids
     steps: Floats
-    offset: Floats
     energy_steps: Floats | None
     energy_offset: float
 
-    @cached_property
-    def weights(self) -> Linear:
-        """What each bit adds to the inner product with a query: from (n, d) to (n, n_bits)."""
-        return Linear(self.steps, np.zeros(len(self.steps), np.float32))
+    def weights(self, xq: Floats) -> tuple[Floats, Floats]:
+        """Return what each bit adds to the inner product with queries ``xq`` (n, d), and what no bits give.
 
-    def vectors(self, bits: Floats) -> Floats:
-        """Return the vectors (n, d) of ``bits`` (n, n_bits)."""
-        x: Floats = bits @ self.steps
-        x += self.offset
-        return x
+        The two are (n, n_bits) and (n,), without the decoder's offset.
+        """
+        products = self.product(xq)
+        weights: Floats = (products[:, self.columns] * self.steps).sum(axis=1)
+        return weights, products @ self.first
 
 
-def _per_bit(table: Floats, layout: CodeLayout) -> Floats:
-    """Turn what each level of each column adds, (columns, levels, ...), into what each bit adds, (n_bits, ...)."""
-    steps = np.diff(table, axis=1)
-    parts = []
-    for segment, columns, where in layout.slices():
-        a = steps[columns, : segment.levels - 1]
-        a = a.reshape(segment.units, -1, *a.shape[1:]).sum(axis=1)  # the columns of a unit move together
-        parts.append(a.reshape(where.stop - where.start, *a.shape[2:]))
-    return np.concatenate(parts)
+def _per_bit(of_columns: NDArray[Any], layout: CodeLayout) -> NDArray[Any]:
+    """Turn what is of each column and step, (columns, levels - 1), into what is of each bit, (1 or 2, n_bits)."""
+    width = max(layout.columns_per_unit)
+    out = np.zeros((width, layout.n_bits), of_columns.dtype)
+    for segment, columns, bits in layout.slices():
+        cuts = segment.levels - 1
+        parts = of_columns[columns, :cuts].reshape(segment.units, -1, cuts)
+        out[: parts.shape[1], bits] = parts.swapaxes(0, 1).reshape(parts.shape[1], -1)
+    return out

@@ -111,6 +111,11 @@ class CodeLayout:
         return sum(s.units for s in self.segments)
 
     @cached_property
+    def columns_per_unit(self) -> list[int]:
+        """Number of columns that each unit has the level of: 2 for ``0.5or``, else 1."""
+        return [s.columns // s.units for s in self.segments for _ in range(s.units)]
+
+    @cached_property
     def n_bits(self) -> int:
         """Bits of the expanded code, padding excluded."""
         return sum(s.n_bits for s in self.segments)

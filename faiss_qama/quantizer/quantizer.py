@@ -209,8 +209,8 @@ class Quantizer:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
         x = np.empty((len(code), self.d), dtype=np.float32)
         for start in range(0, len(code), ENCODE_CHUNK):
-            bits = bit_packing.unpack(code[start : start + ENCODE_CHUNK], self.layout).astype(np.float32)
-            x[start : start + ENCODE_CHUNK] = self.bit_decoder.vectors(bits)
+            levels = bit_packing.levels(code[start : start + ENCODE_CHUNK], self.layout)
+            x[start : start + ENCODE_CHUNK] = self.decoder.vectors(levels, self.layout)
         return x
 
     def truncate(self, components: int) -> Quantizer:
@@ -334,7 +334,7 @@ class Quantizer:
 
     @cached_property
     def bit_decoder(self) -> BitDecoder:
-        """The decoder as a function of the bits."""
+        """What each bit adds to scores and to squared norms."""
         return self.decoder.of_bits(self.layout)
 
     def _transforms(self) -> dict[str, Transform]:

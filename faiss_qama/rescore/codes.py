@@ -11,7 +11,6 @@ import numpy as np
 from faiss_qama import topk
 from faiss_qama.arrays import Floats, Ids
 from faiss_qama.hamming.code_index import CodeIndex
-from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import Rescorer
 
@@ -46,8 +45,9 @@ class CodeRescorer(Rescorer):
         xq = quantizer.adapt_queries(xq)
         plain = not quantizer.normalized and quantizer.metric == faiss.METRIC_INNER_PRODUCT  # scores need no norms
         squares = None if plain else decoder.energy_steps
-        products, energies = self._base.weighted_sums(rows, decoder.weights(xq), squares)
-        products += np.einsum("qd,d->q", xq, decoder.offset)[:, None]
+        weights, constant = decoder.weights(xq)
+        products, energies = self._base.weighted_sums(rows, weights, squares)
+        products += (constant + xq @ quantizer.decoder.offset)[:, None]
         if plain:
             return products
         if squares is None:
@@ -67,7 +67,6 @@ class CodeRescorer(Rescorer):
         """Return the squared norms (nq, k) of decoded ``rows`` (nq, k), if they are no sums over bits."""
         out = np.empty(rows.shape, dtype=np.float32)
         for block in topk.blocks(rows, self.quantizer.d):
-            bits = bit_packing.unpack(self._base.take(rows[block].ravel()), self.quantizer.layout).astype(np.float32)
-            vectors = self.quantizer.bit_decoder.vectors(bits)
+            vectors = self.quantizer.decode_unnormalized(self._base.take(rows[block].ravel()))
             out[block] = np.square(vectors).sum(axis=1).reshape(rows[block].shape)
         return out

@@ -127,11 +127,14 @@ class ResidualRescorer(CodeRescorer):
         return self.quantizer.decode(self._base.take(rows), self._codes.take(rows))
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
-        quantizer, first, second = self.quantizer, self.quantizer.bit_decoder, self._residual.bit_decoder
+        quantizer, residual = self.quantizer, self._residual
         xq = quantizer.adapt_queries(xq) - self._about
-        products, _ = self._base.weighted_sums(rows, first.weights(xq), None)
-        products += self._codes.weighted_sums(rows, second.weights(xq), None)[0]
-        products += (xq @ (first.offset - self._about + second.offset))[:, None]
+        weights, constant = quantizer.bit_decoder.weights(xq)
+        more_weights, more = residual.bit_decoder.weights(xq)
+        products = self._base.weighted_sums(rows, weights, None)[0]
+        products += self._codes.weighted_sums(rows, more_weights, None)[0]
+        offset = quantizer.decoder.offset - self._about + residual.decoder.offset
+        products += (constant + more + xq @ offset)[:, None]
         if self._dtype is None:
             return products
         kept = self._norms.array[rows].astype(np.float32)

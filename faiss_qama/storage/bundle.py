@@ -23,7 +23,7 @@ leaves the old index or the new one. The manifest holds the SHA-256 of every fil
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -262,25 +262,9 @@ class Parts:
 
 
 def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
-    files: dict[str, Path] = {}
-
-    def write_part(name: str, part: Any) -> None:
-        if isinstance(part, faiss.IndexBinary):
-            path = files[name] = folder / f"{name}-{generation}.faissindex"
-            atomic_files.write_faiss(path, part)
-            return
-        if isinstance(part, str):
-            files[name] = folder / f"{name}-{generation}.json"
-            files[name].write_text(part, encoding="utf-8", newline="\n")
-            return
-        files[name] = folder / f"{name}-{generation}.npy"
-        atomic_files.write_stream(files[name], part)
-
+    """Write all parts, then the manifest that names them, and remove what it does not name."""
     try:
-        for name, part in bundle.parts.items():  # streams fill the base
-            write_part(name, part)
-        for name, part in bundle.base.parts().items():
-            write_part(name, part)
+        files = _write_parts(folder, generation, bundle)
         arrays, settings = bundle.quantizer.to_state()
         files["quantizer"] = folder / f"quantizer-{generation}.safetensors"
         files["quantizer"].write_bytes(safetensors.numpy.save(arrays))
@@ -303,13 +287,37 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         os.replace(new, folder / MANIFEST)
         atomic_files.sync(folder)
     finally:
-        # Files that the manifest does not name are an older generation's, or left by an interrupted save.
-        current = read_manifest(folder)["files"].values() if (folder / MANIFEST).exists() else ()
-        kept = {entry["name"] for entry in current}
-        for entry in folder.iterdir():
-            if generation_of(entry.name) <= generation and entry.name not in kept:
-                with suppress(OSError):  # Windows keeps mapped files; the next save removes them
-                    entry.unlink()
+        _remove_unnamed(folder, generation)
+
+
+def _write_parts(folder: Path, generation: int, bundle: Bundle) -> dict[str, Path]:
+    """Write the arrays, texts and FAISS indexes of a bundle; return their files by name."""
+    files: dict[str, Path] = {}
+    for name, part in _parts_of(bundle):
+        kind = "faissindex" if isinstance(part, faiss.IndexBinary) else "json" if isinstance(part, str) else "npy"
+        path = files[name] = folder / f"{name}-{generation}.{kind}"
+        if isinstance(part, faiss.IndexBinary):
+            atomic_files.write_faiss(path, part)
+        elif isinstance(part, str):
+            path.write_text(part, encoding="utf-8", newline="\n")
+        else:
+            atomic_files.write_stream(path, part)
+    return files
+
+
+def _parts_of(bundle: Bundle) -> Iterator[tuple[str, Any]]:
+    yield from bundle.parts.items()  # streams, which fill the base
+    yield from bundle.base.parts().items()
+
+
+def _remove_unnamed(folder: Path, generation: int) -> None:
+    """Remove files up to ``generation`` that the manifest does not name: an older one's, or an interrupted save's."""
+    current = read_manifest(folder)["files"].values() if (folder / MANIFEST).exists() else ()
+    kept = {entry["name"] for entry in current}
+    for entry in folder.iterdir():
+        if generation_of(entry.name) <= generation and entry.name not in kept:
+            with suppress(OSError):  # Windows keeps mapped files; the next save removes them
+                entry.unlink()
 
 
 def file_entry(path: Path) -> dict[str, Any]:
