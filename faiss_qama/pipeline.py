@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from faiss_qama.comparison.methods import shared_bytes
 from faiss_qama.evaluation.datasets import Dataset
-from faiss_qama.evaluation.recall import Truth, evaluate, exact
+from faiss_qama.evaluation.recall import evaluate, exact, speeds
 from faiss_qama.evaluation.results import MethodResult
-from faiss_qama.hamming.factory import AUTO, DEFAULT, check_lists, make_base
+from faiss_qama.hamming.factory import AUTO, DEFAULT, check_lists, code_bytes, make_base
 from faiss_qama.index.build import build_index
-from faiss_qama.index.by_row import by_row
+from faiss_qama.index.by_row import by_row, over_flat
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
@@ -50,15 +49,18 @@ class FitResult:
         The layouts that were tried; None if none was.
     fit_seconds : float
         Reading the sample, choosing, fitting and calibrating.
-    queries : str
-        The queries that were measured with, in words.
     measured : list of MethodResult
         Exact floats, codes alone, and codes re-ranked, on held-out queries; empty if the corpus is too small to hold
-        any out.
+        any out. All speeds were measured in turns.
     untrained : MethodResult or None
-        The codes alone without the training, on the same queries; None if no training was kept.
+        The codes alone without the training, likewise; None if no training was kept.
+    other_bytes : int or None
+        The bytes per vector that were asked for, if the layout has fewer.
+    flat_speed : float or None
+        Queries per second over base ``Flat``, measured in the same turns; None if that is the base, or was tried by
+        base ``auto``.
     next_queries : str
-        The file of queries in the next command to type.
+        The file of queries in the next commands to type.
     """
 
     index: QamaIndex
@@ -68,15 +70,50 @@ class FitResult:
     split: Split
     choice: LayoutChoice | None
     fit_seconds: float
-    queries: str
     measured: list[MethodResult]
     untrained: MethodResult | None
+    other_bytes: int | None = None
+    flat_speed: float | None = None
     next_queries: str = "queries.npy"
 
     @property
-    def next_command(self) -> str:
-        """The command to type next, quoted for a shell."""
-        return shlex.join(["faiss-qama", "search", str(self.path), self.next_queries, "-k", str(K)])
+    def queries(self) -> str:
+        """The queries that were measured with, in words."""
+        if not self.measured:
+            return "nothing"
+        kind = "documents" if self.split.train_queries is None else "queries"
+        return f"{len(self.measured[0].mean.values['recall'])} held-out {kind}"
+
+    @property
+    def speedup(self) -> float:
+        """How many times as fast as exact search the index is."""
+        return self.measured[-1].mean.queries_per_second / self.measured[0].mean.queries_per_second
+
+    @property
+    def memory(self) -> int:
+        """Bytes that the index takes in memory, those of the quantizer included; its vectors are on disk."""
+        codes, kept = self.index.bytes_per_vector
+        own = codes + kept if self.index.rescore == "codes" else codes
+        return len(self.corpus) * own + shared_bytes(self.index.quantizer)
+
+    @property
+    def on_disk(self) -> int:
+        """Bytes of the vectors that are read from disk to re-rank."""
+        return 0 if self.index.rescore == "codes" else len(self.corpus) * self.index.bytes_per_vector[1]
+
+    @property
+    def stand_ins(self) -> bool:
+        """Whether documents stood in for the queries that were measured with."""
+        return self.split.train_queries is None and bool(self.measured)
+
+    @property
+    def next_commands(self) -> list[str]:
+        """The commands to type next, quoted for a shell."""
+        evaluate = ["faiss-qama", "eval", str(self.path), self.next_queries]
+        if self.index.vectors is None:
+            evaluate += ["--corpus", str(self.corpus.paths[0]) if len(self.corpus.paths) == 1 else "CORPUS"]
+        search = ["faiss-qama", "search", str(self.path), self.next_queries, "-k", str(K)]
+        return [shlex.join(command) for command in ([evaluate, search] if self.stand_ins else [search])]
 
 
 def fit_index(
@@ -147,53 +184,52 @@ def fit_index(
     seconds = time.perf_counter() - start
     index = build_index(path, quantizer, corpus, spec, split.validation if len(split.validation) else None)
     discard_checkpoint(config)
-    measured: list[MethodResult] = []
-    untrained = None
-    if len(split.test):
-        dataset = _test_set(corpus, split)
-        truth = exact(dataset, K, quantizer.metric)
-        measured = _measured(index, dataset, truth)
-        if quantizer.fit_record.trained:
-            chosen = config.at(layout) if choice is None else choice.applied_to(config)
-            as_it_was, _ = fit_split(split, replace(chosen, train=None), metric, len(corpus), IndexSpec())
-            untrained = _measured_untrained(as_it_was, index, dataset, truth)
-    asked = f"{len(split.test)} held-out {'documents' if split.train_queries is None else 'queries'}"
-    return FitResult(
-        index, path, corpus, spec, split, choice, seconds, asked if measured else "nothing", measured, untrained
-    )
+    taken = code_bytes(spec.base, quantizer.layout) if choice is None else choice.chosen.bytes
+    other_bytes = config.bytes if spec.recall is None and config.bytes != taken else None
+    result = FitResult(index, path, corpus, spec, split, choice, seconds, [], None, other_bytes)
+    if not len(split.test):
+        return result
+    stages = _stages(index)
+    if quantizer.fit_record.trained:
+        chosen = config.at(layout) if choice is None else choice.applied_to(config)
+        as_it_was, _ = fit_split(split, replace(chosen, train=None), metric, len(corpus), IndexSpec())
+        stages[f"{next(iter(stages))}, untrained"] = _untrained(as_it_was, index, corpus)
+    measured, flat_speed = _measured(stages, None if spec.base in (DEFAULT, AUTO) else over_flat(index), corpus, split)
+    untrained = measured.pop() if quantizer.fit_record.trained else None
+    return replace(result, measured=measured, untrained=untrained, flat_speed=flat_speed)
 
 
-def _test_set(corpus: Corpus, split: Split) -> Dataset:
-    itself = np.stack([np.arange(len(split.test)), split.test_rows], axis=1)
-    return Dataset(
-        corpus,
-        split.test,
-        qrels=split.test_qrels if len(split.test_qrels) else None,
-        exclude=itself if split.train_queries is None else None,
-    )
-
-
-def _measured_untrained(quantizer: Quantizer, trained: QamaIndex, dataset: Dataset, truth: Truth) -> MethodResult:
-    """Measure the codes of ``quantizer`` alone, on the test queries; as many components as were trained and kept."""
+def _untrained(quantizer: Quantizer, trained: QamaIndex, corpus: Corpus) -> QamaIndex:
+    """Return an index of the codes of ``quantizer`` alone, of as many components as were trained and kept."""
     if trained.quantizer.layout.components < quantizer.layout.components:
         quantizer = quantizer.truncate(trained.quantizer.layout.components)
     index = QamaIndex(quantizer, "none" if trained.rescore == "none" else "codes")
-    for x in dataset.corpus.chunks():
+    for x in corpus.chunks():
         index.add(x)
-    return MethodResult("codes, untrained", index.bytes_per_vector, [evaluate(index, dataset, truth)])
+    return index
 
 
-def _measured(index: QamaIndex, dataset: Dataset, truth: Truth) -> list[MethodResult]:
-    """Measure exact floats, codes alone, and codes re-ranked, on the test queries."""
+def _measured(
+    stages: dict[str, QamaIndex], flat: QamaIndex | None, corpus: Corpus, split: Split
+) -> tuple[list[MethodResult], float | None]:
+    """Measure exact floats and ``stages`` on the test queries, and the speed of ``flat``."""
+    n, searched = split.test_set(corpus)
+    dataset = Dataset(corpus.where(searched), split.test[:n], split.test_qrels if len(split.test_qrels) else None)
+    metric = next(iter(stages.values())).metric_type
+    truth = exact(dataset, K, metric)
+    qualities = [evaluate(by_row(stage, searched), dataset, truth, runs=1) for stage in stages.values()]
+    timed = [*stages.values(), *([] if flat is None else [flat])]
+    exact_speed, *others = speeds(timed, Dataset(corpus, dataset.queries), K, metric)
+    measured = [replace(truth.measured, results=[replace(truth.measured.mean, queries_per_second=exact_speed)])]
+    for (name, stage), quality, speed in zip(stages.items(), qualities, others, strict=False):
+        measured.append(MethodResult(name, stage.bytes_per_vector, [replace(quality, queries_per_second=speed)]))
+    return measured, None if flat is None else others[-1]
+
+
+def _stages(index: QamaIndex) -> dict[str, QamaIndex]:
+    """Return the index, and before it its codes alone, by name."""
     if index.rescore == "none":
-        stages = {"codes, Hamming": index}
-    elif index.rescore == "codes":
-        stages = {"codes only": index}
-    else:
-        stages = {"codes only": index.with_rescore("codes"), f"codes + {index.rescore} re-ranking": index}
-    # The last first, as inverted lists keep a second copy of the codes once codes have re-ranked.
-    results = {name: evaluate(by_row(stage), dataset, truth) for name, stage in reversed(stages.items())}
-    return [
-        truth.measured,
-        *(MethodResult(name, stage.bytes_per_vector, [results[name]]) for name, stage in stages.items()),
-    ]
+        return {"codes, Hamming": index}
+    if index.rescore == "codes":
+        return {"codes only": index}
+    return {"codes only": index.with_rescore("codes"), f"codes + {index.rescore} re-ranking": index}

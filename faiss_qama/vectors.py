@@ -32,10 +32,12 @@ class _Stored(Protocol):
     def shape(self) -> tuple[int, ...]: ...
 
 
-def check_dtype_and_shape(x: _Stored, d: int | None, what: str, *, in_file: bool = False) -> None:
+def check_dtype_and_shape(
+    x: _Stored, d: int | None, what: str, *, in_file: bool = False, d_of: str | None = None
+) -> None:
     """Raise TypeError or ValueError unless ``x`` is a floating (n > 0, d > 0) array, of dimension ``d`` if given.
 
-    A file may also hold bfloat16, int8 and uint8.
+    A file may also hold bfloat16, int8 and uint8. ``d_of`` is the name of what has that dimension.
     """
     if not (is_readable(x.dtype) if in_file else np.issubdtype(x.dtype, np.floating)):
         cast = "other floats, int8 and uint8" if in_file else "other floats"
@@ -48,7 +50,7 @@ def check_dtype_and_shape(x: _Stored, d: int | None, what: str, *, in_file: bool
     if 0 in x.shape:
         raise ValueError(f"{what}: no vectors, shape {x.shape}")
     if d is not None and x.shape[1] != d:
-        raise ValueError(f"{what}: dimension {x.shape[1]}, but {d} is needed")
+        raise ValueError(f"{what}: dimension {x.shape[1]}, but {d} is needed" + (f", as in {d_of}" if d_of else ""))
 
 
 def _remedy(dtype: np.dtype[Any]) -> str:
@@ -136,6 +138,8 @@ class Corpus:
         a file are left aside.
     ids : str, optional
         The column, array or dataset beside the vectors that holds their ids.
+    d_of : str, optional
+        The name in error messages of what has dimension ``d``; of shards it is the first of them.
     drop_bad_rows : bool
         Leave rows without a vector of finite numbers out: NaN, infinity and, in a table, null. The others keep their
         ids, or their row numbers as ids. The vectors are read once to find such rows; a warning counts them.
@@ -178,6 +182,7 @@ class Corpus:
         *,
         queries: bool = False,
         ids: str | None = None,
+        d_of: str | None = None,
         drop_bad_rows: bool = False,
     ) -> None:
         self._factor, self._normalizes = np.float32(1), False
@@ -185,7 +190,8 @@ class Corpus:
         self._parts, self.paths = _parts(source, what, want)
         self.shape, self.nbytes = (0, d or 0), 0
         for part, name in self._parts:
-            check_dtype_and_shape(part, self.shape[1] or None, name, in_file=bool(self.paths))
+            first = None if d else self._parts[0][1]
+            check_dtype_and_shape(part, self.shape[1] or None, name, in_file=bool(self.paths), d_of=d_of or first)
             self.shape = (self.shape[0] + part.shape[0], part.shape[1])
             self.nbytes += self.shape[1] * part.shape[0] * part.dtype.itemsize
             self.dtype = "bfloat16" if is_bfloat16(part.dtype) else str(part.dtype)
@@ -209,6 +215,12 @@ class Corpus:
         """Return the same vectors, scaled to norm 1 when they are read; zero vectors stay zero."""
         other = copy.copy(self)
         other._normalizes = True
+        return other
+
+    def where(self, kept: NDArray[np.bool_]) -> Corpus:
+        """Return the vectors where ``kept`` (n,) is true. They keep their ids, or their row numbers as ids."""
+        other = copy.copy(self)
+        other._keep(np.flatnonzero(kept))
         return other
 
     @property
@@ -311,9 +323,13 @@ class Corpus:
         if len(rows) == first:
             raise ValueError(f"{self.name}: no vectors, as {_bad_rows(rows, first, null)}")
         warnings.warn(f"left out of {self.name}: {_bad_rows(rows, first, null)}", stacklevel=3)
-        self._kept = np.delete(np.arange(first), rows)
-        self.shape = (len(self._kept), self.shape[1])
-        self.ids = self._kept if self.ids is None else self.ids[self._kept]
+        self._keep(np.delete(np.arange(first), rows))
+
+    def _keep(self, rows: Ids) -> None:
+        """Leave out all but the sorted ``rows`` of those that are read."""
+        self._kept = rows if self._kept is None else self._kept[rows]
+        self.shape = (len(rows), self.shape[1])
+        self.ids = rows if self.ids is None else self.ids[rows]
 
 
 def load_vectors(path: PathLike, d: int | None = None) -> Floats:

@@ -68,8 +68,12 @@ def test_fit_prints_the_table_and_nothing_else(folder):
     assert lines[5].startswith("codes + fp16 re-ranking")
     assert lines[5].split()[4:7] == ["8", "+", "72"]
     assert float(lines[5].split()[7]) > float(lines[4].split()[3]) > 0.5
+    shared = sum(array.nbytes for array in QamaIndex.load(folder / "again.qama").quantizer.to_state()[0].values())
     assert lines[6:] == [
-        "wrote again.qama (9.6 kB + 86.4 kB vectors)",
+        f"wrote again.qama: {(9600 + shared) / 1000:.1f} kB of memory ({shared / 1000:.1f} kB the quantizer), "
+        "86.4 kB on disk",
+        "Real queries are often harder than held-out documents: measure with yours.",
+        "next: faiss-qama eval again.qama queries.npy",
         "next: faiss-qama search again.qama queries.npy -k 10",
     ]
     assert done.stderr == ""

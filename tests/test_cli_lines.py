@@ -6,6 +6,7 @@ import os
 import shlex
 import sys
 import warnings
+from dataclasses import replace
 
 import faiss
 import numpy as np
@@ -14,6 +15,7 @@ from conftest import fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
 from faiss_qama.cli import app
+from faiss_qama.training import FitConfig, TrainConfig
 
 X = make_vectors(400)
 
@@ -22,6 +24,8 @@ X = make_vectors(400)
 def folder(tmp_path, monkeypatch):
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "one.npy", X[:1])
+    np.save(tmp_path / "narrow.npy", X[:30, :12])
+    (tmp_path / "qrels.tsv").write_text("400\t0\t1\n")
     np.save(tmp_path / "huge.npy", np.where(np.arange(len(X))[:, None] == 7, X * 1e6, X))
     index = QamaIndex(fit_quietly(X, layout="2x18"), "none")
     index.add(X)
@@ -59,6 +63,15 @@ def run(monkeypatch, capfd):
         ),
         (["fit", "x.npy", "--config", "inner.yaml"], "inner.yaml: not YAML (epochs is there twice in "),
         (["inspect", "a\nb"], "a b: no index here"),
+        (["search", "i.qama", "narrow.npy"], "narrow.npy: dimension 12, but 36 is needed, as in i.qama\n"),
+        (["eval", "i.qama", "narrow.npy"], "narrow.npy: dimension 12, but 36 is needed, as in i.qama\n"),
+        (["build", "i.qama", "narrow.npy", "-o", "o"], "narrow.npy: dimension 12, but 36 is needed, as in i.qama\n"),
+        (["fit", "x.npy", "narrow.npy"], "narrow.npy: dimension 12, but 36 is needed, as in x.npy\n"),
+        (["fit", "x.npy", "--queries", "narrow.npy"], "narrow.npy: dimension 12, but 36 is needed, as in x.npy\n"),
+        (
+            ["eval", "i.qama", "x.npy", "--corpus", "x.npy", "--qrels", "qrels.tsv"],
+            "qrels.tsv: line 1: query row 400, but there are 400; rows are counted from 0\n",
+        ),
     ],
 )
 def test_a_mistake_is_one_line(folder, run, command, message):
@@ -89,6 +102,66 @@ def test_the_next_command_is_one_that_a_shell_reads(folder, run):
     assert command == ["faiss-qama", "search", name, "queries.npy", "-k", "10"]
     np.save(folder / "queries.npy", X[:2])
     assert run(*command[1:])[0] == 0
+
+
+@pytest.mark.parametrize("rescore", ["none", "codes"])
+@pytest.mark.filterwarnings("ignore:left out of")
+def test_queries_that_are_left_out_have_no_hits(folder, run, rescore):
+    bad, good = [0, 5, 6, 29], np.setdiff1d(np.arange(30), [0, 5, 6, 29])
+    xq = X[:30].copy()
+    xq[bad] = np.nan
+    np.save(folder / "some.npy", xq)
+    index = QamaIndex(QamaIndex.load("i.qama").quantizer, rescore)
+    index.add(X)
+    index.save(folder / "j.qama")
+    assert run("search", "j.qama", "some.npy", "-k", "3", "--drop-bad-rows", "-o", "hits.npz")[0] == 0
+    hits, (D, I) = np.load(folder / "hits.npz"), index.search(X[good], 3)
+    np.testing.assert_array_equal(hits["I"][good], I)
+    np.testing.assert_array_equal(hits["D"][good], D)
+    assert hits["D"].dtype == D.dtype
+    assert (hits["I"][bad] == -1).all()
+    assert (hits["D"][bad] == index.search(X[:1], 1, sel=[])[0]).all()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("hamming", "IndexPreTransform"), ("binary", "IndexBinaryFlat")])
+def test_export_says_what_it_wrote(folder, run, kind, name):
+    _, out, _ = run("export", "i.qama", "stock.faiss", "--kind", kind)
+    size = (folder / "stock.faiss").stat().st_size
+    each = f"{size / 1000:,.1f} kB ({size / 400:,.0f} bytes per vector, all included)"
+    assert out.splitlines()[0] == f"wrote stock.faiss: {name} of 400 vectors, {each}"
+
+
+def test_inspect_prints_the_settings_that_are_not_default(folder, run):
+    train = {"epochs": 3, "losses": {"adc.contrastive": 1}}
+    for config, printed in (
+        (FitConfig(layout="2x18"), "those that a fit has by default"),
+        (FitConfig(layout="2x18", seed=3, train=TrainConfig(**train)), "seed 3, train.losses {'adc.contrastive': "),
+    ):
+        quantizer = fit_quietly(X, layout="2x18")
+        record = replace(quantizer.fit_record, config=config.to_dict())
+        QamaIndex(replace(quantizer, fit_record=record), "none").save(folder / "settings.qama")
+        _, out, _ = run("inspect", "settings.qama")
+        text = " ".join(out.split())
+        assert ", Lloyd-Max, fitted on 360 vectors settings " in text
+        assert f"settings {printed}" in text
+        assert ("train.epochs 3" in text) == (config.train is not None)
+        assert "learning_rate" not in text
+
+
+def test_bytes_that_are_not_taken_are_said(folder, run):
+    text = " ".join(run("fit", "x.npy", "-o", "b.qama", "--bytes", "7")[1].split())
+    assert " bytes 4 per vector, not 7: layouts come in steps of 8 components, up to all 36 on " in text
+    assert "\nbytes  " not in run("fit", "x.npy", "-o", "b.qama", "--bytes", "8")[1]
+
+
+@pytest.mark.filterwarnings("default:fitted on")
+def test_few_vectors_for_a_fit_are_said_with_the_remedy(folder, run):
+    np.save(folder / "few.npy", X[:50])
+    _, _, errors = run("fit", "few.npy")
+    assert errors == (
+        "note: fitted on 45 vectors; 18 components need 72 or more: fit on more, or name a layout of fewer, such as "
+        "2x11\n"
+    )
 
 
 def test_faiss_does_not_warn_of_lists_of_few_vectors(folder, run):

@@ -97,24 +97,41 @@ def trained(tmp_path_factory):
 LOSSES = {"adc.contrastive": 1, "hamming.contrastive": 1}
 
 
-def test_what_learned_from_pairs_is_judged_by_relevance(tmp_path):
+@pytest.fixture(scope="module")
+def from_pairs(tmp_path_factory):
+    """What was fitted on pairs and re-ranks from codes; and the same with float16 vectors."""
     x, rng = make_vectors(800), np.random.default_rng(1)
     rows = rng.integers(0, 500, 400)
     xq = x[rows] + rng.standard_normal((400, 36)) * ([1.5] * 12 + [0.1] * 24)  # a third of the dimensions mislead
     train = TrainConfig(epochs=3, steps_per_epoch=30, learning_rate=0.003, losses=LOSSES)
     pairs = read_pairs(xq, [(q, d, 1) for q, d in enumerate(rows)], Corpus(x))
-    outcome, path = made(tmp_path, x, rescore="codes", pairs=pairs, layout="2x18", train=train)
+    settings = {"pairs": pairs, "layout": "2x18", "train": train}
+    return {
+        rescore: made(tmp_path_factory.mktemp(rescore), x, rescore=rescore, **settings) for rescore in ("codes", "fp16")
+    }
+
+
+def test_what_learned_from_pairs_is_judged_by_relevance(from_pairs):
+    outcome, path = from_pairs["codes"]
     assert outcome.untrained is not None
-    headline, note = report_page.summary(outcome, 1.0)
+    headline, _ = report_page.summary(outcome)
     exact, codes = (method.mean.values["ndcg"] for method in (outcome.measured[0], outcome.measured[-1]))
     share, low, high = map(float, re.search(r"([\d.]+) % \(([\d.]+) to ([\d.]+)\) of the nDCG@10", headline).groups())
     assert share == pytest.approx(100 * codes.mean() / exact.mean(), abs=0.06)
     assert low < share < high
-    gains = [float(gain) for gain in re.findall(r"by ([+-][\d.]+) %", note)]
-    before, seen = outcome.untrained.mean.values["ndcg"], outcome.split.test_seen
-    assert gains == pytest.approx([100 * (codes[k].mean() / before[k].mean() - 1) for k in (seen, ~seen)], abs=0.06)
     tile = re.search(r"nDCG@10, codes only</dt><dd><strong>([\d.]+)", path.read_text())
     assert float(tile[1]) == pytest.approx(codes.mean(), abs=6e-4)
+
+
+@pytest.mark.parametrize("rescore", ["codes", "fp16"])
+def test_what_the_training_was_worth_compares_codes_with_codes(from_pairs, rescore):
+    outcome, _ = from_pairs[rescore]
+    _, note = report_page.summary(outcome)
+    gains = [float(gain) for gain in re.findall(r"by ([+-][\d.]+) %", note)]
+    names = [method.name for method in outcome.measured]
+    codes = outcome.measured[names.index("codes only")].mean.values["ndcg"]
+    before, seen = outcome.untrained.mean.values["ndcg"], outcome.split.test_seen
+    assert gains == pytest.approx([100 * (codes[k].mean() / before[k].mean() - 1) for k in (seen, ~seen)], abs=0.06)
 
 
 def test_the_page_is_well_formed_loads_nothing_and_runs_nothing(trained):
@@ -152,7 +169,11 @@ def test_its_numbers_are_those_of_the_outcome(trained):
     assert fit_summary(outcome) in text
     faster = float(re.search(r"at ([\d.]+) times the speed of exact search", text)[1])
     assert f"{faster} times as fast" in text
-    for sentences in report_page.summary(outcome, faster):
+    assert f"{faster} times exact search" in text
+    printed = re.findall(r"^(?:exact floats|codes \+ fp16 re-ranking) .* ([\d,]+)$", fit_summary(outcome), re.M)
+    slow, fast = (float(speed.replace(",", "")) for speed in printed)
+    assert faster == pytest.approx(fast / slow, rel=0.01, abs=0.05)  # of what the command prints
+    for sentences in report_page.summary(outcome):
         assert sentences in text
     rows = [tuple(row) for row in page.rows]
     for measured in outcome.measured:
@@ -175,12 +196,15 @@ def of_two_codes(tmp_path_factory):
 
 def test_a_second_code_is_memory_and_is_named(of_two_codes):
     outcome, path = of_two_codes
-    shared = round(sum(array.nbytes for array in outcome.index.quantizer.to_state()[0].values()) / 1200)
-    size = sum(outcome.index.bytes_per_vector) + shared
-    assert report_page.summary(outcome, 1.0)[0].startswith(
-        f"1,200 vectors of 36 dimensions take {size} bytes per vector, "
-        f"of which {shared} are the quantizer, shared by 1,200 vectors;"
+    shared = sum(array.nbytes for array in outcome.index.quantizer.to_state()[0].values())
+    own = sum(outcome.index.bytes_per_vector)
+    total = f"{(1200 * own + shared) / 1000:.1f} kB"
+    assert report_page.summary(outcome)[0].startswith(
+        f"1,200 vectors of 36 dimensions take {total} of memory: {own} bytes each, "
+        f"and {shared / 1000:.1f} kB for the quantizer that they share. As float32 they take 172.8 kB."
     )
+    assert f"<dt>memory</dt><dd><strong>{total}</strong>" in path.read_text()
+    assert f": {total} of memory ({shared / 1000:.1f} kB the quantizer)\n" in fit_summary(outcome)
     page = Page(path.read_text())
     assert ["residual code", "8 components of 4 levels (2 bits), 12 components of 2 levels (1 bit)"] in page.rows
     text = "".join(page.text)
@@ -189,7 +213,7 @@ def test_a_second_code_is_memory_and_is_named(of_two_codes):
 
 def test_what_the_first_code_leaves_over_is_drawn_with_the_second(of_two_codes):
     outcome, _ = of_two_codes
-    chart = next(chart for chart in page_charts(outcome, 1.0) if chart.title == "Bits by component")
+    chart = next(chart for chart in page_charts(outcome) if chart.title == "Bits by component")
     x, first = outcome.split.train, outcome.index.quantizer.truncate(outcome.index.quantizer.layout.components)
     left = x - first.decode_unnormalized(first.encode(x))
     shares = [float(row[3]) for row in chart.rows]
@@ -208,8 +232,8 @@ def test_it_says_whether_documents_stood_in_for_queries(trained, tmp_path):
     outcome, path = trained
     assert "Documents stood in for queries: recall was measured with 120 held-out documents" in path.read_text()
     queries = replace(outcome.split, train_queries=make_vectors(80, seed=1))
-    _, note = report_page.summary(replace(outcome, split=queries, queries="40 held-out queries"), 1.0)
-    assert note == "It was measured with 40 held-out queries, which the fit did not use."
+    _, note = report_page.summary(replace(outcome, split=queries))
+    assert note == "It was measured with 120 held-out queries, which the fit did not use."
 
 
 def test_it_says_why_where_codes_alone_are_slower_than_floats(trained):
@@ -220,19 +244,27 @@ def test_it_says_why_where_codes_alone_are_slower_than_floats(trained):
             replace(m, results=[replace(m.mean, queries_per_second=speed)])
             for m, speed in zip(outcome.measured, speeds, strict=True)
         ]
-        (chart,) = (c for c in page_charts(replace(outcome, measured=measured), 1.0) if "exact search" in c.title)
+        (chart,) = (c for c in page_charts(replace(outcome, measured=measured)) if "exact search" in c.title)
         assert ("Codes alone are slower here, because" in chart.caption) == (codes < floats)
+
+
+def test_the_default_recall_is_one_number_and_what_is_aimed_at_is_explained(trained):
+    outcome, _ = trained
+    (chart,) = (chart for chart in page_charts(outcome) if chart.title == "Recall by number of candidates")
+    key = dict(chart.key)
+    assert key["recall by default"] == "0.95"
+    assert key["recall with them here"] == "0.975 or more: a search leaves half of its misses to new queries"
 
 
 def test_the_summary_never_says_more_than_was_measured(trained):
     outcome, _ = trained
-    shown = float(re.search(r"finds ([\d.]+) %", report_page.summary(outcome, 1.0)[0])[1])
+    shown = float(re.search(r"finds ([\d.]+) %", report_page.summary(outcome)[0])[1])
     assert 0 <= 100 * outcome.measured[-1].mean.recall - shown < 0.1 + 1e-3
 
 
 def test_the_variance_is_that_of_singular_values(trained):
     outcome, _ = trained
-    chart = next(chart for chart in page_charts(outcome, 1.0) if chart.title == "Bits by component")
+    chart = next(chart for chart in page_charts(outcome) if chart.title == "Bits by component")
     sample = outcome.split.train.astype(np.float64)
     singular = np.linalg.svd(sample - sample.mean(axis=0), compute_uv=False) ** 2
     np.testing.assert_allclose([float(row[1]) for row in chart.rows], 100 * singular / singular.sum(), atol=6e-4)
@@ -242,7 +274,7 @@ def test_the_variance_is_that_of_singular_values(trained):
 @pytest.mark.parametrize("half", ["0.5", "0.5or"])
 def test_half_bits_belong_to_pairs(tmp_path, half):
     outcome, _ = made(tmp_path, make_vectors(200, d=20), layout=f"2x4,{half}x12")
-    chart = next(chart for chart in page_charts(outcome, 1.0) if chart.title == "Bits by component")
+    chart = next(chart for chart in page_charts(outcome) if chart.title == "Bits by component")
     assert [row[2] for row in chart.rows] == ["2"] * 4 + ["0.5"] * 12 + ["0"] * 4
     assert ("code", "4 components of 4 levels (2 bits), 12 components of 2 levels per pair (0.5 bits)") in chart.key
     assert ("components without bits", "4") in chart.key
@@ -268,7 +300,7 @@ def test_a_corpus_too_small_to_choose_by_still_gets_a_page(tmp_path, n):
     text = "".join(Page(path.read_text()).text)
     assert "Recall by bytes" not in text
     assert "Bits by component" in text
-    assert ("too small" in report_page.summary(outcome, 1.0)[1]) == (n < 10)
+    assert ("too small" in report_page.summary(outcome)[1]) == (n < 10)
 
 
 @pytest.fixture
@@ -373,6 +405,26 @@ def test_a_browser_breaks_a_long_layout(browser, of_two_codes, width):
     browser.get(Path(of_two_codes[1]).as_uri())
     overflows = "return [...document.querySelectorAll('.tiles strong')].map(t => t.scrollWidth - t.clientWidth)"
     assert max(browser.execute_script(overflows)) <= 0
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [400, 900, 1300])
+@pytest.mark.parametrize("page", ["trained", "of_two_codes", "from_pairs"])
+def test_a_browser_clips_no_table_and_leaves_no_hole_in_a_card(browser, request, page, width):
+    _, path = request.getfixturevalue(page)["fp16"] if page == "from_pairs" else request.getfixturevalue(page)
+    metrics = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    browser.get(Path(path).as_uri())
+    browser.execute_script("document.querySelectorAll('details').forEach(d => d.open = true)")
+    clipped = "return [...document.querySelectorAll('.scroll')].map(t => t.scrollWidth - t.clientWidth)"
+    assert max(browser.execute_script(clipped)) <= 0
+    holes = browser.execute_script(
+        "return [...document.querySelectorAll('figure.card')].map(card => {"
+        "  const boxes = [...card.children].map(part => part.getBoundingClientRect());"
+        "  return boxes.slice(1).map((box, i) => box.top - boxes[i].bottom);"
+        "}).flat()"
+    )
+    assert max(holes) < 40  # pixels, margins included
 
 
 @pytest.mark.browser

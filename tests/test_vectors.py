@@ -106,3 +106,16 @@ def test_bad_files_are_refused_by_name(tmp_path):
         Corpus([tmp_path / "good.npy", tmp_path / "narrow.npy"])
     with pytest.raises(FileNotFoundError):
         Corpus(tmp_path / "none.npy")
+
+
+def test_vectors_can_be_left_out_and_the_others_keep_their_ids(tmp_path):
+    np.save(tmp_path / "x.npy", with_value(np.nan, 3))
+    kept = np.arange(99) % 3 > 0
+    with pytest.warns(UserWarning, match="left out of"):
+        corpus = Corpus(tmp_path / "x.npy", drop_bad_rows=True)
+    some = corpus.where(kept)
+    stored = np.delete(np.arange(100), 3)[kept]
+    np.testing.assert_array_equal(some.ids, stored)
+    np.testing.assert_array_equal(some.read(), X[stored])
+    np.testing.assert_array_equal(some.take(np.array([5, 0])), X[stored[[5, 0]]])
+    assert len(corpus) == 99

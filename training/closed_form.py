@@ -55,7 +55,8 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
     layout = replace(config.layout_in(x.shape[1]), residual=None)
     if len(x) < 4 * layout.components:
         warnings.warn(
-            f"fitted on {len(x)} vectors; {layout.components} components need {4 * layout.components} or more",
+            f"fitted on {len(x)} vectors; {layout.components} components need {4 * layout.components} or more: "
+            f"fit on more, or name a layout of fewer, such as 2x{max(1, len(x) // 4)}",
             stacklevel=4,
         )
     norms = row_norms(x)

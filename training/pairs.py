@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faiss_qama.evaluation.datasets import id_bound, read_rows, to_rows
+from faiss_qama.evaluation.datasets import FROM_0, id_bound, read_rows, to_rows
 from faiss_qama.vectors import Corpus, PathLike, Source
 
 Qrels: TypeAlias = ArrayLike | PathLike | Sequence[tuple[int, int, int]]
@@ -76,5 +76,5 @@ def _checked(rows: NDArray[Any], sizes: tuple[int | None, int | None]) -> NDArra
     for column, (size, what) in enumerate(zip(sizes, ("query", "corpus"), strict=True)):
         bad = np.flatnonzero((rows[:, column] < 0) | (size is not None and rows[:, column] >= size))
         if len(bad):
-            raise ValueError(f"qrels: row {bad[0]}: {what} row {rows[bad[0], column]}, but there are {size}")
+            raise ValueError(f"qrels: row {bad[0]}: {what} row {rows[bad[0], column]}, but there are {size}; {FROM_0}")
     return rows.astype(np.int64)

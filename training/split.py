@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -69,7 +70,7 @@ class Split:
         return [self.train, queries, self.validation, self.train_qrels, self.validation_qrels]
 
     def without_copies(self) -> Split:
-        """Return the split to measure on: the sample holds no near copies of what validates.
+        """Return the split to calibrate on: the sample holds no near copies of what validates.
 
         A copy would be the nearest document, and so near that any code finds it. Collections of questions hold copies
         of queries too. Only so many queries validate as leave half of the sample; fewer than ``MIN_QUERIES`` texts are
@@ -78,13 +79,42 @@ class Split:
         own = self.test if self.train_queries is None else self.validation
         if not len(self.validation):
             return self
-        copies = NearDuplicates(self.train, faiss.METRIC_L2).between(own, self.train)
-        copied, first = copies.any(axis=0), copies.argmax(axis=0)
-        gone = np.cumsum(np.bincount(first[copied], minlength=len(own)))
-        held = int(np.searchsorted(gone, len(self.train) // 2, side="right"))
-        if held < MIN_QUERIES:
-            return self
-        return replace(self, train=self.train[~(copied & (first < held))], validation=self.validation[:held])
+        copied = _copied(own, [self.train], self.train)
+        held = _most_held(copied, len(own))
+        return replace(self, train=self.train[copied >= held], validation=self.validation[:held]) if held else self
+
+    def test_set(self, corpus: Corpus) -> tuple[int, NDArray[np.bool_]]:
+        """Return how many of the test queries to report on, and which vectors of ``corpus`` (n,) they search.
+
+        Documents that stand in for queries do not search themselves, nor near copies of them, as in
+        :meth:`without_copies`. Where too few texts would be left, only the documents themselves are not searched.
+        """
+        searched = np.ones(len(corpus), dtype=bool)
+        if self.train_queries is not None:
+            return len(self.test), searched
+        copied = _copied(self.test, corpus.chunks(), self.train)
+        held = _most_held(copied, len(self.test))
+        searched[self.test_rows[: held or None]] = False
+        return held or len(self.test), searched & (copied >= held)
+
+
+def _copied(own: Floats, documents: Iterable[Floats], sample: Floats) -> NDArray[np.int64]:
+    """Return which of ``own`` each of ``documents``, in parts, is a near copy of: the first, or else ``len(own)``.
+
+    How near a copy is depends on the spread of ``sample``.
+    """
+    near, first = NearDuplicates(sample, faiss.METRIC_L2), []
+    for x in documents:
+        copies = near.between(own, x)
+        first.append(np.where(copies.any(axis=0), copies.argmax(axis=0), len(own)))
+    return np.concatenate(first)
+
+
+def _most_held(copied: NDArray[np.int64], own: int) -> int:
+    """Return how many of ``own`` texts leave half of the documents; 0 if some of them must go and too few are left."""
+    gone = np.cumsum(np.bincount(copied, minlength=own)[:own])
+    held = int(np.searchsorted(gone, len(copied) // 2, side="right"))
+    return held if held >= min(MIN_QUERIES, own) else 0
 
 
 def split_corpus(corpus: Corpus, queries: Corpus | None, sample: int, seed: int, pairs: Pairs | None = None) -> Split:

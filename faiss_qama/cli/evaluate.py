@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,56 +93,75 @@ def eval_command(
     how candidates are re-ranked.
     """
     if json_path is not None:
-        named = [path for path in (queries_path, corpus_path) if path is not None]
-        read = [*(file for path in named for file, _ in files_of(path)), qrels, *target.glob("*")]
-        atomic_files.check_writable(
-            json_path, [path for path in read if path is not None]
-        )  # before anything is measured
-    options = drop_none(recall=recall, oversample=oversample)
-    settings = drop_none(nprobe=nprobe, efSearch=ef_search)
-    if queries_path is None and (target / MANIFEST).exists():
-        raise ValueError(f"{target} is an index: pass QUERIES (.npy) too")
+        _check_json(json_path, target, [path for path in (queries_path, corpus_path) if path is not None], qrels)
+    options, settings = drop_none(recall=recall, oversample=oversample), drop_none(nprobe=nprobe, efSearch=ef_search)
     if queries_path is not None:
         if methods or train_queries or seeds > 1:
             raise ValueError("--method, --train-queries and --seeds are for a data set folder; an index is as it is")
         index = QamaIndex.load(target, mmap=True)
-        corpus = None if corpus_path is None else Corpus(corpus_path, index.d, drop_bad_rows=drop_bad_rows)
-        queries = Corpus(queries_path, index.d, queries=True, drop_bad_rows=drop_bad_rows)
-        dataset = _dataset_of(index, target, queries, qrels, corpus)
-        truth = exact(dataset, k, index.metric_type)
         kind = COSINE if index.quantizer.cosine else index.metric_type
         metric = next(name for name, choice in METRIC_CHOICES.items() if choice == kind)
-        results = [evaluate(by_row(index), dataset, truth, **options, **settings)]
-        measured = [MethodResult(target.name, index.bytes_per_vector, results, index.quantizer.fit_record.to_dict())]
+        opened = partial(Corpus, d=index.d, d_of=str(target), drop_bad_rows=drop_bad_rows)
+        corpus = None if corpus_path is None else opened(corpus_path)
+        dataset = _dataset_of(index, target, opened(queries_path, queries=True), qrels, corpus)
+        measured = _measure_index(index, target.name, dataset, k, **options, **settings)
     else:
-        if qrels or corpus_path or settings:
-            raise ValueError("--qrels, --corpus, --nprobe, --efsearch are for an index; a data set folder has its own")
-        if not target.is_dir():
-            raise FileNotFoundError(f"{target}: no such data set folder")
+        _check_folder(target, for_an_index=bool(qrels or corpus_path or settings))
         task = load_task(target)
         if task is not None:
             _eval_task(task, target, methods, seeds, json_path)
             return
         dataset = Dataset.load(target, drop_bad_rows=drop_bad_rows)
-        if metric == COSINE:
-            dataset = dataset.normalized()
-        truth = exact(dataset, k, METRICS["L2" if metric == "l2" else "inner product"])
-        measured = [
-            measure(method, dataset, truth, train_queries=train_queries, seeds=seeds, **options)
-            for method in methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",)
-        ]
-    n, d = dataset.corpus.shape
-    name = target.resolve().name
-    click.echo(f"{name}: {n:,} x {d}, {len(dataset.queries):,} queries, threads: {faiss.omp_get_max_threads()}")
-    click.echo(tables.results_table([truth.measured, *measured], k))
-    about = {
-        "corpus": [n, d],
-        "queries": len(dataset.queries),
-        "settings": {"train_queries": train_queries, "k": k, "seeds": seeds, **options, **settings},
-        "metric": metric,
-        "threads": faiss.omp_get_max_threads(),
-    }
-    _write(json_path, target, about, [truth.measured, *measured])
+        dataset = dataset.normalized() if metric == COSINE else dataset
+        fits = partial(measure, train_queries=train_queries, seeds=seeds, **options)
+        measured = _measure_methods(methods, dataset, k, metric, fits)
+    given = {"train_queries": train_queries, "k": k, "seeds": seeds, **options, **settings}
+    _report(dataset, measured, target, {"settings": given, "metric": metric}, json_path)
+
+
+def _check_folder(target: Path, *, for_an_index: bool) -> None:
+    """Raise ValueError or FileNotFoundError unless ``target`` and the options are those of a data set folder."""
+    if (target / MANIFEST).exists():
+        raise ValueError(f"{target} is an index: pass QUERIES (.npy) too")
+    if for_an_index:
+        raise ValueError("--qrels, --corpus, --nprobe, --efsearch are for an index; a data set folder has its own")
+    if not target.is_dir():
+        raise FileNotFoundError(f"{target}: no such data set folder")
+
+
+def _check_json(path: Path, target: Path, vectors: list[Path], qrels: Path | None) -> None:
+    """Raise OSError if the results cannot be written, or would replace what is read, before anything is measured."""
+    read = [*(file for source in vectors for file, _ in files_of(source)), *target.glob("*")]
+    atomic_files.check_writable(path, read if qrels is None else [*read, qrels])
+
+
+def _measure_index(index: QamaIndex, name: str, dataset: Dataset, k: int, **options: Any) -> list[MethodResult]:
+    """Measure exact floats and an index."""
+    truth = exact(dataset, k, index.metric_type)
+    results = [evaluate(by_row(index), dataset, truth, **options)]
+    return [
+        truth.measured,
+        MethodResult(name, index.bytes_per_vector, results, index.quantizer.fit_record.to_dict()),
+    ]
+
+
+def _measure_methods(
+    methods: Sequence[str], dataset: Dataset, k: int, metric: str, fits: Callable[..., MethodResult]
+) -> list[MethodResult]:
+    """Measure exact floats and methods by name, which ``fits`` fits and measures."""
+    truth = exact(dataset, k, METRICS["L2" if metric == "l2" else "inner product"])
+    names = methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",)
+    return [truth.measured, *(fits(name, dataset, truth) for name in names)]
+
+
+def _report(
+    dataset: Dataset, measured: list[MethodResult], target: Path, about: dict[str, Any], json_path: Path | None
+) -> None:
+    """Print what was measured with the queries of a data set, and write it as JSON."""
+    (n, d), nq, threads = dataset.corpus.shape, len(dataset.queries), faiss.omp_get_max_threads()
+    click.echo(f"{target.resolve().name}: {n:,} x {d}, {nq:,} queries, threads: {threads}")
+    click.echo(tables.results_table(measured, about["settings"]["k"]))
+    _write(json_path, target, {"corpus": [n, d], "queries": nq, **about, "threads": threads}, measured)
 
 
 def _eval_task(task: Task, target: Path, methods: tuple[str, ...], seeds: int, json_path: Path | None) -> None:

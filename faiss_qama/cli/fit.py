@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from click.core import ParameterSource
@@ -26,11 +27,14 @@ from faiss_qama.cli.options import (
     open_corpus,
 )
 from faiss_qama.index_spec import IndexSpec
-from faiss_qama.pipeline import fit_index
+from faiss_qama.pipeline import FitResult, fit_index
 from faiss_qama.report.tables import fit_summary
 from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import Corpus
+
+if TYPE_CHECKING:
+    from faiss_qama.training import FitConfig
 
 
 @click.command(short_help="Fit a quantizer, write an index, and measure it.")
@@ -91,17 +95,12 @@ def fit(
     .arrow, .feather, .hdf5, .fvecs, .bvecs, .fbin, .u8bin, .i8bin, .faiss, or float32 without a header. CORPUS:NAME
     names a column or an array.
     """
-    from faiss_qama.training import FitConfig  # here, because the other commands do not need it
-    from faiss_qama.training.fit import default_rescore
+    from faiss_qama.training.fit import default_rescore  # here, because the other commands do not need it
     from faiss_qama.training.pairs import read_pairs
 
-    config = FitConfig() if config_path is None else FitConfig.from_yaml(config_path)
-    if layout is not None or size is not None:
-        config = replace(config, layout=layout, bytes=size)
-    if pairs is not None:
-        config = config.for_pairs()
+    config = _config(config_path, layout, size, pairs=pairs is not None)
     vectors = open_corpus(corpus, dim, ids, drop_bad_rows)
-    read_queries = partial(Corpus, d=vectors.shape[1], queries=True, drop_bad_rows=drop_bad_rows)
+    read_queries = partial(Corpus, d=vectors.shape[1], queries=True, d_of=vectors.name, drop_bad_rows=drop_bad_rows)
     queries = None if queries_path is None else read_queries(queries_path)
     output = output or _default_output(corpus[0], vectors)
     spec = IndexSpec(
@@ -113,11 +112,9 @@ def fit(
     )
     labelled = None if pairs is None else read_pairs(read_queries(pairs[0]), pairs[1], vectors)
     if page is not None:
-        from faiss_qama.report.page import write_page  # here, because it says what to install before anything is fitted
-
-        read = [*(queries.paths if queries else ()), *(labelled.queries.paths if labelled else ())]
-        others = [*vectors.paths, *read, output, config_path, pairs and pairs[1]]
-        atomic_files.check_writable(page, [path for path in others if path is not None])
+        given = [vectors, *([queries] if queries else []), *([labelled.queries] if labelled else [])]
+        others = [output, config_path, pairs and pairs[1]]
+        _check_page(page, [*(path for part in given for path in part.paths), *filter(None, others)])
     metric = _metric_of(vectors, metric)
     result = fit_index(
         vectors,
@@ -129,19 +126,44 @@ def fit(
         pairs=labelled,
         compare=page is not None,
     )
-    if metric == "ip" and not result.index.quantizer.normalized:
+    if metric == "ip":
+        _note_norms(result)
+    if queries_path is not None:
+        result = replace(result, next_queries=str(queries_path))
+    click.echo(fit_summary(result))
+    if page is not None:
+        from faiss_qama.report.page import write_page
+
+        write_page(result, page, shlex.join(["faiss-qama", *sys.argv[1:]]))
+        click.echo(f"wrote {page}")
+
+
+def _config(path: Path | None, layout: str | None, size: int | None, *, pairs: bool) -> FitConfig:
+    """Return the settings of the fit: those of the file, except what options say."""
+    from faiss_qama.training import FitConfig
+
+    config = FitConfig() if path is None else FitConfig.from_yaml(path)
+    if layout is not None or size is not None:
+        config = replace(config, layout=layout, bytes=size)
+    return config.for_pairs() if pairs else config
+
+
+def _check_page(page: Path, others: list[Path]) -> None:
+    """Raise ImportError or OSError if the report cannot be drawn or written, before anything is fitted."""
+    import faiss_qama.report.page  # noqa: F401  # says what to install
+
+    atomic_files.check_writable(page, others)
+
+
+def _note_norms(result: FitResult) -> None:
+    """Say on standard error that norms decide inner products, if they vary."""
+    if not result.index.quantizer.normalized:
         norms = row_norms(result.split.train)
         click.echo(
             f"note: vectors have norm {norms.min():.3g} to {norms.max():.3g}, and inner products rank by it; "
             "--metric cosine does not",
             err=True,
         )
-    if queries_path is not None:
-        result = replace(result, next_queries=str(queries_path))
-    click.echo(fit_summary(result))
-    if page is not None:
-        write_page(result, page, shlex.join(["faiss-qama", *sys.argv[1:]]))
-        click.echo(f"wrote {page}")
 
 
 def _default_output(source: Path, corpus: Corpus) -> Path:

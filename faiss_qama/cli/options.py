@@ -67,7 +67,9 @@ drop_bad_rows_option = click.option(
 )
 
 
-def open_corpus(sources: Sequence[Path], d: int | None, ids: str | None, drop_bad_rows: bool) -> Corpus:
+def open_corpus(
+    sources: Sequence[Path], d: int | None, ids: str | None, drop_bad_rows: bool, d_of: str | None = None
+) -> Corpus:
     """Return the corpus that a command is given, with a note if a shell has put shard-10 before shard-2."""
     numbered = sorted(sources, key=natural)
     if list(sources) == sorted(sources, key=str) != numbered:
@@ -76,7 +78,7 @@ def open_corpus(sources: Sequence[Path], d: int | None, ids: str | None, drop_ba
             f"{sources[moved]} is read before {numbered[moved]}, as given; a folder or a quoted glob goes by numbers",
             stacklevel=2,
         )
-    return Corpus(list(sources), d, ids=ids, drop_bad_rows=drop_bad_rows)
+    return Corpus(list(sources), d, ids=ids, d_of=d_of, drop_bad_rows=drop_bad_rows)
 
 
 def drop_none(**options: Any) -> dict[str, Any]:

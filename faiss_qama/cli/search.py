@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
@@ -56,7 +59,7 @@ def build(
     """Write an index of CORPUS with the quantizer of INDEX, without fitting another."""
     quantizer = QamaIndex.load(index_path, mmap=True).quantizer
     spec = IndexSpec(base=base, rescore=rescore, settings=drop_none(nprobe=nprobe, efSearch=ef_search))
-    index = build_index(output, quantizer, open_corpus(corpus, quantizer.d, ids, drop_bad_rows), spec)
+    index = build_index(output, quantizer, open_corpus(corpus, quantizer.d, ids, drop_bad_rows, str(index_path)), spec)
     size = tables.bytes_text(index.bytes_per_vector)
     click.echo(f"wrote {output}: {index.ntotal:,} x {index.d}, {size} bytes per vector")
 
@@ -70,10 +73,14 @@ def build(
 def export_command(index_path: Path, output: Path, kind: str) -> None:
     """Write INDEX to OUTPUT as a stock FAISS index, which FAISS reads without this package."""
     atomic_files.check_writable(output, index_path.glob("*"))
+    stock = QamaIndex.load(index_path, mmap=True).to_faiss(kind)
     with atomic_files.replacing(output) as part:
-        atomic_files.write_faiss(part, QamaIndex.load(index_path, mmap=True).to_faiss(kind))
+        atomic_files.write_faiss(part, stock)
+    size, n = output.stat().st_size, stock.ntotal
+    each = f" ({size / n:,.0f} bytes per vector, all included)" if n else ""
+    click.echo(f"wrote {output}: {type(stock).__name__} of {n:,} vectors, {tables.size_text(size)}{each}")
     reader = "read_index_binary" if kind == "binary" else "read_index"
-    click.echo(f"wrote {output}\nnext, in Python: faiss.{reader}({str(output)!r})")
+    click.echo(f"next, in Python: faiss.{reader}({str(output)!r})")
 
 
 @click.command(short_help="Search an index, and print the hits.")
@@ -99,7 +106,7 @@ def search(
 ) -> None:
     """Search INDEX for the rows of QUERIES, and print query, rank, id and score, tab-separated."""
     index = QamaIndex.load(index_path, mmap=True)
-    queries = Corpus(queries_path, index.d, queries=True, drop_bad_rows=drop_bad_rows)
+    queries = Corpus(queries_path, index.d, queries=True, d_of=str(index_path), drop_bad_rows=drop_bad_rows)
     if output is None:
         k = min(k, max(index.ntotal, 1))  # what is missing is not printed
     else:
@@ -107,12 +114,12 @@ def search(
             output = output.with_name(output.name + ".npz")
         atomic_files.check_writable(output, [*queries.paths, *index_path.glob("*")])
     options = {"recall": recall, "oversample": oversample, **drop_none(nprobe=nprobe, efSearch=ef_search)}
-    D, I = search_in_blocks(index, queries.read(), k, **options)
+    xq = queries.read()
+    D, I = search_in_blocks(index, xq, k, **options)
     if queries.ids is not None:  # what was left out has no hits
-        missing = index.search(np.zeros((1, index.d), np.float32), k, sel=np.empty(0, np.int64))
-        whole = tuple(np.repeat(row, queries.n_stored, axis=0) for row in missing)
-        whole[0][queries.ids], whole[1][queries.ids] = D, I
-        D, I = whole
+        places = np.searchsorted(queries.ids, np.setdiff1d(np.arange(queries.n_stored), queries.ids))
+        missing_D, missing_I = index.search(xq[:1], k, sel=[])
+        D, I = np.insert(D, places, missing_D, axis=0), np.insert(I, places, missing_I, axis=0)
     if output is not None:
         with atomic_files.replacing(output) as part, part.open("wb") as file:
             np.savez(file, D=D, I=I)
@@ -153,12 +160,24 @@ def inspect(index_path: Path) -> None:
                 needs.append(f"{recall}: out of reach")
         rows.append(("", ", ".join(needs) + f" (re-ranking from {stage})"))
     record = quantizer.fit_record
-    settings = {**record.config, "fitted_on": record.fitted_on, "query_gain": record.query_gain}
-    rows.append(
-        ("settings", ", ".join(f"{name} {value}" for name, value in settings.items() if value not in (None, [])))
-    )
+    rows.append(("quantizer", f"{tables.quantizer_text(quantizer)}, fitted on {record.fitted_on:,} vectors"))
+    rows.append(("settings", _settings(record.config) or "those that a fit has by default"))
     if record.training is not None:
         rows += tables.training_facts(record.training)
     rows.append(("written by", f"{manifest['written_by']}, generation {manifest['generation']}"))
     rows += [("", f"{f['name']}  {tables.size_text(f['bytes'])}  checksum ok") for f in manifest["files"].values()]
     click.echo(tables.facts(rows))
+
+
+def _settings(config: Mapping[str, Any]) -> str:
+    """Return the settings of a fit, and of its training, that are not the default ones."""
+    from faiss_qama.training import FitConfig, TrainConfig  # here, because the other commands do not need it
+
+    train = config.get("train") or {}
+    pairs = [(config, FitConfig().to_dict(), ""), (train, json.loads(json.dumps(TrainConfig().to_dict())), "train.")]
+    return ", ".join(
+        f"{of}{name} {value}"
+        for settings, default, of in pairs
+        for name, value in settings.items()
+        if name not in ("layout", "train") and value != default.get(name)
+    )

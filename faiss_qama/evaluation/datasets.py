@@ -118,6 +118,9 @@ class Dataset:
         return D[:, :k], I[:, :k]
 
 
+FROM_0 = "rows are counted from 0"
+
+
 def read_labels(path: PathLike, columns: int, queries: Corpus, corpus: Corpus) -> NDArray[np.int64]:
     """Read a tab-separated file of labels, which names queries and documents by their ids.
 
@@ -214,7 +217,7 @@ def read_rows(
         for value, size, what in zip(row, sizes, ("query", "corpus"), strict=False):
             absent = missing and value == -1 and what == "corpus"
             if (value < 0 and not absent) or (size is not None and value >= size):
-                raise ValueError(f"{path}: line {number}: {what} row {value}, but there are {size}")
+                raise ValueError(f"{path}: line {number}: {what} row {value}, but there are {size}; {FROM_0}")
         rows.append(row)
     if not rows:
         raise ValueError(f"{path}: no rows")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -20,7 +20,7 @@ from faiss_qama.evaluation.ties import mean_over_ties, whole_ties
 from faiss_qama.progress import progress
 
 TIMED_RUNS = 3  # the median of fewer runs follows a single disturbance
-TURNS = 9  # of exact search and an index, at least: the median ratio of fewer varies from call to call
+TURNS = 5  # of exact search and indexes, at least: their medians leave two disturbed ones out
 MIN_SECONDS, MAX_SECONDS = 1.0, 30.0  # short turns go on, as disturbances outlast them; a large corpus gets fewer
 QUERY_BLOCK = 1024  # enough to keep every core busy
 TIE = 2e-6  # two scores whose difference is a smaller share of their size are equal up to the rounding of float32
@@ -133,38 +133,35 @@ def evaluate(
     return Result(ranking_values(I, truth, dataset, np.where(I < 0, WORST, D)), speed)
 
 
-def speedup(index: Searchable, dataset: Dataset, k: int, metric: int, **search_options: Any) -> float:
-    """Measure how many times as fast as exact search an index is, both searched in turns.
+def speeds(indexes: Sequence[Searchable], dataset: Dataset, k: int, metric: int) -> list[float]:
+    """Measure the speed of exact search and of indexes, all searched in turns.
 
-    What else the machine does slows both searches of a turn alike, so that their ratio varies less than either speed.
+    What else the machine does slows all searches of a turn alike, so that their ratios vary less than any speed.
 
     Parameters
     ----------
-    index : Searchable
-        An index that holds the corpus of ``dataset``.
+    indexes : sequence of Searchable
+        Indexes that hold the corpus of ``dataset``.
     dataset : Dataset
         The documents and the queries.
     k : int
         Neighbours per query.
     metric : int
         ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
-    **search_options : Any
-        Passed to ``index.search``.
 
     Returns
     -------
-    float
-        The median ratio of the turns; above 1 the index is faster.
+    list of float
+        Queries per second, from the median of the turns: of exact search, then of each index.
     """
-    ratios: list[float] = []
+    turns: list[list[float]] = []
     start = time.perf_counter()
-    seconds_spent = 0.0
-    while not ratios or seconds_spent < (MAX_SECONDS if len(ratios) < TURNS else MIN_SECONDS):
+    spent = 0.0
+    while not turns or spent < (MAX_SECONDS if len(turns) < TURNS else MIN_SECONDS):
         _, exact_seconds = _timed_exact_search(dataset, k, metric)
-        _, seconds = _timed_search(index, dataset, k, **search_options)
-        ratios.append(exact_seconds / seconds)
-        seconds_spent = time.perf_counter() - start
-    return float(np.median(ratios))
+        turns.append([exact_seconds, *(_timed_search(index, dataset, k)[1] for index in indexes)])
+        spent = time.perf_counter() - start
+    return [len(dataset.queries) / float(seconds) for seconds in np.median(turns, axis=0)]
 
 
 def search_in_blocks(index: Searchable, xq: Floats, k: int, **search_options: Any) -> Hits:

@@ -9,6 +9,8 @@ from typing import Any, TypeAlias
 Quality: TypeAlias = dict[str, dict[str, float]]
 """Figures on the validation queries, larger meaning better: by stage, then by measure such as ``recall@10``."""
 
+MAY_LOSE = 0.005  # of a stage, where a training gains in the mean: some hundred queries cannot tell it from none
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingRecord:

@@ -11,12 +11,10 @@ from importlib.metadata import version
 import faiss
 
 from faiss_qama.comparison.methods import shared_bytes
-from faiss_qama.evaluation.datasets import Dataset
-from faiss_qama.evaluation.recall import speedup
 from faiss_qama.evaluation.results import mean_interval
 from faiss_qama.pipeline import FitResult
 from faiss_qama.quantizer.calibration import K
-from faiss_qama.report.tables import fit_summary, percent_interval
+from faiss_qama.report.tables import fit_summary, percent_interval, size_text
 from faiss_qama.storage import atomic_files
 from faiss_qama.vectors import PathLike
 
@@ -33,8 +31,7 @@ except ModuleNotFoundError as error:
 def write_page(result: FitResult, path: PathLike, command: str) -> None:
     """Write the report of a fit as one HTML file that loads nothing.
 
-    This takes some seconds: other codes are measured on a sample of the corpus, and exact search and the index are
-    timed in turns.
+    This takes some seconds, because other codes are measured on a sample of the corpus.
 
     Parameters
     ----------
@@ -45,52 +42,30 @@ def write_page(result: FitResult, path: PathLike, command: str) -> None:
     command : str
         The command that makes the page again.
     """
-    faster = measured_speedup(result)
-    headline, note = summary(result, faster)
+    headline, note = summary(result)
     environment = jinja2.Environment(loader=jinja2.PackageLoader("faiss_qama", "report"), autoescape=True)
     page = environment.get_template("page.html.jinja").render(
         name=", ".join("/".join(source.resolve().parts[-2:]) for source in result.corpus.paths) or "a corpus",
         date=f"{datetime.now().astimezone():%Y-%m-%d %H:%M %Z}",
         headline=headline,
         note=note,
-        tiles=_tiles(result, faster),
-        charts=page_charts(result, faster),
+        tiles=_tiles(result),
+        charts=page_charts(result),
         printed=fit_summary(result),
-        next=result.next_command,
+        next=result.next_commands,
         command=command,
         versions=_versions(),
     )
     atomic_files.write_text(path, page)
 
 
-def measured_speedup(result: FitResult) -> float | None:
-    """Measure how many times as fast as exact search the index is, both searched in turns.
-
-    Parameters
-    ----------
-    result : FitResult
-        What :func:`faiss_qama.pipeline.fit_index` returned.
-
-    Returns
-    -------
-    float or None
-        Above 1 the index is faster. None where no queries are held out.
-    """
-    if not result.measured:
-        return None
-    dataset = Dataset(result.corpus, result.split.test)
-    return speedup(result.index, dataset, K, result.index.metric_type)
-
-
-def summary(result: FitResult, faster: float | None) -> tuple[str, str]:
+def summary(result: FitResult) -> tuple[str, str]:
     """Return what was gained and what it costs, and how that was measured.
 
     Parameters
     ----------
     result : FitResult
         What :func:`faiss_qama.pipeline.fit_index` returned.
-    faster : float or None
-        What :func:`measured_speedup` returned.
 
     Returns
     -------
@@ -98,21 +73,21 @@ def summary(result: FitResult, faster: float | None) -> tuple[str, str]:
         One or two sentences each.
     """
     n, d = result.corpus.shape
-    size, shared = _memory(result)
-    of_which = f", of which {shared:,} are the quantizer, shared by {n:,} vectors" if shared else ""
+    own, shared = _bytes(result)
     headline = (
-        f"{n:,} vectors of {d} dimensions take {size + shared:,} bytes per vector{of_which}; "
-        f"as float32 they take {4 * d:,}."
+        f"{n:,} vectors of {d} dimensions take {size_text(result.memory)} of memory: {own:,} bytes each, and {shared} "
+        f"for the quantizer that they share. As float32 they take {size_text(4 * n * d)}."
     )
-    if not result.measured or faster is None:
+    if not result.measured:
         return headline, "The corpus is too small to hold any vectors out, so nothing was measured."
     rescore = result.index.rescore
     how = {"none": "By Hamming distance alone", "codes": "From the codes alone"}
     stage = how.get(rescore, f"With {rescore} re-ranking from disk")
-    headline += f" {stage}, a search {_quality(result)}, at {faster:.1f} times the speed of exact search."
+    headline += f" {stage}, a search {_quality(result)}, at {result.speedup:.1f} times the speed of exact search."
     if result.split.train_queries is None:
         return headline, (
-            f"Documents stood in for queries: recall was measured with {result.queries}. Real queries are often harder."
+            f"Documents stood in for queries: recall was measured with {result.queries}. "
+            "Real queries are often harder: measure with yours."
         )
     return headline, f"It was measured with {result.queries}, which the fit did not use. {_by_kind(result)}".strip()
 
@@ -130,28 +105,27 @@ def _quality(result: FitResult) -> str:
 
 
 def _by_kind(result: FitResult) -> str:
-    """Return what the training was worth for documents that it saw, and for others."""
+    """Return what the training was worth to the codes alone, for documents that it saw, and for others."""
     seen, untrained = result.split.test_seen, result.untrained
     if untrained is None or not seen.any() or seen.all():
         return ""
-    before, after = (method.mean.values["ndcg"] for method in (untrained, result.measured[-1]))
+    before, after = (method.mean.values["ndcg"] for method in (untrained, result.measured[1]))
     gains = [100 * (after[part].mean() / max(before[part].mean(), 1e-9) - 1) for part in (seen, ~seen)]
     return (
-        f"The training changed nDCG@{K} by {gains[0]:+.1f} % for queries about documents that it saw, "
-        f"and by {gains[1]:+.1f} % for the others."
+        f"The training changed nDCG@{K} of the codes alone by {gains[0]:+.1f} % for queries about documents that it "
+        f"saw, and by {gains[1]:+.1f} % for the others."
     )
 
 
-def _tiles(result: FitResult, faster: float | None) -> list[dict[str, str]]:
+def _tiles(result: FitResult) -> list[dict[str, str]]:
     """Return the figures under the headline."""
-    d, (size, shared), kept = result.corpus.shape[1], _memory(result), result.index.bytes_per_vector[1]
-    on_disk = f"; {kept:,} more on disk" if kept and result.index.rescore != "codes" else ""
-    of_which = f"{shared:,} of them the quantizer; " if shared else ""
+    n, d = result.corpus.shape
+    on_disk = f"; {size_text(result.on_disk)} of vectors on disk" if result.on_disk else ""
     tiles = [
         {
-            "name": "bytes per vector",
-            "value": f"{size + shared:,}",
-            "note": f"{of_which}float32: {4 * d:,}{on_disk}",
+            "name": "memory",
+            "value": size_text(result.memory),
+            "note": f"float32: {size_text(4 * n * d)}{on_disk}",
         },
         {
             "name": "layout",
@@ -164,18 +138,17 @@ def _tiles(result: FitResult, faster: float | None) -> list[dict[str, str]]:
         tiles.append(
             {"name": f"{measure}@{K}, {method.name}", "value": f"{value:.3f}", "note": f"with {result.queries}"}
         )
-    if result.measured and faster is not None:
+    if result.measured:
         speed = result.measured[-1].mean.queries_per_second
-        note = f"{faster:.1f} times exact search, measured in turns"
+        note = f"{result.speedup:.1f} times exact search, measured in turns"
         tiles.append({"name": "queries per second", "value": f"{speed:,.0f}", "note": note})
     return tiles
 
 
-def _memory(result: FitResult) -> tuple[int, int]:
-    """Return the bytes in memory per vector: its own, and its share of the quantizer."""
-    codes, kept = result.index.bytes_per_vector
-    own = codes + kept if result.index.rescore == "codes" else codes
-    return own, round(shared_bytes(result.index.quantizer) / len(result.corpus))
+def _bytes(result: FitResult) -> tuple[int, str]:
+    """Return the bytes of one vector in memory, and those of the quantizer in words."""
+    shared = shared_bytes(result.index.quantizer)
+    return (result.memory - shared) // len(result.corpus), size_text(shared)
 
 
 def _versions() -> str:

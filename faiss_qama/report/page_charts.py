@@ -14,7 +14,7 @@ from faiss_qama.quantizer.layout import CodeLayout, Segment
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.report import charts
 from faiss_qama.report.charts import Chart
-from faiss_qama.report.tables import bytes_text
+from faiss_qama.report.tables import bytes_text, kept_text, size_text
 from faiss_qama.training.layout_choice import TRIAL_DOCUMENTS, LayoutTrial
 from faiss_qama.vectors import Corpus
 
@@ -23,15 +23,13 @@ SLOWER = 0.9  # a speed below this share of another is slower; a smaller differe
 _READABLE = {"binary": "sign bits", "binary+codes": "sign bits, float query", "scalar": "int8"}
 
 
-def page_charts(result: FitResult, faster: float | None) -> list[Chart]:
+def page_charts(result: FitResult) -> list[Chart]:
     """Return the charts for which something was measured.
 
     Parameters
     ----------
     result : FitResult
         What :func:`faiss_qama.pipeline.fit_index` returned.
-    faster : float or None
-        The speed of the index, as a multiple of that of exact search, measured in turns.
 
     Returns
     -------
@@ -42,8 +40,8 @@ def page_charts(result: FitResult, faster: float | None) -> list[Chart]:
     out = [] if result.choice is None else [_recall_by_bytes(result, sample)]
     if quantizer.calibration is not None:
         out.append(_recall_by_candidates(result))
-    if result.measured and faster is not None:
-        out.append(_against_exact_search(result, faster))
+    if result.measured:
+        out.append(_against_exact_search(result))
     out += [_variance_and_bits(result, sample), _thresholds(result, sample)]
     return out + ([_training(result)] if quantizer.fit_record.training is not None else [])
 
@@ -109,7 +107,12 @@ def _recall_by_candidates(result: FitResult) -> Chart:
         stage = "codes" if index.rescore == "codes" else "floats"
         aim = DEFAULT_AIM[stage] * (1.0 if stage == "floats" else calibration.codes[row].max())
         marks = [(K * calibration.oversample(K, n, stage), aim)]
-        key = [("candidates by default", f"{marks[0][0]:,.0f}"), ("recall that the default aims at", f"{aim:.3f}")]
+        asked = f"{RECALL}" if stage == "floats" else f"{DEFAULT_AIM[stage]:.0%} of the highest, {aim:.3f}"
+        key = [("recall by default", asked), ("candidates for it", f"{marks[0][0]:,.0f}")]
+        if stage == "floats":
+            key.append(
+                ("recall with them here", f"{aim:.3f} or more: a search leaves half of its misses to new queries")
+            )
     key += [("measured on", f"{calibration.n:,} vectors"), ("queries", _validation_queries(result))]
     rows = [[f"{size:,.0f}", *(f"{curve[i]:.3f}" for curve in curves.values())] for i, size in enumerate(sizes)]
     return Chart(
@@ -122,7 +125,7 @@ def _recall_by_candidates(result: FitResult) -> Chart:
     )
 
 
-def _against_exact_search(result: FitResult, faster: float) -> Chart:
+def _against_exact_search(result: FitResult) -> Chart:
     measured, rescore = result.measured, result.index.rescore
     speeds = [method.mean.queries_per_second for method in measured]
     speed = [(method.name, f"{s:,.0f}", [s]) for method, s in zip(measured, speeds, strict=True)]
@@ -133,7 +136,7 @@ def _against_exact_search(result: FitResult, faster: float) -> Chart:
         [method.name, bytes_text(method.bytes), f"{method.mean.recall:.3f}", f"{s:,.0f}"]
         for method, s in zip(measured, speeds, strict=True)
     ]
-    shared = shared_bytes(result.index.quantizer) / len(result.corpus)
+    shared = size_text(shared_bytes(result.index.quantizer))
     note = "Speed and size of exact search and of the index, on the whole corpus."
     if len(measured) == 3 and speeds[1] < SLOWER * speeds[2]:
         note += f" {_why_codes_are_slower(result)}"
@@ -145,8 +148,8 @@ def _against_exact_search(result: FitResult, faster: float) -> Chart:
         rows,
         [
             ("queries", result.queries),
-            ("speed, measured in turns with exact search", f"{faster:.1f} times as fast"),
-            ("quantizer, shared by all vectors", f"{shared:,.0f} bytes per vector, not in the chart"),
+            ("speed, measured in turns with exact search", f"{result.speedup:.1f} times as fast"),
+            ("quantizer, shared by all vectors", f"{shared}, not in the chart"),
         ],
     )
 
@@ -261,8 +264,8 @@ def _training(result: FitResult) -> Chart:
         ["epoch", "loss", "gain, %"],
         rows,
         [
-            ("kept", "the trained quantizer" if record.kept else "the quantizer without training"),
-            ("gain is in", record.measure),
+            ("kept", kept_text(record)),
+            ("gain is in", f"{record.measure}, the mean of re-ranked codes and of Hamming distances"),
             ("largest gain", f"{max(gains):+.1f} %"),
             ("loss, first and last epoch", f"{losses[0]:.3g}, {losses[-1]:.3g}"),
         ],

@@ -10,15 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from tabulate import tabulate
 
+from faiss_qama.comparison.methods import shared_bytes
 from faiss_qama.comparison.tasks import TaskResult
 from faiss_qama.evaluation.bootstrap import bootstrap_interval, percent
 from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.evaluation.results import MethodResult
-from faiss_qama.hamming.factory import AUTO
+from faiss_qama.hamming.factory import AUTO, code_bytes
 from faiss_qama.index.tuning import MIN_VECTORS, BaseTrial
 from faiss_qama.pipeline import FitResult
 from faiss_qama.quantizer.calibration import K
-from faiss_qama.quantizer.fit_record import TrainingRecord
+from faiss_qama.quantizer.fit_record import MAY_LOSE, TrainingRecord
 from faiss_qama.quantizer.quantizer import Quantizer
 
 COLUMNS, INDENT = 80, 12  # of a terminal; of the names of facts
@@ -37,7 +38,7 @@ def fit_summary(result: FitResult) -> str:
     Returns
     -------
     str
-        Several lines. The last one says where the index is and what to type next.
+        Several lines. The last ones say where the index is and what to type next.
     """
     (n, d), index, quantizer = result.corpus.shape, result.index, result.index.quantizer
     size = size_text(result.corpus.nbytes)
@@ -47,7 +48,13 @@ def fit_summary(result: FitResult) -> str:
     ]
     if result.choice is not None:
         rows.append(("chosen", f"{result.choice.chosen.layout}: {result.choice.reason}"))
+    if result.other_bytes is not None:
+        taken = code_bytes(result.spec.base, quantizer.layout) if result.choice is None else result.choice.chosen.bytes
+        why = f"layouts come in steps of 8 components, up to all {d}"
+        rows.append(("bytes", f"{taken} per vector, not {result.other_bytes}: {why}"))
     rows += base_facts(index.base_trials, n, auto=result.spec.base == AUTO)
+    if result.flat_speed is not None:
+        rows += _flat_facts(result, result.flat_speed)
     if quantizer.fit_record.training is not None:
         rows += training_facts(quantizer.fit_record.training)
     table = "(too few vectors to hold any out, so nothing was measured)"
@@ -55,10 +62,21 @@ def fit_summary(result: FitResult) -> str:
         exact, *others = result.measured
         methods = [exact, *([] if result.untrained is None else [result.untrained]), *others]
         table = results_table(methods, K, f"on {result.queries}") + seen_table(methods, result.split.test_seen)
-    codes, kept = (n * part for part in index.bytes_per_vector)
-    kept_text = f" + {size_text(kept)} {'residual codes' if index.rescore == 'codes' else 'vectors'}" if kept else ""
-    end = f"wrote {result.path} ({size_text(codes)}{kept_text})"
-    return "\n".join([facts(rows), table, end, f"next: {result.next_command}"])
+    shared = size_text(shared_bytes(quantizer))
+    on_disk = f", {size_text(result.on_disk)} on disk" if result.on_disk else ""
+    end = [f"wrote {result.path}: {size_text(result.memory)} of memory ({shared} the quantizer){on_disk}"]
+    if result.stand_ins:
+        end.append("Real queries are often harder than held-out documents: measure with yours.")
+    return "\n".join([facts(rows), table, *end, *(f"next: {command}" for command in result.next_commands)])
+
+
+def _flat_facts(result: FitResult, flat_speed: float) -> list[tuple[str, str]]:
+    """Return a line if the base is no faster than ``Flat``; speeds are those of whole searches."""
+    speed = result.measured[-1].mean.queries_per_second
+    if speed > flat_speed:
+        return []
+    text = f"{result.spec.base} is no faster than Flat here: {speed:,.0f} queries/s, with --base Flat {flat_speed:,.0f}"
+    return [("note", text)]
 
 
 def base_facts(trials: Sequence[BaseTrial], n: int, *, auto: bool) -> list[tuple[str, str]]:
@@ -282,19 +300,40 @@ def training_facts(record: TrainingRecord) -> list[tuple[str, str]]:
     log, measure = record.log, record.measure
     values = [
         f"{what} {record.trained[stage][measure]:.3f} (untrained {record.untrained[stage][measure]:.3f})"
-        for stage, what in (("adc", measure), ("hamming", "Hamming"))
+        for stage, what in (("adc", "codes"), ("hamming", "Hamming"))
     ]
-    kept = f"kept the trained quantizer, {100 * record.gain:.1f} % better"
-    if not record.kept:
-        kept = "no better, so kept the untrained quantizer"
     losses, gains = [sum(line["losses"].values()) for line in log], [100 * line["gain"] for line in log]
     curves = f"loss {sparkline(losses)} {losses[0]:.3g} to {losses[-1]:.3g}, "
     curves += f"held-out gain {sparkline(gains)} {max(gains):+.1f} %"
     return [
-        ("training", f"{len(log)} epochs in {record.seconds:.0f} s; {kept}"),
+        ("training", f"{len(log)} epochs in {record.seconds:.0f} s; kept {kept_text(record)}"),
         ("", f"on the held-out queries that chose the epoch: {', '.join(values)}"),
         ("", curves),
     ]
+
+
+def kept_text(record: TrainingRecord) -> str:
+    """Return which quantizer was kept after a training, and why.
+
+    Parameters
+    ----------
+    record : TrainingRecord
+        ``quantizer.fit_record.training``.
+
+    Returns
+    -------
+    str
+        Such as ``the trained quantizer: nDCG@10 +9.0 % in the mean of the stages``.
+    """
+    measure = record.measure
+    text = f"{measure} {100 * record.gain:+.1f} % in the mean of the stages"
+    if record.kept:
+        return f"the trained quantizer: {text}"
+    worst = min(record.trained[s][measure] / max(record.untrained[s][measure], 1e-9) for s in record.untrained) - 1
+    return (
+        f"the untrained quantizer: {text} and {100 * worst:+.1f} % in the worst; "
+        f"more than 0 % and at least {-100 * MAY_LOSE:g} % are needed"
+    )
 
 
 def sparkline(values: Sequence[float]) -> str:

@@ -14,14 +14,13 @@ from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hammi
 from faiss_qama.evaluation.ranking_metrics import ndcg
 from faiss_qama.evaluation.recall import found_with_ties
 from faiss_qama.quantizer.calibration import K
-from faiss_qama.quantizer.fit_record import Quality
+from faiss_qama.quantizer.fit_record import MAY_LOSE, Quality
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.near_duplicates import NearDuplicates, drop_one
 from faiss_qama.training.split import Split
 
 VALIDATION_DOCUMENTS = 100_000  # fewer documents would forgive a quantizer that confuses them
 SMOOTHING = 0.001  # added to what is compared, so that a stage which finds next to nothing does not decide alone
-TOLERANCE = 0.005  # a difference that some hundred queries cannot tell from none
 
 
 class Validation:
@@ -81,8 +80,8 @@ class Validation:
         return float(np.mean(self._ratios(quality, reference))) - 1
 
     def never_worse(self, quality: Quality, reference: Quality) -> bool:
-        """Return whether ``quality`` is in no stage worse than ``reference``, by more than ``TOLERANCE``."""
-        return bool(min(self._ratios(quality, reference)) >= 1 - TOLERANCE)
+        """Return whether ``quality`` is in no stage worse than ``reference``, by more than ``MAY_LOSE``."""
+        return bool(min(self._ratios(quality, reference)) >= 1 - MAY_LOSE)
 
     def _ratios(self, quality: Quality, reference: Quality) -> list[float]:
         pairs = [(quality[stage][self.measure], reference[stage][self.measure]) for stage in reference]
