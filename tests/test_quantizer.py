@@ -137,7 +137,7 @@ def test_with_queries_their_centre_moves_to_where_documents_are_cut(corpus):
     config = FitConfig(layout="2x18", query_center=1.0, query_gain=1.0)
     quantizer = fit(corpus, config=config, queries=shifted, metric=faiss.METRIC_L2)
     z = quantizer.query_transform(shifted)
-    np.testing.assert_allclose(z.mean(axis=0), 0, atol=0.05)
+    assert np.linalg.norm(z.mean(axis=0)) < 0.05 * np.sqrt(18)  # whatever the rotation
     assert np.abs(quantizer.transform(shifted).mean(axis=0)).max() > 0.2
 
 
