@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from faiss_qama.comparison.methods import shared_bytes
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import evaluate, exact, speeds
 from faiss_qama.evaluation.results import MethodResult
@@ -20,7 +21,6 @@ from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
 from faiss_qama.quantizer.quantizer import COSINE, Quantizer
 from faiss_qama.storage import bundle
-from faiss_qama.vectors import Corpus
 
 if TYPE_CHECKING:
     from faiss_qama.training import FitConfig

@@ -15,12 +15,12 @@ import pytest
 from conftest import D, fit_quietly
 
 from faiss_qama import QamaIndex
+from faiss_qama.corpus import Corpus
 from faiss_qama.index import with_documents
 from faiss_qama.index.build import build_index
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.storage import bundle
 from faiss_qama.training import FitConfig, fit
-from faiss_qama.vectors import Corpus
 
 RESCORE_KINDS = ("none", "codes", "fp16", "fp32")
 
@@ -198,7 +198,7 @@ def test_an_interrupted_save_leaves_the_old_index_and_no_litter(small, corpus, t
 
 @pytest.mark.filterwarnings("ignore:vectors of norm")
 def test_a_streamed_build_names_the_row_of_the_corpus_that_float16_cannot_hold(small, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("faiss_qama.vectors.CHUNK_BYTES", 4 * corpus.shape[1] * 100)
+    monkeypatch.setattr("faiss_qama.corpus.CHUNK_BYTES", 4 * corpus.shape[1] * 100)
     x = corpus.copy()
     x[731, 3] = 1e9
     with pytest.raises(ValueError, match="row 731 holds 1e\\+09"):

@@ -8,12 +8,12 @@ import pytest
 from conftest import fit_quietly, make_vectors, slow_except
 
 from faiss_qama import QamaIndex
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import exact, recall
 from faiss_qama.quantizer.calibration import GROWTH, KS, OVERSAMPLES, Calibration
 from faiss_qama.training import calibrate as calibrate_module
 from faiss_qama.training.split import split_corpus
-from faiss_qama.vectors import Corpus
 
 
 def linear_curve(n=1000):

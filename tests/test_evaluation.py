@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from faiss_qama import QamaIndex
 from faiss_qama.comparison import methods
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation import recall as recall_module
 from faiss_qama.evaluation.datasets import Dataset, read_rows
 from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hamming
 from faiss_qama.evaluation.ranking_metrics import ndcg, ranking_metrics
 from faiss_qama.evaluation.recall import evaluate, exact, found_with_ties, recall, recalls, speeds
-from faiss_qama.vectors import Corpus
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # what it imports warns about itself
@@ -114,7 +114,7 @@ def test_ndcg_is_at_the_k_that_is_asked_for(k):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("chunk_bytes", [1 << 20, 4 * D * 100])
 def test_exact_search_is_indexflat_in_any_blocks(monkeypatch, metric, chunk_bytes):
-    monkeypatch.setattr("faiss_qama.vectors.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("faiss_qama.corpus.CHUNK_BYTES", chunk_bytes)
     dataset = make_dataset()
     truth = exact(dataset, 10, metric)
     flat = faiss.IndexFlat(D, metric)

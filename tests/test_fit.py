@@ -12,13 +12,13 @@ import pytest
 import yaml
 from conftest import D, fit_quietly, make_vectors, slow_except
 
+from faiss_qama.corpus import Corpus
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.training import FitConfig, TrainConfig, fit, rotation, thresholds
 from faiss_qama.training.candidate_layouts import default_layout
 from faiss_qama.training.closed_form import merge_pairs
 from faiss_qama.training.split import HELD_OUT, split_corpus
 from faiss_qama.training.train_config import PruningConfig
-from faiss_qama.vectors import Corpus
 
 NORMAL = np.random.default_rng(0).standard_normal((200_000, 2)).astype(np.float32) * [2, 0.5] + [1, -3]
 

@@ -17,12 +17,13 @@ import pytest
 from click.testing import CliRunner
 from conftest import make_vectors
 
-from faiss_qama import QamaIndex, vectors
+from faiss_qama import QamaIndex
 from faiss_qama.cli.app import cli
+from faiss_qama.corpus import Corpus, load_vectors
 from faiss_qama.index.build import build_index
 from faiss_qama.training import fit
 from faiss_qama.training.pairs import read_pairs
-from faiss_qama.vectors import Corpus, as_vectors, load_vectors
+from faiss_qama.vectors import as_vectors
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -161,7 +162,9 @@ FORMATS = {
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch):
-    monkeypatch.setattr(vectors, "CHUNK_BYTES", 4 * D * 110)  # several chunks, which do not end where batches do
+    monkeypatch.setattr(
+        "faiss_qama.corpus.CHUNK_BYTES", 4 * D * 110
+    )  # several chunks, which do not end where batches do
 
 
 def indexed(source, folder, **options):
@@ -677,9 +680,9 @@ def test_memory_does_not_grow_with_the_file(suffix, tmp_path):
         x = np.random.default_rng(0).standard_normal((n, 256), dtype=np.float32)  # nothing to compress
         save(x, tmp_path / f"{n}.{suffix}")
     code = (
-        "import sys; from faiss_qama import vectors; vectors.CHUNK_BYTES = 1 << 22\n"
+        "import sys; from faiss_qama import corpus; corpus.CHUNK_BYTES = 1 << 22\n"
         "for path in sys.argv[1:]:\n"
-        "    n = sum(len(x) for x in vectors.Corpus(path, 256).chunks())\n"
+        "    n = sum(len(x) for x in corpus.Corpus(path, 256).chunks())\n"
         "    print(n, open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     command = [sys.executable, "-c", code, *(f"{tmp_path}/{n}.{suffix}" for n in sizes)]

@@ -15,6 +15,7 @@ import torch
 from conftest import LAYOUTS, fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
+from faiss_qama.corpus import Corpus
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.transform import FeedForward
 from faiss_qama.training import FitConfig, TrainConfig, fit
@@ -28,7 +29,6 @@ from faiss_qama.training.gradient.validation import Validation
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
 from faiss_qama.training.train_config import ADAPTERS, QUANTIZERS, THRESHOLD_UPDATES, PruningConfig
-from faiss_qama.vectors import Corpus
 
 CLOSE = 1e-5
 SHORT = {

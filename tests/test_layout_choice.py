@@ -15,6 +15,7 @@ from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
 from faiss_qama.cli import cli
+from faiss_qama.corpus import Corpus
 from faiss_qama.hamming.factory import code_bytes, make_base
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
@@ -26,7 +27,6 @@ from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.layout_choice import MOST_CANDIDATES, SAME_RECALL, choose_layout, planned_layout
 from faiss_qama.training.residual import with_residual
 from faiss_qama.training.split import split_corpus
-from faiss_qama.vectors import Corpus
 
 INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
 

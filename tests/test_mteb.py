@@ -13,11 +13,11 @@ from conftest import D, fit_quietly
 from scipy.stats import spearmanr
 
 from faiss_qama import QamaIndex
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.ranking_metrics import ndcg
 from faiss_qama.evaluation.recall import exact
 from faiss_qama.quantizer.transform import Linear
-from faiss_qama.vectors import Corpus
 
 mteb = pytest.importorskip("mteb")
 

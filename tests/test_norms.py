@@ -10,8 +10,8 @@ import pytest
 from conftest import fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
+from faiss_qama.corpus import Corpus
 from faiss_qama.index.build import build_index
-from faiss_qama.vectors import Corpus
 
 METRICS = [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2]
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from conftest import make_vectors
 
+from faiss_qama.corpus import Corpus
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import HELD_OUT_PAIRS, split_corpus
-from faiss_qama.vectors import Corpus
 
 N, NQ = 500, 150
 CORPUS = Corpus(make_vectors(N))

@@ -10,13 +10,13 @@ import pytest
 from conftest import fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
+from faiss_qama.corpus import Corpus
 from faiss_qama.index.by_row import over_flat
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import fit_index
 from faiss_qama.quantizer.fit_record import TrainingRecord
 from faiss_qama.report.tables import fit_summary, kept_text
 from faiss_qama.training import FitConfig
-from faiss_qama.vectors import Corpus
 
 INNER_PRODUCT = faiss.METRIC_INNER_PRODUCT
 

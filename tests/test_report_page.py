@@ -20,6 +20,7 @@ from conftest import make_vectors
 
 from faiss_qama.cli.app import cli
 from faiss_qama.comparison.methods import measure_alternatives
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation import recall
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.index_spec import IndexSpec
@@ -31,7 +32,6 @@ from faiss_qama.report.tables import fit_summary
 from faiss_qama.training import FitConfig
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.train_config import TrainConfig
-from faiss_qama.vectors import Corpus
 
 pytestmark = pytest.mark.slow
 

@@ -13,9 +13,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Each folder may import those before it. Files that lie in faiss_qama itself stand by their own names.
 ORDER = (
-    *("arrays", "progress", "threads", "growing", "formats", "vectors", "index_spec", "reference", "kernels", "topk"),
-    *("quantizer", "hamming", "rescore", "storage", "evaluation", "training", "index", "comparison", "pipeline"),
-    *("report", "texts", "integrations", "cli", "__main__"),
+    *("arrays", "progress", "threads", "growing", "formats", "vectors", "corpus", "index_spec", "reference"),
+    *("kernels", "topk", "quantizer", "hamming", "rescore", "storage", "evaluation", "training", "index"),
+    *("comparison", "pipeline", "report", "texts", "integrations", "cli", "__main__"),
 )
 MODULES = sorted([*(ROOT / "faiss_qama").rglob("*.py"), *(ROOT / "training").rglob("*.py")])
 FACE = ROOT / "faiss_qama" / "index" / "qama_index.py"

@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from faiss_qama.cli.app import cli
 from faiss_qama.comparison import methods, tasks
 from faiss_qama.comparison.tasks import Classification, Similarity, load_task
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.bootstrap import bootstrap_interval
-from faiss_qama.vectors import Corpus
 
 pytestmark = pytest.mark.slow
 

@@ -7,6 +7,7 @@ import pytest
 from conftest import fit_quietly, make_vectors
 
 from faiss_qama import QamaIndex
+from faiss_qama.corpus import Corpus
 from faiss_qama.hamming.flat import FlatCodeIndex
 from faiss_qama.index import tuning
 from faiss_qama.index.build import build_index
@@ -15,7 +16,6 @@ from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.rescore.codes import CodeRescorer
-from faiss_qama.vectors import Corpus
 
 pytestmark = pytest.mark.slow
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from faiss_qama import vectors
-from faiss_qama.vectors import Corpus, as_vectors, load_vectors
+from faiss_qama.corpus import Corpus, load_vectors
+from faiss_qama.vectors import as_vectors
 
 X = np.random.default_rng(0).standard_normal((100, 6)).astype(np.float32)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import faiss
 from threadpoolctl import threadpool_limits
 
+from faiss_qama.corpus import Corpus, Source
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import KS, K
 from faiss_qama.quantizer.quantizer import COSINE, Quantizer
@@ -19,7 +20,6 @@ from faiss_qama.training.pairs import Pairs, Qrels, read_pairs
 from faiss_qama.training.residual import with_residual
 from faiss_qama.training.split import Split, split_corpus
 from faiss_qama.training.train_config import TrainConfig
-from faiss_qama.vectors import Corpus, Source
 
 FEW = 20_000  # vectors that one thread is enough for; more would wait busily, above all beside other processes
 

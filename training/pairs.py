@@ -10,8 +10,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from faiss_qama.corpus import Corpus, Source
 from faiss_qama.evaluation.datasets import FROM_0, id_bound, read_rows, to_rows
-from faiss_qama.vectors import Corpus, PathLike, Source
+from faiss_qama.vectors import PathLike
 
 Qrels: TypeAlias = ArrayLike | PathLike | Sequence[tuple[int, int, int]]
 

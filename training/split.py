@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, row_norms
+from faiss_qama.corpus import Corpus
 from faiss_qama.training.near_duplicates import NearDuplicates
 from faiss_qama.training.pairs import Pairs
-from faiss_qama.vectors import Corpus
 
 HELD_OUT = 300  # validation queries, and as many test queries: they tell recall@10 to about .01
 HELD_OUT_PAIRS = 1000  # labelled ones, which also tell which quantizer ranks better: a smaller difference

@@ -12,11 +12,11 @@ import numpy as np
 from common import METRIC, K, write
 
 from faiss_qama import QamaIndex
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import Truth, evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
 from faiss_qama.training import FitConfig, fit
-from faiss_qama.vectors import Corpus
 
 # What else could have been the default: name, settings of the fit.
 CHOICES: list[tuple[str, dict[str, Any]]] = [

@@ -15,12 +15,12 @@ from common import METRIC, K, write
 from sklearn.preprocessing import normalize
 
 from faiss_qama.comparison import methods
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import Searchable, Truth, evaluate, exact
 from faiss_qama.hamming.factory import code_bytes
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.training.config import LAYOUTS, NESTED
-from faiss_qama.vectors import Corpus
 from measure.choices import filled
 
 QAMA_SETS = ("scifact", "nfcorpus")

@@ -12,8 +12,8 @@ import click
 import numpy as np
 from common import BLOCK, MILLION, million, seconds_of, write
 
+from faiss_qama.corpus import Corpus
 from faiss_qama.training import FitConfig, fit
-from faiss_qama.vectors import Corpus
 
 # Vectors, and options of `faiss-qama fit`.
 COMMANDS = [

@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from faiss_qama import QamaIndex
 from faiss_qama.arrays import Codes, Floats
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.hamming.factory import make_base
 from faiss_qama.hamming.flat import FlatCodeIndex
@@ -35,7 +36,6 @@ from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.training import FitConfig, fit
-from faiss_qama.vectors import Corpus
 
 LAYOUTS = ("2x85", "2x128", "2x192", "1x256", "1x384")
 K, ROUNDS = 100, 15  # neighbours of a scan

@@ -19,6 +19,7 @@ import yaml
 from common import METRIC, ROOT, K, write
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hamming
 from faiss_qama.evaluation.recall import Truth, exact, ranking_values, recall
@@ -28,7 +29,6 @@ from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.gradient.train import train
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
-from faiss_qama.vectors import Corpus
 from measure.qama import LAYOUT, QAMA_SETS
 
 # Preset, layout instead of its own or None, what is given besides the corpus, and seeds.

@@ -14,10 +14,10 @@ from vectordb_bench.backend.clients.api import MetricType, VectorDB
 from vectordb_bench.backend.filter import Filter, FilterOp
 
 from faiss_qama import QamaIndex
+from faiss_qama.corpus import Corpus
 from faiss_qama.index.build import build_index
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.training import FitConfig, fit
-from faiss_qama.vectors import Corpus
 
 from .config import FaissQamaIndexConfig
 

@@ -29,6 +29,7 @@ from faiss_qama.cli.options import (
 from faiss_qama.comparison import tasks
 from faiss_qama.comparison.methods import measure
 from faiss_qama.comparison.tasks import Task, TaskResult, load_task
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.datasets import Dataset, read_labels
 from faiss_qama.evaluation.recall import evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
@@ -39,7 +40,6 @@ from faiss_qama.quantizer.quantizer import COSINE, METRICS
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files
 from faiss_qama.storage.manifest import MANIFEST
-from faiss_qama.vectors import Corpus
 
 
 @click.command("eval", short_help="Measure an index, or methods by name.")

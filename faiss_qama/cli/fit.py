@@ -26,12 +26,12 @@ from faiss_qama.cli.options import (
     nprobe_option,
     open_corpus,
 )
+from faiss_qama.corpus import Corpus
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import FitResult, fit_index
 from faiss_qama.report.tables import fit_summary
 from faiss_qama.rescore.factory import RESCORE_KINDS
 from faiss_qama.storage import atomic_files
-from faiss_qama.vectors import Corpus
 
 if TYPE_CHECKING:
     from faiss_qama.training import FitConfig

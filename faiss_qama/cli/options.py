@@ -9,11 +9,11 @@ from typing import Any
 
 import click
 
+from faiss_qama.corpus import Corpus
 from faiss_qama.formats.paths import natural
 from faiss_qama.hamming.factory import DEFAULT
 from faiss_qama.quantizer.quantizer import COSINE, METRICS
 from faiss_qama.rescore.factory import RESCORE_KINDS
-from faiss_qama.vectors import Corpus
 
 METRIC_CHOICES: dict[str, int | str] = {"ip": METRICS["inner product"], "l2": METRICS["L2"], COSINE: COSINE}
 

@@ -24,6 +24,7 @@ from faiss_qama.cli.options import (
     recall_option,
     rescore_option,
 )
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.recall import search_in_blocks
 from faiss_qama.index import export
 from faiss_qama.index.build import build_index
@@ -32,7 +33,6 @@ from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
 from faiss_qama.report import tables
 from faiss_qama.storage import atomic_files, bundle
-from faiss_qama.vectors import Corpus
 
 
 @click.command(short_help="Index other vectors with the quantizer of an index.")

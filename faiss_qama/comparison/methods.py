@@ -23,6 +23,7 @@ import faiss
 import numpy as np
 
 from faiss_qama.arrays import Floats
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.evaluation.recall import TIMED_RUNS, Searchable, Truth, evaluate, exact
 from faiss_qama.evaluation.results import MethodResult
@@ -33,7 +34,6 @@ from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.factory import RESCORE_KINDS
-from faiss_qama.vectors import Corpus
 
 _PARAMETER = re.compile(r"\w+=\d+|k_factor\w*=\d+\.\d+", re.ASCII)  # FAISS takes 16x for 16
 _RAW = {"projection": "none", "rotation": "none"}

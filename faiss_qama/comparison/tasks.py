@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, scale_to_norm
 from faiss_qama.comparison.methods import codec
+from faiss_qama.corpus import Corpus, load_vectors
 from faiss_qama.evaluation.bootstrap import Resample, bootstrap_interval, percent
 from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.formats.numpy_files import open_npy
-from faiss_qama.vectors import Corpus, PathLike, load_vectors
+from faiss_qama.vectors import PathLike
 
 Features: TypeAlias = Callable[[Floats], Floats]
 

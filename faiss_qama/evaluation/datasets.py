@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
-from faiss_qama.vectors import Corpus, PathLike
+from faiss_qama.corpus import Corpus
+from faiss_qama.vectors import PathLike
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.arrays import Codes
+from faiss_qama.corpus import Corpus
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import AUTO, check_lists, make_base
 from faiss_qama.index import norms, saving
@@ -26,7 +27,7 @@ from faiss_qama.rescore.factory import make_rescorer
 from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.storage import bundle
 from faiss_qama.storage.atomic_files import Stream
-from faiss_qama.vectors import Corpus, PathLike
+from faiss_qama.vectors import PathLike
 
 SAMPLE, PER_LIST = 50_000, 4  # vectors that a base index is trained on: at least in all, and per list
 NORMS = 5000  # vectors whose norms are compared with those of the fit
@@ -70,7 +71,7 @@ def build_index(
     >>> import numpy as np, tempfile
     >>> from faiss_qama.index.build import build_index
     >>> from faiss_qama.training import fit
-    >>> from faiss_qama.vectors import Corpus
+    >>> from faiss_qama.corpus import Corpus
     >>> x = np.random.default_rng(0).standard_normal((500, 32))
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     index = build_index(f"{folder}/index", fit(x), Corpus(x))

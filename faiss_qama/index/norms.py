@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, row_norms
+from faiss_qama.corpus import Corpus
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.vectors import Corpus
 
 FEW = 20  # vectors that do not tell how long vectors are, where those of the fit have no norm of 1
 NEAR_ONE = 0.01  # difference of a norm from 1 that does not show in a recall

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from faiss_qama.arrays import Codes, Floats, Ids
+from faiss_qama.corpus import Corpus
 from faiss_qama.hamming.code_index import CodeIndex, MissingError
 from faiss_qama.hamming.factory import AUTO, DEFAULT, make_base
 from faiss_qama.index.id_map import IdMap
@@ -22,7 +23,7 @@ from faiss_qama.rescore.factory import check_rescore, make_rescorer
 from faiss_qama.rescore.rescorer import Rescorer
 from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.rescore.user_vectors import UserVectors
-from faiss_qama.vectors import Corpus, as_vectors
+from faiss_qama.vectors import as_vectors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -158,7 +159,7 @@ class IndexState:
 
     @property
     def read_only(self) -> bool:
-        """Whether changes are refused: of an index that is memory-mapped, or shares its codes with another."""
+        """Whether changes are refused, because the index is memory-mapped or shares its codes with another."""
         return self._mapped or self._parent is not None
 
     @property

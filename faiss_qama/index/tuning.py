@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from faiss_qama.arrays import Codes, Floats, Hits
+from faiss_qama.corpus import Corpus
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import DEFAULT, check_memory, make_base
 from faiss_qama.hamming.faiss_binary import EF_WIDTH
@@ -23,7 +24,7 @@ from faiss_qama.quantizer.calibration import MISSES, K
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
-from faiss_qama.vectors import Corpus, as_vectors
+from faiss_qama.vectors import as_vectors
 
 MIN_DOCUMENTS = 200  # of which some can stand in for queries
 MAX_QUERIES = 1000  # queries that a base is chosen with

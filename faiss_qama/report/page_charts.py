@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats
 from faiss_qama.comparison.methods import measure_alternatives, shared_bytes
+from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.datasets import Dataset
 from faiss_qama.pipeline import FitResult
 from faiss_qama.quantizer.calibration import DEFAULT_AIM, KS, OVERSAMPLES, RECALL, K
@@ -16,7 +17,6 @@ from faiss_qama.report import charts
 from faiss_qama.report.charts import Chart
 from faiss_qama.report.tables import bytes_text, kept_text, size_text
 from faiss_qama.training.layout_choice import TRIAL_DOCUMENTS, LayoutTrial
-from faiss_qama.vectors import Corpus
 
 SHOWN = 4  # columns whose thresholds are drawn
 SLOWER = 0.9  # a speed below this share of another is slower; a smaller difference may be noise

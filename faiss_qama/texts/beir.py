@@ -20,11 +20,11 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from faiss_qama.corpus import Corpus
 from faiss_qama.formats.numpy_files import open_npy
 from faiss_qama.progress import progress
 from faiss_qama.storage import atomic_files
 from faiss_qama.texts.embedding import json_lines, load_model, read_lines, vectors_by
-from faiss_qama.vectors import Corpus
 
 BLOCK = 4096  # texts embedded at a time; an interruption loses at most these
 SPLITS = {"": "test", "train_": "train", "dev_": "dev"}  # by the prefix of their files in the data set folder

@@ -15,11 +15,11 @@ from types import ModuleType
 import click
 import faiss
 
+from faiss_qama.corpus import Corpus
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.pipeline import FitResult, fit_index
 from faiss_qama.storage import atomic_files
 from faiss_qama.texts.embedding import embed_texts
-from faiss_qama.vectors import Corpus
 
 QUESTIONS = (
     "open a zip archive and list its files",
