@@ -73,8 +73,8 @@ class Corpus:
     Raises
     ------
     TypeError, ValueError
-        For arrays and files of another type or shape than :func:`as_vectors` takes, for files of other formats or with
-        several arrays to choose from, and for ids that are no int64.
+        For arrays and files of another type or shape than :func:`~faiss_qama.vectors.as_vectors` takes, for files of
+        other formats or with several arrays to choose from, and for ids that are no int64.
     OSError
         If a file cannot be opened.
     ImportError
@@ -240,7 +240,7 @@ class Corpus:
 
 
 def load_vectors(path: PathLike, d: int | None = None) -> Floats:
-    """Return the vectors (n, d) float32 in a file, checked as by :func:`as_vectors`; errors name the file."""
+    """Return the vectors (n, d) float32 in a file, checked as an array is; errors name the file."""
     return Corpus(path, d, queries=True).read()
 
 

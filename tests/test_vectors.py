@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from faiss_qama import vectors
 from faiss_qama.corpus import Corpus, load_vectors
 from faiss_qama.vectors import as_vectors
 
@@ -55,7 +54,7 @@ def test_large_finite_values_pass():
 
 @pytest.mark.parametrize("chunk_bytes", [1, 24 * 7, 1 << 20])
 def test_chunks_and_rows_of_any_source(tmp_path, monkeypatch, chunk_bytes):
-    monkeypatch.setattr(vectors, "CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("faiss_qama.corpus.CHUNK_BYTES", chunk_bytes)
     np.save(tmp_path / "a.npy", X[:37].astype(np.float64))
     np.save(tmp_path / "b.npy", np.asfortranarray(X[37:]))
     rows = np.random.default_rng(1).integers(0, 100, 60)
@@ -71,7 +70,7 @@ def test_chunks_and_rows_of_any_source(tmp_path, monkeypatch, chunk_bytes):
 
 
 def test_row_numbers_are_those_of_the_file(tmp_path, monkeypatch):
-    monkeypatch.setattr(vectors, "CHUNK_BYTES", 24 * 7)
+    monkeypatch.setattr("faiss_qama.corpus.CHUNK_BYTES", 24 * 7)
     np.save(tmp_path / "a.npy", X)
     np.save(tmp_path / "b.npy", with_value(np.nan, 41))
     corpus = Corpus([tmp_path / "a.npy", tmp_path / "b.npy"])
