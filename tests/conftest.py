@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import signal
 import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -128,3 +129,11 @@ def pytest_terminal_summary(terminalreporter):
     rows = [[name, *(passed[name, base] for base in bases)] for name in names]
     terminalreporter.write_line("\nrescorers x metrics that passed, by operation and base index")
     terminalreporter.write_line(tabulate.tabulate(rows, ["", *bases], tablefmt="plain"))
+
+
+@pytest.fixture
+def ctrl_c():
+    """Call it to interrupt."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    yield lambda: signal.raise_signal(signal.SIGINT)
+    signal.signal(signal.SIGINT, before)

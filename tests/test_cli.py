@@ -117,7 +117,8 @@ def test_search_prints_and_writes_what_the_index_answers(folder):
     assert float(lines[90].split("\t")[3]) == pytest.approx(scores[29, 2], rel=1e-5)
     assert len(lines) == 91
     run("search", "corpus.qama", "queries.npy", "-k", 3, "-o", "hits.npz", cwd=folder)
-    hits = np.load(folder / "hits.npz")
+    with np.load(folder / "hits.npz") as file:
+        hits = dict(file)
     np.testing.assert_array_equal(hits["I"], ids)
     np.testing.assert_array_equal(hits["D"], scores)
 

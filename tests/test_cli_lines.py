@@ -115,7 +115,9 @@ def test_queries_that_are_left_out_have_no_hits(folder, run, rescore):
     index.add(X)
     index.save(folder / "j.qama")
     assert run("search", "j.qama", "some.npy", "-k", "3", "--drop-bad-rows", "-o", "hits.npz")[0] == 0
-    hits, (D, I) = np.load(folder / "hits.npz"), index.search(X[good], 3)
+    with np.load(folder / "hits.npz") as file:
+        hits = dict(file)
+    D, I = index.search(X[good], 3)
     np.testing.assert_array_equal(hits["I"][good], I)
     np.testing.assert_array_equal(hits["D"][good], D)
     assert hits["D"].dtype == D.dtype

@@ -387,7 +387,8 @@ def test_commands_leave_bad_rows_out_and_keep_ids(nulls, options):
     expected = [[q, 1, I[q, 0]] for q in range(40) if q != 3]
     assert found == expected
     run("search", "corpus.qama", "queries.parquet", "-k", 2, "--drop-bad-rows", "-o", "hits")
-    hits = np.load("hits.npz")
+    with np.load("hits.npz") as file:
+        hits = dict(file)
     np.testing.assert_array_equal(np.delete(hits["I"], 3, 0), np.delete(index.search(X[:40], 2)[1], 3, 0))
     assert hits["I"][3].tolist() == [-1, -1]
     assert (hits["D"][3] == np.finfo(np.float32).min).all()

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-
 import pytest
 
 pytest.importorskip("haystack", reason="extra haystack")
@@ -170,16 +167,16 @@ def test_a_second_stage_without_scores_is_refused(rescore):
 
 
 @pytest.mark.parametrize("change", ["write", "delete"])
-def test_an_interrupt_comes_after_a_change_not_within(both, monkeypatch, change):
+def test_an_interrupt_comes_after_a_change_not_within(both, monkeypatch, ctrl_c, change):
     """Ctrl-C while the index changes: documents and vectors stay in step."""
     store = both[0]
-    index, interrupt = store._vectors.index, lambda *arguments: os.kill(os.getpid(), signal.SIGINT)
+    index = store._vectors.index
     name = "_append" if change == "write" else "remove_ids"
     whole = getattr(type(index), name)
 
     def interrupted(self, *arguments):
         out = whole(self, *arguments)
-        interrupt()
+        ctrl_c()
         return out
 
     monkeypatch.setattr(type(index), name, interrupted)

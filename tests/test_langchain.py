@@ -176,7 +176,10 @@ def test_their_own_store_on_the_stock_export(embeddings, index, kind, tmp_path):
     store.save_local(str(tmp_path))
     loaded = FAISS.load_local(str(tmp_path), embeddings, allow_dangerous_deserialization=True)
     for i in (7, 120, 300):
-        assert loaded.similarity_search(f"like text {i}", k=1)[0].page_content == f"text {i}"
+        hits = [document.page_content for document in loaded.similarity_search(f"like text {i}", k=3)]
+        # The inner product with decoded vectors, whose norms differ, may be larger for another text.
+        rounded = kind == "fastscan" and index.metric_type == faiss.METRIC_INNER_PRODUCT
+        assert f"text {i}" in (hits if rounded else hits[:1])
 
 
 def agree(store, texts):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -125,13 +124,6 @@ def test_a_forked_child_does_not_wait_for_its_parents_threads(base):
     here = Path(__file__).parent
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKS, base], cwd=here, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture
-def ctrl_c():
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    yield lambda: signal.raise_signal(signal.SIGINT)
-    signal.signal(signal.SIGINT, before)
 
 
 def test_ctrl_c_is_held_until_the_outermost_end(ctrl_c):
