@@ -47,11 +47,12 @@ def parse_layout(text: str) -> list[Unit]:
 
 
 def transform(x: Array, arrays: Mapping[str, Array], name: str) -> Array:
-    """Map vectors (n, d) to columns (n, columns): ``matrix @ x + bias``, plus ``out @ gelu(hidden(x))`` if trained so.
+    """Map vectors (n, d) to columns (n, columns): ``gain * matrix @ x + bias``, plus ``out @ gelu(hidden(x))``.
 
-    GELU has its tanh form (Hendrycks and Gimpel, arXiv 1606.08415, section 2).
+    The latter is of transforms that were trained so. GELU has its tanh form (Hendrycks and Gimpel, arXiv 1606.08415, section 2).
     """
-    z: Array = x @ arrays[f"{name}.matrix"].T + arrays[f"{name}.bias"]
+    matrix, gain = arrays.get(f"{name}.matrix", arrays["transform.matrix"]), arrays.get(f"{name}.gain", 1)
+    z: Array = gain * (x @ matrix.T) + arrays[f"{name}.bias"]
     if f"{name}.out" in arrays:
         hidden = transform(x, arrays, f"{name}.hidden")
         gelu = 0.5 * hidden * (1 + np.tanh(np.sqrt(2 / np.pi) * (hidden + 0.044715 * hidden**3)))
@@ -145,9 +146,10 @@ class ReferenceQuantizer:
     Parameters
     ----------
     arrays : mapping of str to ndarray
-        ``transform.matrix`` (columns, d) and ``.bias`` (columns,), the same of ``query_transform`` and perhaps of
-        ``query_adapter``; ``thresholds``; ``decoder.values`` (columns, most levels), ``decoder.matrix`` (columns, d)
-        and ``decoder.offset`` (d,); the same under ``residual.`` if the layout has a residual code.
+        ``transform.matrix`` (columns, d), ``.bias`` (columns,) and ``.gain`` (1,), the same of ``query_transform`` and
+        perhaps of ``query_adapter``; ``thresholds``; ``decoder.values`` (columns, most levels), ``decoder.matrix``
+        (columns, d) and ``decoder.offset`` (d,); the same under ``residual.`` if the layout has a residual code. A
+        missing matrix is ``transform.matrix``, a missing gain 1.
     settings : mapping
         ``layout``, ``metric`` (``inner product``, ``L2``, or ``cosine``, which is the inner product of vectors that are
         scaled to norm 1 first), ``normalized`` (whether the vectors have norm 1),
@@ -200,7 +202,8 @@ class ReferenceQuantizer:
         """Return offset + sum over columns of value[column, level] * matrix[column], (n, d)."""
         values, columns = self.arrays["decoder.values"], [unit.columns for unit in self.units]
         level = np.repeat(levels_of(code, self.units), columns, axis=1)  # of each column
-        decoded: Array = values[np.arange(len(values)), level] @ self.arrays["decoder.matrix"]
+        matrix = self.arrays.get("decoder.matrix", self.arrays["transform.matrix"])
+        decoded: Array = values[np.arange(len(values)), level] @ matrix
         return decoded + self.arrays["decoder.offset"]
 
     def decode(self, code: Array, residual_code: Array | None = None) -> Array:

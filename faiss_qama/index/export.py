@@ -122,7 +122,7 @@ def _hamming(quantizer: Quantizer, code: Codes) -> Any:
             "kind 'hamming' needs a linear transform of queries, and this one is a network; "
             "kinds 'fastscan' and 'binary' are possible"
         )
-    matrix = quantizer.query_transform.matrix[columns]
+    matrix = quantizer.query_transform.scaled_matrix[columns]
     bias = quantizer.query_transform.bias[columns] - np.array(cuts, np.float32)
     padded = 8 * layout.code_size  # IndexLSH rounds up to whole bytes anyway; padding bits are 0: -1 is under the cut
     matrix = np.concatenate([matrix, np.zeros((padded - len(matrix), d), np.float32)])

@@ -94,7 +94,7 @@ class BitDecoder:
 
         The two are (n, n_bits) and (n,), without the decoder's offset.
         """
-        products = self.product(xq)
+        products = self.product.products(xq)
         weights: Floats = (products[:, self.columns] * self.steps).sum(axis=1)
         return weights, products @ self.first
 

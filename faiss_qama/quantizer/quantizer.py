@@ -115,6 +115,12 @@ class Quantizer:
             raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {self.metric}")
         if self.cosine and self.metric == faiss.METRIC_L2:
             raise ValueError("cosine is an inner product; got METRIC_L2")
+        # One matrix is held once, however many parts have it.
+        matrix = self.transform.matrix
+        if np.array_equal(self.decoder.matrix, matrix):
+            object.__setattr__(self, "decoder", replace(self.decoder, matrix=matrix))
+        if np.array_equal(self.query_transform.matrix, matrix):
+            object.__setattr__(self, "query_transform", self.query_transform.with_matrix(matrix))
 
     def __repr__(self) -> str:
         return f"Quantizer({self.layout}, {self.d}-d, {self.metric_name})"
@@ -266,7 +272,10 @@ class Quantizer:
         return all(same) and all(name in b and np.array_equal(a[name], b[name]) for name in named)
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
-        """Return the arrays, C-contiguous and by name, and everything else as JSON can hold it."""
+        """Return the arrays, C-contiguous and by name, and everything else as JSON can hold it.
+
+        A matrix of the decoder or of the query side that is missing is that of ``transform``.
+        """
         arrays: dict[str, NDArray[Any]] = {
             "thresholds": self.thresholds,
             "decoder.values": self.decoder.values,
@@ -275,6 +284,9 @@ class Quantizer:
         }
         for name, transform in self._transforms().items():
             arrays |= {f"{name}.{part}": array for part, array in transform.arrays().items()}
+        for name in ("decoder.matrix", "query_transform.matrix"):
+            if arrays[name] is self.transform.matrix:
+                del arrays[name]
         if self.calibration is not None:
             named = {f"calibration.{prefix}": c for prefix, c in self.calibration.prefixes.items()}
             for name, calibration in {"calibration": self.calibration, **named}.items():
@@ -318,7 +330,11 @@ class Quantizer:
             transform=from_arrays(arrays, "transform"),
             layout=CodeLayout.parse(settings["layout"]),
             thresholds=arrays["thresholds"],
-            decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
+            decoder=Decoder(
+                arrays["decoder.values"],
+                arrays.get("decoder.matrix", arrays["transform.matrix"]),
+                arrays["decoder.offset"],
+            ),
             metric=METRICS["inner product" if settings["metric"] == COSINE else settings["metric"]],
             cosine=settings["metric"] == COSINE,
             normalized=normalized,

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import faiss
@@ -17,69 +16,98 @@ HIDDEN_BLOCK = 256  # vectors whose hidden layer stays in cache
 MIN_PARALLEL = 32  # vectors; one thread multiplies fewer faster than it wakes others, which may wait for a core
 
 
+class _Rows:
+    """The matrix of a FAISS product, for numpy to see without a copy of its own."""
+
+    def __init__(self, matrix: Floats) -> None:
+        rows, d = matrix.shape
+        self.product = faiss.LinearTransform(d, rows, False)
+        faiss.copy_array_to_vector(np.ascontiguousarray(matrix, np.float32).ravel(), self.product.A)
+        self.product.is_trained = True
+        address = int(self.product.A.data())
+        self.__array_interface__ = {"version": 3, "typestr": np.dtype(np.float32).str, "shape": (rows, d), "data": (address, True)}
+
+
 @dataclass(frozen=True, eq=False)
 class Linear:
-    """z = matrix @ x + bias: centring, rotation and projection folded into one.
+    """z = gain * matrix @ x + bias: centring, rotation and projection folded into one.
 
     Parameters
     ----------
     matrix : ndarray of shape (columns, d), float32
-        One row per column, most important first.
+        One row per column, most important first. It is copied, unless it is the matrix of another Linear: then both
+        share it.
     bias : ndarray of shape (columns,), float32
+    gain : float
     """
 
     matrix: Floats
     bias: Floats
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.matrix.base, _Rows):
+            object.__setattr__(self, "matrix", np.asarray(_Rows(self.matrix)))
 
     @property
     def shape(self) -> tuple[int, int]:
         """Columns, and dimension of the input."""
         return self.matrix.shape[0], self.matrix.shape[1]
 
+    @property
+    def scaled_matrix(self) -> Floats:
+        """``gain`` * ``matrix``, of shape (columns, d)."""
+        return np.float32(self.gain) * self.matrix
+
     def __call__(self, x: Floats) -> Floats:
         """Map (n, d) float32 to (n, columns) float32."""
+        z = self.products(x)
+        if self.gain != 1:
+            z *= np.float32(self.gain)
+        z += self.bias
+        return z
+
+    def products(self, x: Floats) -> Floats:
+        """Return the inner products (n, columns) of ``x`` (n, d) float32 with the rows of the matrix alone."""
         # FAISS's product runs in as many threads as FAISS may use. Numpy's does not, and its threads wait busily for
         # more while ours would work.
-        x, z = np.ascontiguousarray(x), np.empty((len(x), len(self.matrix)), np.float32)
+        rows, x, z = self.matrix.base, np.ascontiguousarray(x), np.empty((len(x), len(self.matrix)), np.float32)
+        assert isinstance(rows, _Rows)
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(threads if len(x) >= MIN_PARALLEL else 1)
         try:
-            self._product.apply_noalloc(len(x), faiss.swig_ptr(x), faiss.swig_ptr(z))
+            rows.product.apply_noalloc(len(x), faiss.swig_ptr(x), faiss.swig_ptr(z))
         finally:
             faiss.omp_set_num_threads(threads)
         return z
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Linear, (self.matrix, self.bias)
+    def with_matrix(self, matrix: Floats) -> Linear:
+        """Return the transform with this matrix in place of its own."""
+        return replace(self, matrix=matrix)
 
-    @cached_property
-    def _product(self) -> Any:
-        product = faiss.LinearTransform(self.shape[1], self.shape[0], True)
-        faiss.copy_array_to_vector(np.ascontiguousarray(self.matrix, np.float32).ravel(), product.A)
-        faiss.copy_array_to_vector(np.ascontiguousarray(self.bias, np.float32), product.b)
-        product.is_trained = True
-        return product
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Linear, (self.matrix.copy(), self.bias, self.gain)
 
     def truncate(self, columns: int) -> Linear:
         """Return the transform to the first ``columns``."""
-        return Linear(self.matrix[:columns], self.bias[:columns])
+        return Linear(self.matrix[:columns], self.bias[:columns], self.gain)
 
     def then(self, gain: float, shift: Floats) -> Linear:
         """Return the transform whose columns are multiplied by ``gain`` and then moved by ``shift``."""
-        return Linear(np.float32(gain) * self.matrix, np.float32(gain) * self.bias + shift)
+        return Linear(self.matrix, np.float32(gain) * self.bias + shift, gain * self.gain)
 
     def rescaled(self, factor: float) -> Linear:
         """Return the transform T of ``factor`` x with T(factor x) = factor z, for the z of x here."""
-        return Linear(self.matrix, np.float32(factor) * self.bias)
+        return Linear(self.matrix, np.float32(factor) * self.bias, self.gain)
 
     def arrays(self) -> dict[str, Floats]:
         """Return its arrays by name, of the shapes that :meth:`shapes` gives."""
-        return {"matrix": self.matrix, "bias": self.bias}
+        return {"matrix": self.matrix, "bias": self.bias, "gain": np.array([self.gain], np.float32)}
 
     @staticmethod
     def shapes(columns: int, d: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes that its arrays must have to map R^d to ``columns``."""
-        return {"matrix": (columns, d), "bias": (columns,)}
+        return {"matrix": (columns, d), "bias": (columns,), "gain": (1,)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,6 +133,15 @@ class FeedForward:
     def shape(self) -> tuple[int, int]:
         """Columns, and dimension of the input."""
         return self.skip.shape
+
+    @property
+    def matrix(self) -> Floats:
+        """The matrix of ``skip``."""
+        return self.skip.matrix
+
+    def with_matrix(self, matrix: Floats) -> FeedForward:
+        """Return the transform whose ``skip`` has this matrix."""
+        return replace(self, skip=self.skip.with_matrix(matrix))
 
     def __call__(self, x: Floats) -> Floats:
         """Map (n, d) float32 to (n, columns) float32."""
@@ -143,12 +180,20 @@ Transform: TypeAlias = Linear | FeedForward
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], name: str) -> Transform:
-    """Return the transform whose :meth:`arrays` are those of ``arrays`` that are called ``name.*``."""
-    linear = Linear(arrays[f"{name}.matrix"], arrays[f"{name}.bias"])
+    """Return the transform whose :meth:`arrays` are those of ``arrays`` that are called ``name.*``.
+
+    A missing matrix is that of ``transform``.
+    """
+    linear = _linear(arrays, name)
     if f"{name}.out" not in arrays:
         return linear
-    hidden = Linear(arrays[f"{name}.hidden.matrix"], arrays[f"{name}.hidden.bias"])
-    return FeedForward(linear, hidden, arrays[f"{name}.out"])
+    return FeedForward(linear, _linear(arrays, f"{name}.hidden"), arrays[f"{name}.out"])
+
+
+def _linear(arrays: Mapping[str, NDArray[Any]], name: str) -> Linear:
+    matrix = arrays.get(f"{name}.matrix", arrays["transform.matrix"])
+    gain = arrays.get(f"{name}.gain", (1.0,))
+    return Linear(matrix, arrays[f"{name}.bias"], float(gain[0]))
 
 
 def gelu(x: Floats) -> Floats:

@@ -37,7 +37,7 @@ class Adapter(nn.Module):
     def __init__(self, start: Linear, kind: str, width: int = 0) -> None:
         super().__init__()
         columns, d = start.shape
-        matrix, bias = torch.from_numpy(start.matrix.copy()), torch.from_numpy(start.bias.copy())
+        matrix, bias = torch.from_numpy(start.scaled_matrix), torch.from_numpy(start.bias.copy())
         through = kind in ("feedforward", "bottleneck")  # nothing goes past the hidden layer
         self.bias = nn.Parameter(bias, requires_grad=kind != "none")
         self.matrix = nn.Parameter(

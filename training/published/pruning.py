@@ -116,7 +116,7 @@ def entropy(soft: Tensor) -> Tensor:
 
 def _kept(transform: Transform, kept: np.ndarray, scale: np.ndarray) -> Transform:
     if isinstance(transform, Linear):
-        return Linear(transform.matrix[kept] * scale[kept, None], transform.bias[kept] * scale[kept])
+        return Linear(transform.scaled_matrix[kept] * scale[kept, None], transform.bias[kept] * scale[kept])
     skip = _kept(transform.skip, kept, scale)
     assert isinstance(skip, Linear)
     return FeedForward(skip, transform.hidden, transform.out[kept] * scale[kept, None])
