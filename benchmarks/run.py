@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 from common import SETS
 from measure import speed, training
+from measure.dimensions import dimensions
 from measure.equal_bytes import equal_bytes
 from measure.qama import qama_table
 from measure.results import results
@@ -103,6 +104,14 @@ def run_training(data: Path, sets: tuple[str, ...], parts: tuple[str, ...]) -> N
 def run_compare(other: Path, data: Path, python: str | None, parts: tuple[str, ...]) -> None:
     """Time this checkout and an OTHER one of this project, side by side, in processes that take turns."""
     side_by_side(other.resolve(), python or str(other.resolve() / ".venv/bin/python"), data.resolve(), parts)
+
+
+@main.command("dimensions")
+@DATA
+@click.option("--other", type=FOLDER, help="Another checkout of this project, with a .venv of its own.")
+def run_dimensions(data: Path, other: Path | None) -> None:
+    """Time fits of 768 to 3,072 dimensions, beside FAISS's training of a rotation."""
+    dimensions(data, None if other is None else other.resolve())
 
 
 @main.command("render")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from common import RESULTS, ROOT, SETS
 from rendering.evidence_tables import equal_bytes_table, qama_table, rotated_table
@@ -20,6 +22,7 @@ from rendering.recall_tables import (
 )
 from rendering.speed_tables import (
     asymmetric_table,
+    dimensions_table,
     fastest_table,
     first_table,
     growing_table,
@@ -29,6 +32,15 @@ from rendering.speed_tables import (
     stages_table,
 )
 from rendering.training_tables import ablation_table, pairs_table, prefixes_table, training_table
+
+# Tables of files that may not be there.
+BY_FILE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "dimensions": ("dimensions", dimensions_table),
+    "rotated-study": ("rotated study", lambda data: rotated_table(data["rotated-study"])),
+    f"equal-bytes-{SETS[0]}": ("equal bytes", equal_bytes_table),
+    "qama-table": ("qama", qama_table),
+    "training-ablation": ("ablation", ablation_table),
+}
 
 
 def remake() -> None:
@@ -71,14 +83,9 @@ def render() -> dict[Path, str]:
     if all(f"training{part}-{name}" in data for part in ("", "-pairs") for name in SETS):
         tables |= {"training": training_table(data), "prefixes": prefixes_table(data)}
         tables |= {"pairs": pairs_table(data)}
-    if "rotated-study" in data:
-        tables["rotated study"] = rotated_table(data["rotated-study"])
-    if f"equal-bytes-{SETS[0]}" in data:
-        tables["equal bytes"] = equal_bytes_table(data)
-    if "qama-table" in data:
-        tables["qama"] = qama_table(data)
-    if "training-ablation" in data:
-        tables["ablation"] = ablation_table(data)
+    for file, (name, table) in BY_FILE.items():
+        if file in data:
+            tables[name] = table(data)
     files = {}
     for path in (*RESULTS.glob("*.md"), ROOT / "README.md", ROOT / "docs" / "faq.md"):
         text = path.read_text()

@@ -49,7 +49,8 @@ def parse_layout(text: str) -> list[Unit]:
 def transform(x: Array, arrays: Mapping[str, Array], name: str) -> Array:
     """Map vectors (n, d) to columns (n, columns): ``gain * matrix @ x + bias``, plus ``out @ gelu(hidden(x))``.
 
-    The latter is of transforms that were trained so. GELU has its tanh form (Hendrycks and Gimpel, arXiv 1606.08415, section 2).
+    The latter is of transforms that were trained so. GELU has its tanh form (Hendrycks and Gimpel, arXiv 1606.08415,
+    section 2).
     """
     matrix, gain = arrays.get(f"{name}.matrix", arrays["transform.matrix"]), arrays.get(f"{name}.gain", 1)
     z: Array = gain * (x @ matrix.T) + arrays[f"{name}.bias"]

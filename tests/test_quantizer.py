@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import copy
 import dataclasses
+import gc
+import pickle
 
 import faiss
 import numpy as np
@@ -9,6 +12,7 @@ from conftest import D, fit_quietly, make_vectors
 
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.decoder import Decoder
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import FitConfig, fit
 
 CLOSE = 1e-5  # projections this near to a threshold may round to either side
@@ -168,3 +172,45 @@ def test_parts_that_do_not_fit_together_are_refused(corpus):
     quantizer = fit(corpus, config=FitConfig(layout="2x18"))
     with pytest.raises(ValueError, match=r"thresholds has shape \(17, 3\).*needs \(18, 3\)"):
         dataclasses.replace(quantizer, thresholds=quantizer.thresholds[1:])
+
+
+@pytest.mark.parametrize("settings", [{}, {"layout": "2x9+1x9"}, {"matryoshka_dims": (6, 18)}])
+def test_one_matrix_is_held_once(corpus, queries, settings):
+    """By the transform, the query side and the decoder; of prefixes, of copies and in the bundle too."""
+    quantizer = fit_quietly(corpus, **{"layout": "2x18", **settings}, queries=np.concatenate([queries] * 3))
+    assert quantizer.query_transform.gain != 1
+    loaded = Quantizer.from_state(*quantizer.to_state())
+    copied = pickle.loads(pickle.dumps(quantizer))
+    code, query_code = quantizer.encode(corpus), quantizer.encode_queries(queries)
+    for one in (quantizer, loaded, copied, copy.deepcopy(quantizer), quantizer.truncate(6)):
+        matrix = one.transform.matrix
+        assert one.decoder.matrix is matrix
+        assert one.query_transform.matrix is matrix
+        assert not {"decoder.matrix", "query_transform.matrix"} & one.to_state()[0].keys()
+        if one.layout == quantizer.layout:
+            np.testing.assert_array_equal(one.encode(corpus), code)
+            np.testing.assert_array_equal(one.encode_queries(queries), query_code)
+            np.testing.assert_array_equal(one.decode(code), quantizer.decode(code))
+
+
+def test_a_matrix_outlives_its_transform(corpus):
+    matrix = fit_quietly(corpus, layout="2x18").transform.matrix
+    kept = matrix.copy()
+    gc.collect()
+    noise = [np.full_like(kept, i) for i in range(50)]
+    np.testing.assert_array_equal(matrix, kept)
+    assert len(noise) == 50
+
+
+def test_a_state_with_every_matrix_is_read_as_before(corpus, queries):
+    """As bundles from before matrices were shared have it."""
+    quantizer = fit_quietly(corpus, layout="2x18", queries=np.concatenate([queries] * 3))
+    arrays, settings = quantizer.to_state()
+    gain = arrays.pop("query_transform.gain")
+    arrays |= {"decoder.matrix": arrays["transform.matrix"].copy()}
+    arrays |= {"query_transform.matrix": gain * arrays["transform.matrix"]}
+    del arrays["transform.gain"]
+    old = Quantizer.from_state(arrays, settings)
+    assert old.decoder.matrix is old.transform.matrix
+    np.testing.assert_array_equal(old.encode(corpus), quantizer.encode(corpus))
+    assert (old.encode_queries(queries) != quantizer.encode_queries(queries)).mean() < 1e-3  # rounded in another order

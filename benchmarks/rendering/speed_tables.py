@@ -143,6 +143,21 @@ def growing_table(data: dict[str, Any]) -> str:
     return markdown(["microseconds per query", *(f"{n:,}" for n in sizes), "grows as"], rows)
 
 
+def dimensions_table(data: dict[str, Any]) -> str:
+    """Return what a default fit takes by dimension, before and now, quiet and beside busy processes."""
+    rows, known = [], {(r["d"], r["threads"], r["busy"], r["what"]): r for r in data["dimensions"]["rows"]}
+    busy = max(row["busy"] for row in data["dimensions"]["rows"])
+    for d in sorted({row["d"] for row in data["dimensions"]["rows"]}):
+        now, before, opq = (known[d, 1, 0, what]["processor"] for what in ("this", "other", "faiss"))
+        cells = [f"{before:.1f}", f"{now:.1f}", f"{now / before:.2f}", f"{opq:.0f}"]
+        for what in ("other", "this"):
+            quiet, beside = (known[d, None, b, what]["wall"] for b in (0, busy))
+            cells.append(f"{quiet:.1f} / {beside:.1f}")
+        rows.append([str(d), *cells])
+    header = ["d", "before", "now", "ratio", "FAISS `OPQ48,PQ48`", "before: quiet / busy", "now: quiet / busy"]
+    return markdown(header, rows)
+
+
 def scale_table(data: dict[str, Any]) -> str:
     """Return what the command takes, the rate of encoding, and what measuring took."""
     scale, (minutes, seconds) = data["scale"], divmod(round(data["results"]["seconds"]), 60)

@@ -25,7 +25,12 @@ class _Rows:
         faiss.copy_array_to_vector(np.ascontiguousarray(matrix, np.float32).ravel(), self.product.A)
         self.product.is_trained = True
         address = int(self.product.A.data())
-        self.__array_interface__ = {"version": 3, "typestr": np.dtype(np.float32).str, "shape": (rows, d), "data": (address, True)}
+        self.__array_interface__ = {
+            "version": 3,
+            "typestr": np.dtype(np.float32).str,
+            "shape": (rows, d),
+            "data": (address, True),
+        }
 
 
 @dataclass(frozen=True, eq=False)
