@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import importlib
+import json
 import warnings
 from pathlib import Path
 
@@ -12,8 +13,10 @@ import pytest
 import yaml
 from conftest import D, fit_quietly, make_vectors, slow_except
 
+from faiss_qama import QamaIndex
 from faiss_qama.corpus import Corpus
 from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.training import FitConfig, TrainConfig, fit, rotation, thresholds
 from faiss_qama.training.candidate_layouts import default_layout
 from faiss_qama.training.closed_form import merge_pairs
@@ -75,13 +78,39 @@ def test_single_cuts_refuse_more_levels(corpus, rule):
 
 def test_pca_is_numpys_svd(corpus):
     centred = corpus - corpus.mean(axis=0)
-    rows = rotation.pca(centred, 5)
-    _, _, want = np.linalg.svd(centred, full_matrices=False)
+    rows, variances = rotation.pca(centred, 5)
+    _, values, want = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(np.sum(rows * want[:5], axis=1)), 1, atol=1e-4)
+    np.testing.assert_allclose(variances, values**2, rtol=1e-3)
+
+
+@pytest.mark.parametrize("falling", [False, True])
+def test_a_matryoshka_model_is_seen_by_its_leading_dimensions(corpus, falling):
+    x = corpus * (0.9 ** np.arange(D) if falling else np.ones(D)).astype(np.float32)
+    record = fit(x, config=FitConfig(layout="2x18", sample=10**6)).fit_record
+    assert record.of_matryoshka_model == falling
+    assert [n for n, _, _ in record.prefixes] == [4, 9, 18]
+    variance = np.var(x, axis=0)
+    for n, own, components in record.prefixes:
+        assert own == pytest.approx(variance[:n].sum() / variance.sum(), abs=0.03)  # of all, the held-out ones too
+        assert own < components < 1
+    assert FitRecord.from_dict(json.loads(json.dumps(record.to_dict()))).prefixes == record.prefixes
+    assert not fit(x, config=FitConfig(layout="2x18", projection="none", rotation="none")).fit_record.prefixes
+
+
+def test_truncated_vectors_are_fitted_with_cosine(corpus, queries):
+    """As a Matryoshka model's are used: its first dimensions, whose norms are no longer 1."""
+    x, xq = corpus[:, :24], queries[:, :24]
+    index = QamaIndex(fit_quietly(x, layout="2x24", metric="cosine"), "fp32")
+    index.add(x)
+    flat = faiss.IndexFlatIP(24)
+    flat.add(x / np.linalg.norm(x, axis=1, keepdims=True))
+    found, want = index.search(xq, 10, oversample=20)[1], flat.search(xq, 10)[1]
+    assert np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, want, strict=True)]) > 0.99
 
 
 def test_itq_is_a_rotation_that_loses_less_than_where_it_starts(corpus):
-    z = (corpus - corpus.mean(axis=0)) @ rotation.pca(corpus - corpus.mean(axis=0), 18).T
+    z = (corpus - corpus.mean(axis=0)) @ rotation.pca(corpus - corpus.mean(axis=0), 18)[0].T
     for levels in (2, 3, 4):
         centroids = np.array(thresholds.NORMAL_CENTROIDS[levels], dtype=np.float32)
         found = rotation.itq(z, centroids, np.random.default_rng(0))

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from faiss_qama.arrays import Codes, Floats, are_normalized, row_norms, scale_to_norm
 from faiss_qama.quantizer import bit_packing
@@ -68,9 +69,10 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
     center = x.mean(axis=0, dtype=np.float64).astype(np.float32) if config.center else np.zeros_like(x[0])
     centred = x - center
     if config.projection == "pca":
-        matrix = rotation.pca(centred, layout.components)
+        matrix, variances = rotation.pca(centred, layout.components)
+        prefixes = _prefixes(np.einsum("nd,nd->d", centred, centred, dtype=np.float64), variances)
     else:
-        matrix = np.eye(layout.components, x.shape[1], dtype=np.float32)
+        matrix, prefixes = np.eye(layout.components, x.shape[1], dtype=np.float32), ()
     matrix = merge_pairs(_rotate(matrix, centred, layout, config, rng), layout)
     transform = Linear(matrix, -matrix @ center)
 
@@ -108,6 +110,7 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
             matryoshka_dims=config.matryoshka_dims,
             fitted_on=len(x),
             real_queries=split.train_queries is not None,
+            prefixes=prefixes,
         ),
     )
 
@@ -121,6 +124,13 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
     if metric == faiss.METRIC_INNER_PRODUCT and not quantizer.normalized and config.query_gain is None:
         sides += [with_query_side(np.zeros_like(own), gain) for gain in LINEAR_GAINS]
     return choose_query_side(sides, split)
+
+
+def _prefixes(own: NDArray[np.float64], components: NDArray[np.float64]) -> tuple[tuple[int, float, float], ...]:
+    """Return what an eighth, a quarter and a half of the dimensions hold of the variance, and as many components."""
+    d, whole = len(own), own.sum() or 1
+    dims = sorted({n for n in (d // 8, d // 4, d // 2) if n})
+    return tuple((n, float(own[:n].sum() / whole), float(components[:n].sum() / whole)) for n in dims)
 
 
 def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:

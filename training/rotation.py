@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from faiss_qama.arrays import Floats
@@ -16,8 +17,8 @@ STEP, MOMENTUM = 2.0, 0.5
 DAMPING = 0.1  # of the mean variance: components without variance turn as they may
 
 
-def pca(x: Floats, components: int) -> Floats:
-    """Return the (components, d) leading eigenvectors of x'x, largest first.
+def pca(x: Floats, components: int) -> tuple[Floats, NDArray[np.float64]]:
+    """Return the (components, d) leading eigenvectors of x'x, and all eigenvalues (d,), largest first.
 
     For centred ``x`` (n, d) these are the principal directions, else the right singular vectors. The sign of each is
     set so that its largest entry is positive, because an eigenvector's own sign means nothing.
@@ -26,10 +27,10 @@ def pca(x: Floats, components: int) -> Floats:
     for start in range(0, len(x), 8192):  # float32 products, summed in float64
         block = x[start : start + 8192]
         second_moment += block.T @ block
-    _, vectors = np.linalg.eigh(second_moment)
+    values, vectors = np.linalg.eigh(second_moment)
     rows = vectors[:, ::-1][:, :components].T
     largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1, keepdims=True), axis=1)
-    return np.ascontiguousarray(rows * np.sign(largest), dtype=np.float32)
+    return np.ascontiguousarray(rows * np.sign(largest), dtype=np.float32), np.maximum(values[::-1], 0)
 
 
 def random_rotation(m: int, rng: np.random.Generator) -> Floats:

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 Quality: TypeAlias = dict[str, dict[str, float]]
 """Figures on the validation queries, larger meaning better: by stage, then by measure such as ``recall@10``."""
 
+LEADING_HALF = 0.6  # share of the variance; a model that is not trained for it has .5, give or take a few hundredths
 MAY_LOSE = 0.005  # of a stage, where a training gains in the mean: some hundred queries cannot tell it from none
 
 
@@ -71,6 +72,9 @@ class FitRecord:
         How far encoded queries spread around their centre; documents have 1.
     training : TrainingRecord, optional
         The result of the training, if there was one.
+    prefixes : sequence of (int, float, float)
+        Numbers of leading dimensions, the share of the variance that they hold, and the share that as many principal
+        components hold; empty without PCA.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -83,6 +87,12 @@ class FitRecord:
     real_queries: bool = False
     query_gain: float = 1.0
     training: TrainingRecord | None = None
+    prefixes: Sequence[tuple[int, float, float]] = ()
+
+    @property
+    def of_matryoshka_model(self) -> bool:
+        """Whether leading dimensions hold most of the variance. Models that are not Matryoshka spread it evenly."""
+        return bool(self.prefixes) and self.prefixes[-1][1] > LEADING_HALF
 
     @property
     def trained(self) -> bool:
@@ -97,5 +107,6 @@ class FitRecord:
     def from_dict(cls, record: Mapping[str, Any]) -> FitRecord:
         """Return the record of :meth:`to_dict`. Raises TypeError for parts that are missing or unknown."""
         training, dims = record["training"], record["matryoshka_dims"]
-        typed = {"training": None if training is None else TrainingRecord(**training)}
+        typed: dict[str, Any] = {"training": None if training is None else TrainingRecord(**training)}
+        typed["prefixes"] = tuple(map(tuple, record.get("prefixes", ())))
         return cls(**{**record, **typed, "matryoshka_dims": dims if isinstance(dims, str) else tuple(dims)})

@@ -55,6 +55,10 @@ def fit_summary(result: FitResult) -> str:
     rows += base_facts(index.base_trials, n, auto=result.spec.base == AUTO)
     if result.flat_speed is not None:
         rows += _flat_facts(result, result.flat_speed)
+    if quantizer.fit_record.of_matryoshka_model:
+        leading, own, components = quantizer.fit_record.prefixes[0]
+        held = f"the first {leading} of {d} hold {own:.0%} of the variance"
+        rows.append(("note", f"as of a Matryoshka model, {held}; as many principal components hold {components:.0%}"))
     if quantizer.fit_record.training is not None:
         rows += training_facts(quantizer.fit_record.training)
     table = "(too few vectors to hold any out, so nothing was measured)"
