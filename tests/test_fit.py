@@ -78,7 +78,7 @@ def test_single_cuts_refuse_more_levels(corpus, rule):
 
 def test_pca_is_numpys_svd(corpus):
     centred = corpus - corpus.mean(axis=0)
-    rows, variances = rotation.pca(centred, 5)
+    rows, variances = rotation.pca(rotation.second_moment(corpus, corpus.mean(axis=0)), 5)
     _, values, want = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(np.sum(rows * want[:5], axis=1)), 1, atol=1e-4)
     np.testing.assert_allclose(variances, values**2, rtol=1e-3)
@@ -110,7 +110,8 @@ def test_truncated_vectors_are_fitted_with_cosine(corpus, queries):
 
 
 def test_itq_is_a_rotation_that_loses_less_than_where_it_starts(corpus):
-    z = (corpus - corpus.mean(axis=0)) @ rotation.pca(corpus - corpus.mean(axis=0), 18)[0].T
+    mean = corpus.mean(axis=0)
+    z = (corpus - mean) @ rotation.pca(rotation.second_moment(corpus, mean), 18)[0].T
     for levels in (2, 3, 4):
         centroids = np.array(thresholds.NORMAL_CENTROIDS[levels], dtype=np.float32)
         found = rotation.itq(z, centroids, np.random.default_rng(0))

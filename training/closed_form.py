@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import replace
+from typing import TypeAlias
 
 import faiss
 import numpy as np
@@ -20,6 +21,8 @@ from faiss_qama.training import rotation, thresholds
 from faiss_qama.training.calibrate import choose_query_side
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.split import Split
+
+Prefixes: TypeAlias = tuple[tuple[int, float, float], ...]  # as FitRecord has them
 
 # How far real queries spread, documents being 1: a level at the edge tells near from far more often (docs/results).
 QUERY_GAIN = 1.25
@@ -63,21 +66,16 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
     norms = row_norms(x)
     if norms.max() > 1e18 or 0 < norms.max() < 1e-18:
         raise ValueError(f"the longest vector has norm {norms.max():.3g}; 1e-18 to 1e18 is possible: rescale them")
-    rng = np.random.default_rng(config.seed)
 
     # Centre, project, rotate: one matrix.
     center = x.mean(axis=0, dtype=np.float64).astype(np.float32) if config.center else np.zeros_like(x[0])
-    centred = x - center
-    if config.projection == "pca":
-        matrix, variances = rotation.pca(centred, layout.components)
-        prefixes = _prefixes(np.einsum("nd,nd->d", centred, centred, dtype=np.float64), variances)
-    else:
-        matrix, prefixes = np.eye(layout.components, x.shape[1], dtype=np.float32), ()
-    matrix = merge_pairs(_rotate(matrix, centred, layout, config, rng), layout)
+    matrix, prefixes = _components(x, center, layout, config)
+    matrix = merge_pairs(matrix, layout)
     transform = Linear(matrix, -matrix @ center)
+    matrix = transform.matrix  # which all parts share
 
     # Cut into levels.
-    z = centred @ matrix.T
+    z = transform(x)
     cuts = np.full((layout.columns, layout.max_levels - 1), np.inf, dtype=np.float32)
     for segment, columns, _ in layout.slices():
         cuts[columns, : segment.levels - 1] = thresholds.RULES[config.thresholds](z[:, columns], segment.levels)
@@ -124,13 +122,6 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
     if metric == faiss.METRIC_INNER_PRODUCT and not quantizer.normalized and config.query_gain is None:
         sides += [with_query_side(np.zeros_like(own), gain) for gain in LINEAR_GAINS]
     return choose_query_side(sides, split)
-
-
-def _prefixes(own: NDArray[np.float64], components: NDArray[np.float64]) -> tuple[tuple[int, float, float], ...]:
-    """Return what an eighth, a quarter and a half of the dimensions hold of the variance, and as many components."""
-    d, whole = len(own), own.sum() or 1
-    dims = sorted({n for n in (d // 8, d // 4, d // 2) if n})
-    return tuple((n, float(own[:n].sum() / whole), float(components[:n].sum() / whole)) for n in dims)
 
 
 def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:
@@ -189,14 +180,31 @@ def fit_decoder(
     return Decoder((values - means[:, None]).astype(np.float32), free.astype(np.float32), offset)
 
 
-def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConfig, rng: np.random.Generator) -> Floats:
-    """Rotate the rows of ``matrix`` between the borders that no rotation crosses."""
+def _components(x: Floats, center: Floats, layout: CodeLayout, config: FitConfig) -> tuple[Floats, Prefixes]:
+    """Return an orthonormal row per component, (components, d), and what prefixes hold of the variance."""
+    rng = np.random.default_rng(config.seed)
+    matrix, prefixes = np.eye(layout.components, x.shape[1], dtype=np.float32), Prefixes(())
+    if config.projection == "pca":
+        moment = rotation.second_moment(x, center)
+        matrix, variances = rotation.pca(moment, layout.components)
+        prefixes = _prefixes(np.diag(moment), variances)
     if config.rotation == "none":
-        return matrix
+        return matrix, prefixes
+    some = rng.permutation(len(x))[: rotation.ITQ_VECTORS]
+    return _rotate(matrix, x[some] - center, layout, config, rng), prefixes
+
+
+def _prefixes(own: NDArray[np.float64], components: NDArray[np.float64]) -> Prefixes:
+    """Return what an eighth, a quarter and a half of the dimensions hold of the variance, and as many components."""
+    d, whole = len(own), own.sum() or 1
+    dims = sorted({n for n in (d // 8, d // 4, d // 2) if n})
+    return tuple((n, float(own[:n].sum() / whole), float(components[:n].sum() / whole)) for n in dims)
+
+
+def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConfig, rng: np.random.Generator) -> Floats:
+    """Rotate the rows of ``matrix`` between the borders that no rotation crosses; ITQ reads the vectors ``centred``."""
     ends = np.cumsum([s.components for s in layout.segments])
     borders = [0, *config.rotation_borders(layout)]
-    if config.rotation == "itq":
-        centred = centred[rng.permutation(len(centred))[: rotation.ITQ_VECTORS]]
     rows = []
     for start, end in zip(borders, borders[1:], strict=False):
         part = matrix[start:end]
