@@ -19,6 +19,7 @@ from faiss_qama.arrays import Floats
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 SETS = ("scifact", "nfcorpus", "quora")
+WIDE_SETS = ("nfcorpus-mpnet", "quora-mpnet")  # of 768 dimensions
 METRIC = faiss.METRIC_INNER_PRODUCT
 K = 10  # neighbours that are searched for, unless a module says otherwise
 MILLION = 1_000_000

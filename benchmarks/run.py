@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
-from common import SETS
+from common import SETS, WIDE_SETS
 from measure import speed, training
 from measure.dimensions import dimensions
 from measure.equal_bytes import equal_bytes
@@ -47,7 +47,7 @@ def run_results(data: Path) -> None:
 
 @main.command("equal-bytes")
 @DATA
-@ONLY_SETS
+@click.option("--set", "sets", type=click.Choice(SETS + WIDE_SETS), multiple=True, default=SETS, help="Only this one.")
 def run_equal_bytes(data: Path, sets: tuple[str, ...]) -> None:
     """Compare codes of as many bytes, ours and others'."""
     for name in sets:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from common import RESULTS, ROOT, SETS
+from common import RESULTS, ROOT, SETS, WIDE_SETS
 from rendering.evidence_tables import equal_bytes_table, qama_table, rotated_table
 from rendering.recall_tables import (
     bases_table,
@@ -38,6 +38,7 @@ BY_FILE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "dimensions": ("dimensions", dimensions_table),
     "rotated-study": ("rotated study", lambda data: rotated_table(data["rotated-study"])),
     f"equal-bytes-{SETS[0]}": ("equal bytes", equal_bytes_table),
+    f"equal-bytes-{WIDE_SETS[0]}": ("equal bytes, wide", lambda data: equal_bytes_table(data, WIDE_SETS)),
     "qama-table": ("qama", qama_table),
     "training-ablation": ("ablation", ablation_table),
 }

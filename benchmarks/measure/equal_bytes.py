@@ -17,7 +17,7 @@ from typing import Any
 import click
 import faiss
 import numpy as np
-from common import METRIC, SETS, K, read, write
+from common import METRIC, SETS, WIDE_SETS, K, read, write
 from peers import faiss as faiss_codes
 from peers import ours
 from peers.peer import RESCORED, Peer, importable
@@ -30,9 +30,9 @@ from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.evaluation.recall import exact, ranking_values
 from faiss_qama.evaluation.results import mean_interval
 
-BUDGETS = (24, 48, 96)  # bytes per vector
+BUDGETS, WIDE_BUDGETS = (24, 48, 96), (48, 96, 192)  # bytes per vector, of sets of 384 and of 768 dimensions
 QUERIES = 1000
-LIBRARIES = ("scann", "usearch", "turbovec", "rabitq", "sentence_transformers")
+LIBRARIES = ("scann", "usearch", "turbovec", "remex", "rabitq", "sentence_transformers")
 LARGE = 20_000  # vectors, from which on only the best variants of smaller sets are tried
 BEST = 3  # of a family, on each of those
 IN_FULL = ("OPQ",)  # families whose order changes with the set: tried in full, except for what is slow
@@ -56,8 +56,9 @@ Rows = list[dict[str, Any]]
 
 def equal_bytes(data: Path, name: str) -> None:
     """Measure on a data set, with what is known of the other sets."""
-    smaller = [known["rows"] for other in SETS if other != name and (known := read(f"equal-bytes-{other}"))]
-    keep(name, (rows_of(data / name, size, smaller) for size in BUDGETS))
+    sets, budgets = (WIDE_SETS, WIDE_BUDGETS) if name in WIDE_SETS else (SETS, BUDGETS)
+    smaller = [known["rows"] for other in sets if other != name and (known := read(f"equal-bytes-{other}"))]
+    keep(name, (rows_of(data / name, size, smaller) for size in budgets))
 
 
 def rows_of(folder: Path, size: int, smaller: list[Rows]) -> Rows:

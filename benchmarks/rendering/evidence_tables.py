@@ -9,9 +9,9 @@ from common import SETS
 from rendering.cells import markdown
 
 
-def equal_bytes_table(data: dict[str, Any]) -> str:
+def equal_bytes_table(data: dict[str, Any], sets: tuple[str, ...] = SETS) -> str:
     """Return, for each number of bytes and family, its best variant on each data set, and how far it is from ours."""
-    sets = tuple(name for name in SETS if f"equal-bytes-{name}" in data)
+    sets = tuple(name for name in sets if f"equal-bytes-{name}" in data)
     best: dict[tuple[int, str], dict[str, dict[str, Any]]] = {}
     for name in sets:
         for row in data[f"equal-bytes-{name}"]["rows"]:
