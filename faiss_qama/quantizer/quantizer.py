@@ -122,6 +122,9 @@ class Quantizer:
         if np.array_equal(self.query_transform.matrix, matrix):
             object.__setattr__(self, "query_transform", self.query_transform.with_matrix(matrix))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Quantizer.from_state, self.to_state()
+
     def __repr__(self) -> str:
         return f"Quantizer({self.layout}, {self.d}-d, {self.metric_name})"
 
