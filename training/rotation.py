@@ -9,12 +9,11 @@ from threadpoolctl import threadpool_limits
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
 
-ITQ_VECTORS, ITQ_BATCH = 20_000, 5_000  # to give, and per iteration; thresholds are set on the whole sample
+ITQ_VECTORS, ITQ_BATCH = 20_000, 5_000  # that ITQ sees, and those of an iteration, about
 # Iterations of m components take time m^2 or more and gain less: 12 for 256, 5 for 600 and more.
 ITQ_ITERATIONS, ITQ_MIN, ITQ_COMPONENTS = 12, 5, 256
-# Twice the step to the nearest rotation, with momentum, loses less in 12 iterations than the step itself in 25.
 STEP, MOMENTUM = 2.0, 0.5
-DAMPING = 0.1  # of the mean variance: components without variance turn as they may
+DAMPING = 0.1  # of the mean of S_ii: it keeps the moves of components without variance finite
 
 
 def second_moment(x: Floats, center: Floats) -> NDArray[np.float64]:
@@ -49,10 +48,11 @@ def itq(z: Floats, centroids: Floats, rng: np.random.Generator) -> Floats:
 
     Iterative quantization (Gong and Lazebnik, "Iterative Quantization", CVPR 2011, section 2.2), for any number of
     levels: the nearest levels of the rotated vectors, then the rotation that brings the vectors next to them (the
-    orthogonal Procrustes problem), in turn. Each step is the first order of the exact one: for a rotation R and
-    S = R' (levels' z) it is R (I + W) with S (I - W) symmetric. In principal components S is nearly diagonal, so that
-    W_ij = (S_ij - S_ji) / (S_ii + S_jj). This takes products alone, which at 1,536 components are three times as fast
-    as singular vectors.
+    orthogonal Procrustes problem), in turn. To the first order the rotation R becomes R (I + W) that makes S (I - W)
+    symmetric, S being R' (levels' z). Of principal components S is nearly diagonal, and then
+    W_ij = (S_ij - S_ji) / (S_ii + S_jj), which takes products alone. Each iteration moves by ``STEP`` times W, plus
+    ``MOMENTUM`` times the last move. The Cayley transform makes a rotation of that (Wen and Yin, "A feasible method for
+    optimization with orthogonality constraints", 2013, section 2).
 
     Parameters
     ----------
@@ -68,8 +68,8 @@ def itq(z: Floats, centroids: Floats, rng: np.random.Generator) -> Floats:
     ndarray of shape (m, m), float32
     """
     m = z.shape[1]
-    rotation, turn = random_rotation(m, rng), np.zeros((m, m), np.float32)
-    batches = np.array_split(z, -(-len(z) // ITQ_BATCH))
+    rotation, turn, one = random_rotation(m, rng), np.zeros((m, m), np.float32), np.eye(m, dtype=np.float32)
+    batches = np.array_split(z, max(1, round(len(z) / ITQ_BATCH)))
     largest = max(z.max(), -z.min()) or np.float32(1)  # sums of squares of what is divided by it do not overflow
     cuts = (centroids[1:] + centroids[:-1]) / 2
     iterations = int(np.clip(ITQ_ITERATIONS * ITQ_COMPONENTS // m, ITQ_MIN, ITQ_ITERATIONS))
@@ -82,21 +82,8 @@ def itq(z: Floats, centroids: Floats, rng: np.random.Generator) -> Floats:
             for cut in cuts:
                 nearest += u >= cut * scale
             s = rotation.T @ ((centroids[nearest] * scale).T @ batch)
-            h = np.diag(s) + DAMPING * np.diag(s).mean() + np.finfo(np.float32).tiny
-            turn = MOMENTUM * turn + STEP * (s - s.T) / (h[:, None] + h)
-            rotation = _orthogonal(rotation + rotation @ turn)
-        return _orthogonal(rotation)
-
-
-def _orthogonal(a: Floats) -> Floats:
-    """Return the orthogonal matrix (m, m) next to ``a``, by two Newton-Schulz steps.
-
-    They converge where singular values are below the root of 3 (Higham, "Functions of Matrices", 2008, section 8.3), so
-    larger ones are scaled down.
-    """
-    for _ in range(2):
-        square = a.T @ a
-        most = 1 + float(np.linalg.norm(square - np.eye(len(a), dtype=np.float32)))  # no eigenvalue is larger
-        scale = np.float32(max(1.0, most / 2))
-        a = (1.5 * a - 0.5 / scale * a @ square) / np.sqrt(scale)
-    return a
+            own = np.maximum(np.diag(s), 0)
+            own = own + DAMPING * own.mean() + np.finfo(np.float32).tiny
+            turn = MOMENTUM * turn + STEP * (s - s.T) / (own[:, None] + own)
+            rotation = rotation @ np.linalg.solve(one - turn / 2, one + turn / 2)
+    return rotation
