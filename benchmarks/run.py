@@ -108,10 +108,9 @@ def run_compare(other: Path, data: Path, python: str | None, parts: tuple[str, .
 
 @main.command("dimensions")
 @DATA
-@click.option("--other", type=FOLDER, help="Another checkout of this project, with a .venv of its own.")
-def run_dimensions(data: Path, other: Path | None) -> None:
+def run_dimensions(data: Path) -> None:
     """Time fits of 768 to 3,072 dimensions, beside FAISS's training of a rotation."""
-    dimensions(data, None if other is None else other.resolve())
+    dimensions(data)
 
 
 @main.command("render")

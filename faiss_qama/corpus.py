@@ -115,7 +115,7 @@ class Corpus:
     def scaled(self, factor: float) -> Corpus:
         """Return the same vectors, multiplied by ``factor`` when they are read."""
         other = copy.copy(self)
-        other._factor = np.float32(factor)
+        other._factor = self._factor * np.float32(factor)
         return other
 
     def normalized(self) -> Corpus:

@@ -152,7 +152,10 @@ def test_inspect_prints_the_settings_that_are_not_default(folder, run):
 
 def test_bytes_that_are_not_taken_are_said(folder, run):
     text = " ".join(run("fit", "x.npy", "-o", "b.qama", "--bytes", "7")[1].split())
-    assert " bytes 4 per vector, not 7: layouts come in steps of 8 components, up to all 36 on " in text
+    assert (
+        " bytes 4 per vector, not 7: layouts come in steps of 8 components, up to all 36, and codes of Flat and IVF in steps of 4 bytes on "
+        in text
+    )
     assert "\nbytes  " not in run("fit", "x.npy", "-o", "b.qama", "--bytes", "8")[1]
 
 

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 import warnings
 
 import faiss
@@ -357,24 +356,20 @@ def test_ties_are_as_good_as_the_bound_and_what_is_worse_by_more_than_rounding_i
     np.testing.assert_array_equal(found_with_ties(scores[0], 0.5, 0.5), [True, True, False])
 
 
-class Slow:
-    """Exact search that waits ten times as long as it takes."""
+def test_speeds_are_those_of_the_median_turn(monkeypatch):
+    dataset, searched = make_dataset(n=300), []
+    seconds = {"exact": iter([0.2, 0.1, 9.0] * 3), "one": iter([0.4, 0.5, 0.01] * 3)}
 
-    def __init__(self, x):
-        self._index = faiss.IndexFlatIP(x.shape[1])
-        self._index.add(x)
+    def timed(name):
+        searched.append(name)
+        return None, next(seconds[name])
 
-    def search(self, x, k):
-        start = time.perf_counter()
-        found = self._index.search(x, k)
-        time.sleep(10 * (time.perf_counter() - start) + 0.02)
-        return found
-
-
-def test_what_is_slower_than_exact_search_has_a_lower_speed():
-    dataset = make_dataset(n=3000)
-    exact_speed, slow = speeds([Slow(dataset.corpus.read())], dataset, 10, faiss.METRIC_INNER_PRODUCT)
-    assert 0 < slow < 0.5 * exact_speed
+    monkeypatch.setattr(recall_module, "_timed_exact_search", lambda *_: timed("exact"))
+    monkeypatch.setattr(recall_module, "_timed_search", lambda index, *_: timed(index))
+    monkeypatch.setattr(recall_module, "TURNS", 9)
+    monkeypatch.setattr(recall_module, "MIN_SECONDS", 0)
+    assert speeds(["one"], dataset, 10, faiss.METRIC_INNER_PRODUCT) == [len(dataset.queries) / s for s in (0.2, 0.4)]
+    assert searched == ["exact", "one"] * 9
 
 
 def test_exact_search_compares_few_queries_as_fast_as_many_and_leaves_the_setting(monkeypatch):

@@ -78,7 +78,7 @@ def test_single_cuts_refuse_more_levels(corpus, rule):
 
 def test_pca_is_numpys_svd(corpus):
     centred = corpus - corpus.mean(axis=0)
-    rows, variances = rotation.pca(rotation.second_moment(corpus, corpus.mean(axis=0)), 5)
+    rows, variances = rotation.pca(rotation.scatter_matrix(corpus, corpus.mean(axis=0)), 5)
     _, values, want = np.linalg.svd(centred, full_matrices=False)
     np.testing.assert_allclose(np.abs(np.sum(rows * want[:5], axis=1)), 1, atol=1e-4)
     np.testing.assert_allclose(variances, values**2, rtol=1e-3)
@@ -89,13 +89,13 @@ def test_a_matryoshka_model_is_seen_by_its_leading_dimensions(corpus, falling):
     x = corpus * (0.9 ** np.arange(D) if falling else np.ones(D)).astype(np.float32)
     record = fit(x, config=FitConfig(layout="2x18", sample=10**6)).fit_record
     assert record.of_matryoshka_model == falling
-    assert [n for n, _, _ in record.prefixes] == [4, 9, 18]
+    assert [n for n, _, _ in record.explained_variance] == [4, 9, 18]
     variance = np.var(x, axis=0)
-    for n, own, components in record.prefixes:
+    for n, own, components in record.explained_variance:
         assert own == pytest.approx(variance[:n].sum() / variance.sum(), abs=0.03)  # of all, the held-out ones too
         assert own < components < 1
-    assert FitRecord.from_dict(json.loads(json.dumps(record.to_dict()))).prefixes == record.prefixes
-    assert not fit(x, config=FitConfig(layout="2x18", projection="none", rotation="none")).fit_record.prefixes
+    assert FitRecord.from_dict(json.loads(json.dumps(record.to_dict()))).explained_variance == record.explained_variance
+    assert not fit(x, config=FitConfig(layout="2x18", projection="none", rotation="none")).fit_record.explained_variance
 
 
 def test_truncated_vectors_are_fitted_with_cosine(corpus, queries):
@@ -111,7 +111,7 @@ def test_truncated_vectors_are_fitted_with_cosine(corpus, queries):
 
 def test_itq_is_a_rotation_that_loses_less_than_where_it_starts(corpus):
     mean = corpus.mean(axis=0)
-    z = (corpus - mean) @ rotation.pca(rotation.second_moment(corpus, mean), 18)[0].T
+    z = (corpus - mean) @ rotation.pca(rotation.scatter_matrix(corpus, mean), 18)[0].T
     for levels in (2, 3, 4):
         centroids = np.array(thresholds.NORMAL_CENTROIDS[levels], dtype=np.float32)
         found = rotation.itq(z, centroids, np.random.default_rng(0))
@@ -119,6 +119,16 @@ def test_itq_is_a_rotation_that_loses_less_than_where_it_starts(corpus):
         np.testing.assert_allclose(found @ found.T, np.eye(18), atol=1e-5)
         losses = [distortion(u, thresholds.normal(u, levels)) for u in (z @ found.T, z @ start.T)]
         assert losses[0] < losses[1]
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 7), (60, 40), (200, 192), (700, 100)])
+@pytest.mark.parametrize("spread", [0.0, 0.9, 1.0])
+def test_itq_is_a_rotation_however_few_vectors_there_are(n, m, spread):
+    """Also of components that fall to nothing, or are nothing; its steps are mostly noise then."""
+    z = np.random.default_rng(0).standard_normal((n, m)) * spread ** np.arange(m)
+    centroids = np.array(thresholds.NORMAL_CENTROIDS[4], dtype=np.float32)
+    found = rotation.itq(z.astype(np.float32), centroids, np.random.default_rng(1))
+    np.testing.assert_allclose(found @ found.T, np.eye(m), atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["itq", "random"])

@@ -194,12 +194,13 @@ def test_one_matrix_is_held_once(corpus, queries, settings):
 
 
 def test_a_matrix_outlives_its_transform(corpus):
-    matrix = fit_quietly(corpus, layout="2x18").transform.matrix
-    kept = matrix.copy()
+    quantizer = fit_quietly(corpus, layout="2x18")
+    matrix, kept = quantizer.transform.matrix, quantizer.transform.matrix.copy()
+    del quantizer
     gc.collect()
-    noise = [np.full_like(kept, i) for i in range(50)]
+    held = [np.full_like(kept, i) for i in range(50)]  # would lie where the matrix was
     np.testing.assert_array_equal(matrix, kept)
-    assert len(noise) == 50
+    del held
 
 
 def test_a_state_with_every_matrix_is_read_as_before(corpus, queries):

@@ -22,7 +22,7 @@ from faiss_qama.training.calibrate import choose_query_side
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.split import Split
 
-Prefixes: TypeAlias = tuple[tuple[int, float, float], ...]  # as FitRecord has them
+Explained: TypeAlias = tuple[tuple[int, float, float], ...]  # as FitRecord has them
 
 # How far real queries spread, documents being 1: a level at the edge tells near from far more often (docs/results).
 QUERY_GAIN = 1.25
@@ -69,7 +69,7 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
 
     # Centre, project, rotate: one matrix.
     center = x.mean(axis=0, dtype=np.float64).astype(np.float32) if config.center else np.zeros_like(x[0])
-    matrix, prefixes = _components(x, center, layout, config)
+    matrix, explained = _components(x, center, layout, config)
     matrix = merge_pairs(matrix, layout)
     transform = Linear(matrix, -matrix @ center)
     matrix = transform.matrix  # which all parts share
@@ -108,7 +108,7 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
             matryoshka_dims=config.matryoshka_dims,
             fitted_on=len(x),
             real_queries=split.train_queries is not None,
-            prefixes=prefixes,
+            explained_variance=explained,
         ),
     )
 
@@ -180,21 +180,23 @@ def fit_decoder(
     return Decoder((values - means[:, None]).astype(np.float32), free.astype(np.float32), offset)
 
 
-def _components(x: Floats, center: Floats, layout: CodeLayout, config: FitConfig) -> tuple[Floats, Prefixes]:
-    """Return an orthonormal row per component, (components, d), and what prefixes hold of the variance."""
+def _components(x: Floats, center: Floats, layout: CodeLayout, config: FitConfig) -> tuple[Floats, Explained]:
+    """Return an orthonormal row per component, (components, d), and the variance that leading dimensions explain."""
     rng = np.random.default_rng(config.seed)
-    matrix, prefixes = np.eye(layout.components, x.shape[1], dtype=np.float32), Prefixes(())
+    matrix: Floats = np.eye(layout.components, x.shape[1], dtype=np.float32)
+    explained: Explained = ()
     if config.projection == "pca":
-        moment = rotation.second_moment(x, center)
-        matrix, variances = rotation.pca(moment, layout.components)
-        prefixes = _prefixes(np.diag(moment), variances)
+        scatter = rotation.scatter_matrix(x, center)
+        matrix, variances = rotation.pca(scatter, layout.components)
+        if config.center:
+            explained = _explained(np.diag(scatter), variances)
     if config.rotation == "none":
-        return matrix, prefixes
-    some = rng.permutation(len(x))[: rotation.ITQ_VECTORS]
-    return _rotate(matrix, x[some] - center, layout, config, rng), prefixes
+        return matrix, explained
+    some = rng.permutation(len(x))[: rotation.ITQ_VECTORS if config.rotation == "itq" else 0]
+    return _rotate(matrix, x[some] - center, layout, config, rng), explained
 
 
-def _prefixes(own: NDArray[np.float64], components: NDArray[np.float64]) -> Prefixes:
+def _explained(own: NDArray[np.float64], components: NDArray[np.float64]) -> Explained:
     """Return what an eighth, a quarter and a half of the dimensions hold of the variance, and as many components."""
     d, whole = len(own), own.sum() or 1
     dims = sorted({n for n in (d // 8, d // 4, d // 2) if n})

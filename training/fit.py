@@ -21,7 +21,7 @@ from faiss_qama.training.residual import with_residual
 from faiss_qama.training.split import Split, split_corpus
 from faiss_qama.training.train_config import TrainConfig
 
-FEW = 20_000  # vectors that one thread is enough for; more would wait busily, above all beside other processes
+ONE_THREAD = 20_000  # vectors up to which more threads gain little, and wait busily beside other processes
 
 
 def fit(
@@ -200,7 +200,7 @@ def discard_checkpoint(config: FitConfig) -> None:
 
 def _fitted(split: Split, config: FitConfig, metric: int) -> Quantizer:
     """Fit the layout of ``config``: without training, then trained, with a residual code, and calibrated."""
-    threads = 1 if len(split.train) <= FEW else None
+    threads = 1 if len(split.train) <= ONE_THREAD else None
     with threadpool_limits(threads):
         quantizer = closed_form(split, config, metric)
     if config.train is not None:

@@ -16,7 +16,7 @@ STEP, MOMENTUM = 2.0, 0.5
 DAMPING = 0.1  # of the mean of S_ii: it keeps the moves of components without variance finite
 
 
-def second_moment(x: Floats, center: Floats) -> NDArray[np.float64]:
+def scatter_matrix(x: Floats, center: Floats) -> NDArray[np.float64]:
     """Return the sum of (x - center)' (x - center), (d, d) float64, of vectors ``x`` (n, d)."""
     out = np.zeros((x.shape[1], x.shape[1]))
     for start in range(0, len(x), 8192):  # float32 products, summed in float64
@@ -25,13 +25,13 @@ def second_moment(x: Floats, center: Floats) -> NDArray[np.float64]:
     return out
 
 
-def pca(moment: NDArray[np.float64], components: int) -> tuple[Floats, NDArray[np.float64]]:
-    """Return the (components, d) leading eigenvectors of a second moment, and all eigenvalues (d,), largest first.
+def pca(scatter: NDArray[np.float64], components: int) -> tuple[Floats, NDArray[np.float64]]:
+    """Return the (components, d) leading eigenvectors of a scatter matrix, and all eigenvalues (d,), largest first.
 
     About the mean these are the principal directions, else the right singular vectors. The sign of each is set so that
     its largest entry is positive, because an eigenvector's own sign means nothing.
     """
-    values, vectors = np.linalg.eigh(moment)
+    values, vectors = np.linalg.eigh(scatter)
     rows = vectors[:, ::-1][:, :components].T
     largest = np.take_along_axis(rows, np.abs(rows).argmax(axis=1, keepdims=True), axis=1)
     return np.ascontiguousarray(rows * np.sign(largest), dtype=np.float32), np.maximum(values[::-1], 0)

@@ -1,8 +1,8 @@
 """Times of a default fit at 768 to 3,072 dimensions, into docs/results/dimensions.json.
 
-Each run is a process of its own. This checkout, another one if it is given, and FAISS's training of ``OPQ48,PQ48`` take
-turns: with one thread, then with as many as each takes by itself, on a quiet machine and beside two processes that
-never rest.
+Each run is a process of its own: with one thread, then with as many as the fit takes by itself, on a quiet machine and
+beside two processes that never rest. FAISS's training of ``OPQ48,PQ48`` runs once, with one thread. To compare with an
+older commit, run this there too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
-from common import PAUSE, ROOT, write
+from common import PAUSE, write
 
 from faiss_qama.arrays import Floats
 
@@ -44,29 +43,21 @@ print(json.dumps([time.perf_counter() - wall, time.process_time() - used]))
 """
 
 
-def dimensions(data: Path, other: Path | None) -> None:
-    """Time fits.
-
-    Parameters
-    ----------
-    data : Path
-        Data set folders, quora-mpnet among them.
-    other : Path or None
-        Another checkout, which has its own ``.venv``.
-    """
+def dimensions(data: Path) -> None:
+    """Time fits of vectors made from the data set folder quora-mpnet in ``data``."""
     x = np.load(data / "quora-mpnet" / "corpus.npy", mmap_mode="r")[:N].astype(np.float32)
-    pythons = {"this": sys.executable, "faiss": sys.executable}
-    if other is not None:
-        pythons["other"] = str(other / ".venv/bin/python")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for d in DIMENSIONS:
-            np.save(f"{folder}/{d}.npy", widened(x, d))
-            for threads, busy in ((1, 0), (None, 0), (None, BUSY)):
+            path = f"{folder}/{d}.npy"
+            np.save(path, widened(x, d))
+            runs = [("fit", 1, 0), ("faiss", 1, 0), ("fit", None, 0), ("fit", None, BUSY)]
+            for what, threads, busy in runs:
                 with busy_processes(busy):
-                    rows += _in_turns(f"{folder}/{d}.npy", pythons, {"d": d, "threads": threads, "busy": busy})
-    commits = {"this": _commit(ROOT)} | ({} if other is None else {"other": _commit(other)})
-    write("dimensions", {"n": N, "cores": os.cpu_count(), "rounds": ROUNDS, "commits": commits, "rows": rows})
+                    wall, used = _seconds(path, what, threads)
+                rows.append({"d": d, "what": what, "threads": threads, "busy": busy, "wall": wall, "processor": used})
+                click.echo(str(rows[-1]))
+    write("dimensions", {"n": N, "cores": os.cpu_count(), "rounds": ROUNDS, "rows": rows})
 
 
 def widened(x: Floats, d: int) -> Floats:
@@ -95,28 +86,14 @@ def busy_processes(number: int) -> Iterator[None]:
             process.wait()
 
 
-def _in_turns(path: str, pythons: dict[str, str], about: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the median wall and processor seconds of each; FAISS's training runs once, with one thread."""
-    what = [name for name in pythons if name != "faiss" or about["threads"] == 1]
-    seconds: dict[str, list[list[float]]] = {name: [] for name in what}
-    threads = {} if about["threads"] is None else {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    for i in range(ROUNDS):
-        for name in what:
-            if name != "faiss" or i == 0:
-                time.sleep(PAUSE)
-                command = [pythons[name], "-c", RUN, path, name]
-                done = subprocess.run(
-                    command, cwd="/", env=os.environ | threads, check=True, capture_output=True, text=True
-                )
-                seconds[name].append(json.loads(done.stdout.splitlines()[-1]))
-    rows = []
-    for name, runs in seconds.items():
-        wall, used = (statistics.median(run[i] for run in runs) for i in (0, 1))
-        rows.append({**about, "what": name, "wall": wall, "processor": used})
-        click.echo(str(rows[-1]))
-    return rows
-
-
-def _commit(root: Path) -> str:
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--exclude=*", "--dirty"]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+def _seconds(path: str, what: str, threads: int | None) -> tuple[float, float]:
+    """Return the median wall and processor seconds of a run."""
+    limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
+    runs = []
+    for _ in range(1 if what == "faiss" else ROUNDS):
+        time.sleep(PAUSE)
+        command = [sys.executable, "-c", RUN, path, what]
+        done = subprocess.run(command, env=os.environ | limits, check=True, capture_output=True, text=True)
+        runs.append(json.loads(done.stdout.splitlines()[-1]))
+    wall, used = (statistics.median(run[i] for run in runs) for i in (0, 1))
+    return wall, used

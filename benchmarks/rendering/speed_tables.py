@@ -144,17 +144,14 @@ def growing_table(data: dict[str, Any]) -> str:
 
 
 def dimensions_table(data: dict[str, Any]) -> str:
-    """Return what a default fit takes by dimension, before and now, quiet and beside busy processes."""
-    rows, known = [], {(r["d"], r["threads"], r["busy"], r["what"]): r for r in data["dimensions"]["rows"]}
+    """Return what a default fit takes by dimension, beside FAISS's training, and beside busy processes."""
+    rows, known = [], {(r["d"], r["what"], r["threads"], r["busy"]): r for r in data["dimensions"]["rows"]}
     busy = max(row["busy"] for row in data["dimensions"]["rows"])
     for d in sorted({row["d"] for row in data["dimensions"]["rows"]}):
-        now, before, opq = (known[d, 1, 0, what]["processor"] for what in ("this", "other", "faiss"))
-        cells = [f"{before:.1f}", f"{now:.1f}", f"{now / before:.2f}", f"{opq:.0f}"]
-        for what in ("other", "this"):
-            quiet, beside = (known[d, None, b, what]["wall"] for b in (0, busy))
-            cells.append(f"{quiet:.1f} / {beside:.1f}")
-        rows.append([str(d), *cells])
-    header = ["d", "before", "now", "ratio", "FAISS `OPQ48,PQ48`", "before: quiet / busy", "now: quiet / busy"]
+        fit, opq = (known[d, what, 1, 0]["processor"] for what in ("fit", "faiss"))
+        quiet, beside = (known[d, "fit", None, others]["wall"] for others in (0, busy))
+        rows.append([f"{d:,}", f"{fit:.1f}", f"{opq:.0f}", f"{quiet:.1f}", f"{beside:.1f}"])
+    header = ["d", "fit, one thread", "FAISS `OPQ48,PQ48`, one thread", "fit", "fit, beside two busy processes"]
     return markdown(header, rows)
 
 

@@ -113,8 +113,8 @@ def eval_command(
             return
         dataset = Dataset.load(target, drop_bad_rows=drop_bad_rows)
         dataset = dataset.normalized() if metric == COSINE else dataset
-        fits = partial(measure, train_queries=train_queries, seeds=seeds, **options)
-        measured = _measure_methods(methods, dataset, k, metric, fits)
+        measure_one = partial(measure, train_queries=train_queries, seeds=seeds, **options)
+        measured = _measure_methods(methods, dataset, k, metric, measure_one)
     given = {"train_queries": train_queries, "k": k, "seeds": seeds, **options, **settings}
     _report(dataset, measured, target, {"settings": given, "metric": metric}, json_path)
 
@@ -146,12 +146,12 @@ def _measure_index(index: QamaIndex, name: str, dataset: Dataset, k: int, **opti
 
 
 def _measure_methods(
-    methods: Sequence[str], dataset: Dataset, k: int, metric: str, fits: Callable[..., MethodResult]
+    methods: Sequence[str], dataset: Dataset, k: int, metric: str, measure_one: Callable[..., MethodResult]
 ) -> list[MethodResult]:
-    """Measure exact floats and methods by name, which ``fits`` fits and measures."""
+    """Measure exact floats and methods by name."""
     truth = exact(dataset, k, METRICS["L2" if metric == "l2" else "inner product"])
     names = methods or (f"2x{max(1, dataset.corpus.shape[1] // 2)}",)
-    return [truth.measured, *(fits(name, dataset, truth) for name in names)]
+    return [truth.measured, *(measure_one(name, dataset, truth) for name in names)]
 
 
 def _report(

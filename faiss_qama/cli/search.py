@@ -174,10 +174,10 @@ def _settings(config: Mapping[str, Any]) -> str:
     from faiss_qama.training import FitConfig, TrainConfig  # here, because the other commands do not need it
 
     train = config.get("train") or {}
-    pairs = [(config, FitConfig().to_dict(), ""), (train, json.loads(json.dumps(TrainConfig().to_dict())), "train.")]
+    defaults = json.loads(json.dumps([FitConfig().to_dict(), TrainConfig().to_dict()]))  # as the config was stored
     return ", ".join(
-        f"{of}{name} {value}"
-        for settings, default, of in pairs
+        f"{prefix}{name} {value}"
+        for settings, default, prefix in zip((config, train), defaults, ("", "train."), strict=True)
         for name, value in settings.items()
         if name not in ("layout", "train") and value != default.get(name)
     )

@@ -44,6 +44,9 @@ class Kind:
     holds: Callable[[Path], bool] | None = None
 
 
+MOST_HEADER = 100_000_000  # bytes that a .safetensors file allows
+
+
 def _holds_npy(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
@@ -56,7 +59,7 @@ def _holds_header(path: Path) -> bool:
     """Return whether the first 8 bytes of a file are the length of a JSON object after them, as in .safetensors."""
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        return size <= path.stat().st_size - 8 and file.read(size).rstrip().endswith(b"}")
+        return size <= min(path.stat().st_size - 8, MOST_HEADER) and file.read(size).rstrip().endswith(b"}")
 
 
 KINDS = (
@@ -142,10 +145,10 @@ def _damage_told(path: Path, kind: Kind) -> Iterator[None]:
     except (ImportError, MemoryError):
         raise
     except Exception as error:
-        if str(path) in str(error):
+        if str(path) in str(error) or getattr(error, "filename", None) is not None:
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path}: not a whole {kind.what} ({reason})") from None
+        raise ValueError(f"{path}: not a whole {kind.what} ({reason})") from error
 
 
 def _other(head: bytes) -> str:

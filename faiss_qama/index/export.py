@@ -161,7 +161,7 @@ def _fastscan(quantizer: Quantizer, code: Codes) -> Any:
         bias = -matrix @ decoder.offset
     if quantizer.query_adapter is not None:
         bias += matrix @ quantizer.query_adapter.bias
-        matrix = matrix @ quantizer.query_adapter.matrix
+        matrix = matrix @ quantizer.query_adapter.scaled_matrix
     return _behind([_linear(matrix.astype(np.float32), bias)], fast)
 
 

@@ -10,6 +10,7 @@ Quality: TypeAlias = dict[str, dict[str, float]]
 """Figures on the validation queries, larger meaning better: by stage, then by measure such as ``recall@10``."""
 
 LEADING_HALF = 0.6  # share of the variance; a model that is not trained for it has .5, give or take a few hundredths
+MIN_HALF = 16  # dimensions; of fewer, halves differ by chance
 MAY_LOSE = 0.005  # of a stage, where a training gains in the mean: some hundred queries cannot tell it from none
 
 
@@ -72,9 +73,9 @@ class FitRecord:
         How far encoded queries spread around their centre; documents have 1.
     training : TrainingRecord, optional
         The result of the training, if there was one.
-    prefixes : sequence of (int, float, float)
+    explained_variance : sequence of (int, float, float)
         Numbers of leading dimensions, the share of the variance that they hold, and the share that as many principal
-        components hold; empty without PCA.
+        components hold; empty without centring and PCA.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -87,12 +88,13 @@ class FitRecord:
     real_queries: bool = False
     query_gain: float = 1.0
     training: TrainingRecord | None = None
-    prefixes: Sequence[tuple[int, float, float]] = ()
+    explained_variance: Sequence[tuple[int, float, float]] = ()
 
     @property
     def of_matryoshka_model(self) -> bool:
         """Whether leading dimensions hold most of the variance. Models that are not Matryoshka spread it evenly."""
-        return bool(self.prefixes) and self.prefixes[-1][1] > LEADING_HALF
+        half, share, _ = self.explained_variance[-1] if self.explained_variance else (0, 0.0, 0.0)
+        return half >= MIN_HALF and share > LEADING_HALF
 
     @property
     def trained(self) -> bool:
@@ -108,5 +110,5 @@ class FitRecord:
         """Return the record of :meth:`to_dict`. Raises TypeError for parts that are missing or unknown."""
         training, dims = record["training"], record["matryoshka_dims"]
         typed: dict[str, Any] = {"training": None if training is None else TrainingRecord(**training)}
-        typed["prefixes"] = tuple(map(tuple, record.get("prefixes", ())))
+        typed["explained_variance"] = tuple(map(tuple, record.get("explained_variance", ())))
         return cls(**{**record, **typed, "matryoshka_dims": dims if isinstance(dims, str) else tuple(dims)})

@@ -17,7 +17,7 @@ from faiss_qama.quantizer.calibration import Calibration
 from faiss_qama.quantizer.decoder import BitDecoder, Decoder
 from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.quantizer.transform import Linear, Transform, from_arrays
+from faiss_qama.quantizer.transform import Linear, Transform, from_arrays, linear
 from faiss_qama.threads import parallel_map
 from faiss_qama.vectors import as_vectors
 
@@ -25,6 +25,7 @@ ENCODE_CHUNK = 4096  # vectors whose columns stay in cache until they are packed
 # If every level of a query is the lowest or the highest, the L1 distance is a constant minus an inner product with the
 # signs of the query, whatever the norms of the documents. A query that spreads so many times as far nearly is so.
 LINEAR_GAIN = 16.0
+SHARED = ("decoder.matrix", "query_transform.matrix")  # left out of a state if they are transform.matrix
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
 COSINE = "cosine"  # inner products of vectors that are scaled to norm 1 first, on both sides
 
@@ -270,14 +271,14 @@ class Quantizer:
     def is_compatible_with(self, other: Quantizer) -> bool:
         """Return whether codes and stored vectors of ``other`` mean the same as those of this quantizer."""
         (a, settings), (b, others) = self.to_state(), other.to_state()
-        named = [name for name in a if not name.startswith(("calibration.", "query_"))]
+        named = {name for name in a.keys() | b.keys() if not name.startswith(("calibration.", "query_"))}
         same = [settings[key] == others[key] for key in ("d", "layout", "metric", "normalized", "rms_norm")]
-        return all(same) and all(name in b and np.array_equal(a[name], b[name]) for name in named)
+        return all(same) and named <= a.keys() & b.keys() and all(np.array_equal(a[name], b[name]) for name in named)
 
     def to_state(self) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         """Return the arrays, C-contiguous and by name, and everything else as JSON can hold it.
 
-        A matrix of the decoder or of the query side that is missing is that of ``transform``.
+        Of ``SHARED`` those are left out that are ``transform.matrix``.
         """
         arrays: dict[str, NDArray[Any]] = {
             "thresholds": self.thresholds,
@@ -287,7 +288,7 @@ class Quantizer:
         }
         for name, transform in self._transforms().items():
             arrays |= {f"{name}.{part}": array for part, array in transform.arrays().items()}
-        for name in ("decoder.matrix", "query_transform.matrix"):
+        for name in SHARED:
             if arrays[name] is self.transform.matrix:
                 del arrays[name]
         if self.calibration is not None:
@@ -317,6 +318,7 @@ class Quantizer:
         norm, normalized = settings["rms_norm"], settings["normalized"]
         if not (isinstance(norm, float | int) and 0 < norm < float("inf") and isinstance(normalized, bool)):
             raise ValueError(f"rms_norm is a number above 0 and normalized a bool; got {norm!r} and {normalized!r}")
+        arrays = dict.fromkeys(SHARED, arrays["transform.matrix"]) | dict(arrays)
         calibrations = {}
         for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):
             curves = arrays[f"{name}.floats"], arrays[f"{name}.codes"]
@@ -333,19 +335,13 @@ class Quantizer:
             transform=from_arrays(arrays, "transform"),
             layout=CodeLayout.parse(settings["layout"]),
             thresholds=arrays["thresholds"],
-            decoder=Decoder(
-                arrays["decoder.values"],
-                arrays.get("decoder.matrix", arrays["transform.matrix"]),
-                arrays["decoder.offset"],
-            ),
+            decoder=Decoder(arrays["decoder.values"], arrays["decoder.matrix"], arrays["decoder.offset"]),
             metric=METRICS["inner product" if settings["metric"] == COSINE else settings["metric"]],
             cosine=settings["metric"] == COSINE,
             normalized=normalized,
             rms_norm=norm,
             query_transform=from_arrays(arrays, "query_transform"),
-            query_adapter=Linear(arrays["query_adapter.matrix"], arrays["query_adapter.bias"])
-            if "query_adapter.matrix" in arrays
-            else None,
+            query_adapter=linear(arrays, "query_adapter") if "query_adapter.matrix" in arrays else None,
             residual=residual,
             fit_record=FitRecord.from_dict(settings["fit_record"]),
             calibration=calibration,

@@ -16,8 +16,11 @@ HIDDEN_BLOCK = 256  # vectors whose hidden layer stays in cache
 MIN_PARALLEL = 32  # vectors; one thread multiplies fewer faster than it wakes others, which may wait for a core
 
 
-class _Rows:
-    """The matrix of a FAISS product, for numpy to see without a copy of its own."""
+class _FaissMatrix:
+    """The matrix of a FAISS product, for numpy to see without a copy of its own.
+
+    Nothing may resize ``A``, whose memory numpy reads.
+    """
 
     def __init__(self, matrix: Floats) -> None:
         rows, d = matrix.shape
@@ -51,8 +54,8 @@ class Linear:
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        if not isinstance(self.matrix.base, _Rows):
-            object.__setattr__(self, "matrix", np.asarray(_Rows(self.matrix)))
+        if not isinstance(self.matrix.base, _FaissMatrix):
+            object.__setattr__(self, "matrix", np.asarray(_FaissMatrix(self.matrix)))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,7 +80,7 @@ class Linear:
         # FAISS's product runs in as many threads as FAISS may use. Numpy's does not, and its threads wait busily for
         # more while ours would work.
         rows, x, z = self.matrix.base, np.ascontiguousarray(x), np.empty((len(x), len(self.matrix)), np.float32)
-        assert isinstance(rows, _Rows)
+        assert isinstance(rows, _FaissMatrix)
         threads = faiss.omp_get_max_threads()
         faiss.omp_set_num_threads(threads if len(x) >= MIN_PARALLEL else 1)
         try:
@@ -166,7 +169,7 @@ class FeedForward:
 
     def rescaled(self, factor: float) -> FeedForward:
         """Return the transform T of ``factor`` x with T(factor x) = factor z, for the z of x here."""
-        hidden = Linear(self.hidden.matrix / np.float32(factor), self.hidden.bias)
+        hidden = replace(self.hidden, matrix=self.hidden.matrix / np.float32(factor))
         return FeedForward(self.skip.rescaled(factor), hidden, np.float32(factor) * self.out)
 
     def arrays(self) -> dict[str, Floats]:
@@ -185,20 +188,19 @@ Transform: TypeAlias = Linear | FeedForward
 
 
 def from_arrays(arrays: Mapping[str, NDArray[Any]], name: str) -> Transform:
-    """Return the transform whose :meth:`arrays` are those of ``arrays`` that are called ``name.*``.
-
-    A missing matrix is that of ``transform``.
-    """
-    linear = _linear(arrays, name)
+    """Return the transform whose :meth:`arrays` are those of ``arrays`` that are called ``name.*``."""
+    skip = linear(arrays, name)
     if f"{name}.out" not in arrays:
-        return linear
-    return FeedForward(linear, _linear(arrays, f"{name}.hidden"), arrays[f"{name}.out"])
+        return skip
+    return FeedForward(skip, linear(arrays, f"{name}.hidden"), arrays[f"{name}.out"])
 
 
-def _linear(arrays: Mapping[str, NDArray[Any]], name: str) -> Linear:
-    matrix = arrays.get(f"{name}.matrix", arrays["transform.matrix"])
-    gain = arrays.get(f"{name}.gain", (1.0,))
-    return Linear(matrix, arrays[f"{name}.bias"], float(gain[0]))
+def linear(arrays: Mapping[str, NDArray[Any]], name: str) -> Linear:
+    """Return the Linear whose arrays are those of ``arrays`` that are called ``name.*``; a missing gain is 1."""
+    gain = arrays.get(f"{name}.gain", np.ones(1, np.float32))
+    if gain.shape != (1,):
+        raise ValueError(f"{name}.gain has shape {gain.shape}; (1,) is needed")
+    return Linear(arrays[f"{name}.matrix"], arrays[f"{name}.bias"], float(gain[0]))
 
 
 def gelu(x: Floats) -> Floats:

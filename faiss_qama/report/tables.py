@@ -50,14 +50,14 @@ def fit_summary(result: FitResult) -> str:
         rows.append(("chosen", f"{result.choice.chosen.layout}: {result.choice.reason}"))
     if result.other_bytes is not None:
         taken = code_bytes(result.spec.base, quantizer.layout) if result.choice is None else result.choice.chosen.bytes
-        why = f"layouts come in steps of 8 components, up to all {d}"
+        why = f"layouts come in steps of 8 components, up to all {d}, and codes of Flat and IVF in steps of 4 bytes"
         rows.append(("bytes", f"{taken} per vector, not {result.other_bytes}: {why}"))
     rows += base_facts(index.base_trials, n, auto=result.spec.base == AUTO)
     if result.flat_speed is not None:
         rows += _flat_facts(result, result.flat_speed)
     if quantizer.fit_record.of_matryoshka_model:
-        leading, own, components = quantizer.fit_record.prefixes[0]
-        held = f"the first {leading} of {d} hold {own:.0%} of the variance"
+        half, own, components = quantizer.fit_record.explained_variance[-1]
+        held = f"the first {half} of {d} dimensions hold {own:.0%} of the variance"
         rows.append(("note", f"as of a Matryoshka model, {held}; as many principal components hold {components:.0%}"))
     if quantizer.fit_record.training is not None:
         rows += training_facts(quantizer.fit_record.training)
