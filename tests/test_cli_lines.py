@@ -152,10 +152,8 @@ def test_inspect_prints_the_settings_that_are_not_default(folder, run):
 
 def test_bytes_that_are_not_taken_are_said(folder, run):
     text = " ".join(run("fit", "x.npy", "-o", "b.qama", "--bytes", "7")[1].split())
-    assert (
-        " bytes 4 per vector, not 7: layouts come in steps of 8 components, up to all 36, and codes of Flat and IVF in steps of 4 bytes on "
-        in text
-    )
+    why = "layouts come in steps of 8 components, up to all 36, and codes of Flat and IVF in steps of 4 bytes"
+    assert f" bytes 4 per vector, not 7: {why} on " in text
     assert "\nbytes  " not in run("fit", "x.npy", "-o", "b.qama", "--bytes", "8")[1]
 
 

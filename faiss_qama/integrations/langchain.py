@@ -46,8 +46,8 @@ class QamaVectorStore(VectorStore):
         The model that embeds texts.
     index : QamaIndex, optional
         A trained index without ids of its own. Without one, the attribute ``index`` is None until the store fits it to
-        the first texts. It compares every vector while there are fewer than 10,000. Then it fits the index anew, if that
-        was fitted to fewer than 5,000.
+        the first texts. It compares every vector while there are fewer than 10,000. Then it fits the index anew, if
+        that was fitted to fewer than 5,000.
     documents : sequence of Document
         The documents of the vectors in ``index``, in the order of its rows.
     relevance_score_fn : callable, optional
