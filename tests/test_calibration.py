@@ -75,9 +75,9 @@ def test_curves_are_what_searches_reach(metric):
 @pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
 @pytest.mark.parametrize(("unit", "offset"), [(True, 0), (False, 0), (True, 1)])
 def test_a_calibrated_recall_is_reached_on_queries_to_come(real_queries, metric, unit, offset):
-    """In the mean of three corpora, whose calibrations err either way."""
+    """In the mean of two corpora, whose calibrations err either way."""
     ks = (1, 10, 50) if unit else (10, 50)  # where lengths vary, more than 1024 candidates hold the nearest
-    recalls = np.array([recalls_reached(seed, ks, real_queries, metric, unit, offset) for seed in (0, 1, 2)])
+    recalls = np.array([recalls_reached(seed, ks, real_queries, metric, unit, offset) for seed in (0, 1)])
     assert (recalls.mean(axis=0) >= WANTED).all(), recalls
 
 

@@ -32,16 +32,17 @@ def exhaustive():
 
 
 def kept(index: QamaIndex, exhaustive: QamaIndex, queries: np.ndarray = OTHERS) -> float:
-    """The share of an exhaustive scan's hits that is found."""
-    found, wanted = (one.search(queries, 10, recall=0.9)[1] for one in (index, exhaustive))
-    return float((wanted[:, :, None] == found[:, None]).any(axis=2).mean())
+    """The share of an exhaustive scan's hits that is found, or others that score no worse than its last."""
+    found, wanted = (one.search(queries, 10, recall=0.9)[0] for one in (index, exhaustive))
+    return float((found >= wanted[:, -1:]).mean())
 
 
-@pytest.mark.parametrize("base", ["IVF512", "BIVF512", "BHNSW16"])
-def test_tuning_finds_the_smallest_setting_that_keeps_the_recall(base, exhaustive):
-    index = QamaIndex(QUANTIZER, "fp32", base=base)
+@pytest.mark.parametrize(("base", "n"), [("IVF512", 12_000), ("BIVF512", 12_000), ("BHNSW16", 3000)])
+def test_tuning_finds_the_smallest_setting_that_keeps_the_recall(base, n):
+    exhaustive, index = (QamaIndex(QUANTIZER, "fp32", base=one) for one in ("Flat", base))
     index.train(X)
-    index.add(X)
+    for one in (exhaustive, index):
+        one.add(X[:n])
     tried = index.tune(QUERIES, recall=0.9)
     name, value = next(iter(tried.settings.items()))
     assert tried.base == base
