@@ -54,8 +54,8 @@ class FitResult:
         any out. All speeds were measured in turns.
     untrained : MethodResult or None
         The codes alone without the training, likewise; None if no training was kept.
-    other_bytes : int or None
-        The bytes per vector that were asked for, if the layout has fewer.
+    asked_bytes : int or None
+        The bytes per vector that were asked for, if there is no recall to reach with fewer.
     flat_speed : float or None
         Queries per second over base ``Flat``, measured in the same turns; None if that is the base, or was tried by
         base ``auto``.
@@ -72,9 +72,16 @@ class FitResult:
     fit_seconds: float
     measured: list[MethodResult]
     untrained: MethodResult | None
-    other_bytes: int | None = None
+    asked_bytes: int | None = None
     flat_speed: float | None = None
     next_queries: str = "queries.npy"
+
+    @property
+    def taken_bytes(self) -> int:
+        """Bytes per vector of the codes that were chosen."""
+        if self.choice is not None:
+            return self.choice.chosen.bytes
+        return code_bytes(self.spec.base, self.index.quantizer.layout)
 
     @property
     def queries(self) -> str:
@@ -184,9 +191,8 @@ def fit_index(
     seconds = time.perf_counter() - start
     index = build_index(path, quantizer, corpus, spec, split.validation if len(split.validation) else None)
     discard_checkpoint(config)
-    taken = code_bytes(spec.base, quantizer.layout) if choice is None else choice.chosen.bytes
-    other_bytes = config.bytes if spec.recall is None and config.bytes != taken else None
-    result = FitResult(index, path, corpus, spec, split, choice, seconds, [], None, other_bytes)
+    asked_bytes = config.bytes if spec.recall is None else None
+    result = FitResult(index, path, corpus, spec, split, choice, seconds, [], None, asked_bytes)
     if not len(split.test):
         return result
     stages = _stages(index)

@@ -127,18 +127,18 @@ def read_vectors(path: Path, want: Want) -> Reader:
     assert kind is not None
     if not kind.has_names and (want.name or want.ids):
         raise ValueError(f"{path}: a {kind.what} has no columns or arrays with names; got {want.name or want.ids!r}")
-    with _damage_told(path, kind):
+    with _errors_name_the_file(path, kind):
         reader = kind.read(path, want)
 
     def windows(step: int) -> Iterator[NDArray[Any]]:
-        with _damage_told(path, kind):
+        with _errors_name_the_file(path, kind):
             yield from reader.windows(step)
 
     return replace(reader, windows=windows)
 
 
 @contextmanager
-def _damage_told(path: Path, kind: Kind) -> Iterator[None]:
+def _errors_name_the_file(path: Path, kind: Kind) -> Iterator[None]:
     """Raise ValueError that names the file for whatever a library makes of a damaged one."""
     try:
         yield

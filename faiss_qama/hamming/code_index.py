@@ -17,7 +17,7 @@ from faiss_qama.quantizer.layout import CodeLayout
 
 
 class MissingError(ValueError, AttributeError):
-    """An attribute that an index has not, or not yet: a ValueError, for which ``hasattr`` returns False."""
+    """An attribute that an index lacks, or does not have yet: a ValueError for which ``hasattr`` returns False."""
 
 
 class PartReader(Protocol):

@@ -11,7 +11,14 @@ Quality: TypeAlias = dict[str, dict[str, float]]
 
 LEADING_HALF = 0.6  # share of the variance; a model that is not trained for it has .5, give or take a few hundredths
 MIN_HALF = 16  # dimensions; of fewer, halves differ by chance
+SMOOTHING = 0.001  # added to what is compared, so that a stage which finds next to nothing does not decide alone
 MAY_LOSE = 0.005  # of a stage, where a training gains in the mean: some hundred queries cannot tell it from none
+
+
+def quality_ratios(quality: Quality, reference: Quality, measure: str) -> list[float]:
+    """Return how good ``quality`` is in each stage of ``reference``, which is 1."""
+    pairs = [(quality[stage][measure], reference[stage][measure]) for stage in reference]
+    return [(ours + SMOOTHING) / (theirs + SMOOTHING) for ours, theirs in pairs]
 
 
 @dataclass(frozen=True, kw_only=True)

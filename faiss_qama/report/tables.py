@@ -15,11 +15,11 @@ from faiss_qama.comparison.tasks import TaskResult
 from faiss_qama.evaluation.bootstrap import bootstrap_interval, percent
 from faiss_qama.evaluation.ranking_metrics import PerQuery
 from faiss_qama.evaluation.results import MethodResult
-from faiss_qama.hamming.factory import AUTO, code_bytes
+from faiss_qama.hamming.factory import AUTO
 from faiss_qama.index.tuning import MIN_VECTORS, BaseTrial
 from faiss_qama.pipeline import FitResult
 from faiss_qama.quantizer.calibration import K
-from faiss_qama.quantizer.fit_record import MAY_LOSE, TrainingRecord
+from faiss_qama.quantizer.fit_record import MAY_LOSE, TrainingRecord, quality_ratios
 from faiss_qama.quantizer.quantizer import Quantizer
 
 COLUMNS, INDENT = 80, 12  # of a terminal; of the names of facts
@@ -48,17 +48,16 @@ def fit_summary(result: FitResult) -> str:
     ]
     if result.choice is not None:
         rows.append(("chosen", f"{result.choice.chosen.layout}: {result.choice.reason}"))
-    if result.other_bytes is not None:
-        taken = code_bytes(result.spec.base, quantizer.layout) if result.choice is None else result.choice.chosen.bytes
+    if result.asked_bytes not in (None, result.taken_bytes):
         why = f"layouts come in steps of 8 components, up to all {d}, and codes of Flat and IVF in steps of 4 bytes"
-        rows.append(("bytes", f"{taken} per vector, not {result.other_bytes}: {why}"))
+        rows.append(("bytes", f"{result.taken_bytes} per vector, not {result.asked_bytes}: {why}"))
     rows += base_facts(index.base_trials, n, auto=result.spec.base == AUTO)
     if result.flat_speed is not None:
         rows += _flat_facts(result, result.flat_speed)
     if quantizer.fit_record.of_matryoshka_model:
         half, own, components = quantizer.fit_record.explained_variance[-1]
         held = f"the first {half} of {d} dimensions hold {own:.0%} of the variance"
-        rows.append(("note", f"as of a Matryoshka model, {held}; as many principal components hold {components:.0%}"))
+        rows.append(("note", f"{held}, as in a Matryoshka model; as many principal components hold {components:.0%}"))
     if quantizer.fit_record.training is not None:
         rows += training_facts(quantizer.fit_record.training)
     table = "(too few vectors to hold any out, so nothing was measured)"
@@ -333,7 +332,7 @@ def kept_text(record: TrainingRecord) -> str:
     text = f"{measure} {100 * record.gain:+.1f} % in the mean of the stages"
     if record.kept:
         return f"the trained quantizer: {text}"
-    worst = min(record.trained[s][measure] / max(record.untrained[s][measure], 1e-9) for s in record.untrained) - 1
+    worst = min(quality_ratios(record.trained, record.untrained, measure)) - 1
     return (
         f"the untrained quantizer: {text} and {100 * worst:+.1f} % in the worst; "
         f"more than 0 % and at least {-100 * MAY_LOSE:g} % are needed"

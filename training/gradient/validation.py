@@ -14,13 +14,12 @@ from faiss_qama.evaluation.exhaustive_search import search_decoded, search_hammi
 from faiss_qama.evaluation.ranking_metrics import ndcg
 from faiss_qama.evaluation.recall import found_with_ties
 from faiss_qama.quantizer.calibration import K
-from faiss_qama.quantizer.fit_record import MAY_LOSE, Quality
+from faiss_qama.quantizer.fit_record import MAY_LOSE, Quality, quality_ratios
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training.near_duplicates import NearDuplicates, drop_one
 from faiss_qama.training.split import Split
 
 VALIDATION_DOCUMENTS = 100_000  # fewer documents would forgive a quantizer that confuses them
-SMOOTHING = 0.001  # added to what is compared, so that a stage which finds next to nothing does not decide alone
 
 
 class Validation:
@@ -77,15 +76,11 @@ class Validation:
 
     def gain(self, quality: Quality, reference: Quality) -> float:
         """Return how much better ``quality`` is than ``reference``, as a share: the mean over the stages."""
-        return float(np.mean(self._ratios(quality, reference))) - 1
+        return float(np.mean(quality_ratios(quality, reference, self.measure))) - 1
 
     def never_worse(self, quality: Quality, reference: Quality) -> bool:
         """Return whether ``quality`` is in no stage worse than ``reference``, by more than ``MAY_LOSE``."""
-        return bool(min(self._ratios(quality, reference)) >= 1 - MAY_LOSE)
-
-    def _ratios(self, quality: Quality, reference: Quality) -> list[float]:
-        pairs = [(quality[stage][self.measure], reference[stage][self.measure]) for stage in reference]
-        return [(ours + SMOOTHING) / (theirs + SMOOTHING) for ours, theirs in pairs]
+        return bool(min(quality_ratios(quality, reference, self.measure)) >= 1 - MAY_LOSE)
 
     def _without_itself(self, D: NDArray[Any], I: Ids) -> tuple[NDArray[Any], Ids]:
         """Return K of K + 1 hits, without one that is the query itself and not known to be relevant."""
