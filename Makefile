@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 # Report of the lines that tests run; make test COVERAGE= leaves it out, which takes a third less time before Python 3.12.
 COVERAGE ?= --cov
 
-.PHONY: help quick test lint fix demo docs dist results speed peers training compare clean
+.PHONY: help quick test lint fix demo docs dist results wide speed peers training compare clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' Makefile
@@ -46,6 +46,10 @@ dist: $(VENV)/dev.stamp  ## build the source and binary distributions into dist,
 results: $(VENV)/dev.stamp  ## remake docs/results from the data set folders in DATA=folder
 	$(PIP) --editable '.[bench]'
 	$(BIN)/python benchmarks/run.py results $(DATA)
+
+wide: $(VENV)/dev.stamp  ## remake the tables of 768 dimensions from DATA=folder
+	$(PIP) --editable '.[bench]'
+	$(BIN)/python benchmarks/run.py wide $(DATA)
 
 speed: $(VENV)/dev.stamp  ## measure scans, encoding, loading and growth with DATA=folder, into docs/results/speed.json
 	$(BIN)/python benchmarks/run.py speed $(DATA)

@@ -1,8 +1,8 @@
 """Measure what docs/results and the README state.
 
-Usage: python benchmarks/run.py COMMAND DATA, where DATA holds data set folders (scifact, nfcorpus, quora, stsb,
-banking77). Each command writes JSON files to docs/results, and then remakes the tables of docs/results and of the
-README from all of these files.
+Usage: python benchmarks/run.py COMMAND DATA, where DATA holds data set folders (scifact, nfcorpus, quora,
+nfcorpus-mpnet, quora-mpnet, stsb, banking77). Each command writes JSON files to docs/results, and then remakes the
+tables of docs/results and of the README from all of these files.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from common import SETS, WIDE_SETS
 from measure import speed, training
 from measure.dimensions import dimensions
 from measure.equal_bytes import equal_bytes
-from measure.qama import qama_table
-from measure.results import results
+from measure.qama import QAMA_SETS, qama_table
+from measure.results import results, wide_results
 from measure.rotated import rotated_study
 from measure.side_by_side import side_by_side
 from measure.whole_searches import SIZES, whole_searches
@@ -24,7 +24,9 @@ from tables import remake
 
 FOLDER = click.Path(path_type=Path, exists=True, file_okay=False)
 DATA = click.argument("data", type=FOLDER)
-ONLY_SETS = click.option("--set", "sets", type=click.Choice(SETS), multiple=True, default=SETS, help="Only this one.")
+ONLY_SETS = click.option(
+    "--set", "sets", type=click.Choice(SETS + WIDE_SETS), multiple=True, default=SETS, help="Only this one."
+)
 
 
 @click.group()
@@ -41,13 +43,20 @@ def remake_tables(_: None) -> None:
 @main.command("results")
 @DATA
 def run_results(data: Path) -> None:
-    """Measure everything that no command below measures alone, equal-bytes, qama and rotated included."""
+    """Measure what no other command measures, and equal-bytes, qama and rotated, on sets of 384 dimensions."""
     results(data)
+
+
+@main.command("wide")
+@DATA
+def run_wide(data: Path) -> None:
+    """Measure the main job, equal-bytes and qama on sets of 768 dimensions."""
+    wide_results(data)
 
 
 @main.command("equal-bytes")
 @DATA
-@click.option("--set", "sets", type=click.Choice(SETS + WIDE_SETS), multiple=True, default=SETS, help="Only this one.")
+@ONLY_SETS
 def run_equal_bytes(data: Path, sets: tuple[str, ...]) -> None:
     """Compare codes of as many bytes, ours and others'."""
     for name in sets:
@@ -57,8 +66,9 @@ def run_equal_bytes(data: Path, sets: tuple[str, ...]) -> None:
 @main.command("qama")
 @DATA
 def run_qama(data: Path) -> None:
-    """Measure the table of the QAMA paper."""
-    qama_table(data)
+    """Measure the tables of the QAMA paper."""
+    for d in QAMA_SETS:
+        qama_table(data, d)
 
 
 @main.command("rotated")

@@ -38,8 +38,10 @@ BY_FILE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "dimensions": ("dimensions", dimensions_table),
     "rotated-study": ("rotated study", lambda data: rotated_table(data["rotated-study"])),
     f"equal-bytes-{SETS[0]}": ("equal bytes", equal_bytes_table),
+    WIDE_SETS[0]: ("main, wide", lambda data: main_table(data, WIDE_SETS)),
     f"equal-bytes-{WIDE_SETS[0]}": ("equal bytes, wide", lambda data: equal_bytes_table(data, WIDE_SETS)),
-    "qama-table": ("qama", qama_table),
+    "qama-table-384": ("qama", lambda data: qama_table(data, 384)),
+    "qama-table-768": ("qama, 768", lambda data: qama_table(data, 768)),
     "training-ablation": ("ablation", ablation_table),
 }
 
@@ -53,11 +55,6 @@ def remake() -> None:
 def render() -> dict[Path, str]:
     """Return the files that hold tables, with the tables made anew from the JSON files."""
     data = {path.stem: json.loads(path.read_text()) for path in RESULTS.glob("*.json")}
-    labels = [row["method"] for row in data[SETS[0]]["results"]][1:]
-    data["rows"] = {
-        "main": [label for label in labels if ", " in label],
-        "methods": [label for label in labels if ", " not in label],
-    }
     tables = {
         "first": first_table(data),
         "main": main_table(data),
@@ -76,7 +73,7 @@ def render() -> dict[Path, str]:
         "asymmetric": asymmetric_table(data),
         "growing codes": growing_table(data),
     }
-    for size in ("quora", "million"):
+    for size in ("quora", "million", "quora-mpnet"):
         if f"peers-{size}" in data:
             peers = data[f"peers-{size}"]
             tables |= {f"fastest {size}": fastest_table(peers), f"peers {size}": peers_table(peers)}

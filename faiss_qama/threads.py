@@ -1,4 +1,4 @@
-"""A pool of as many threads as FAISS may use, and a context that holds Ctrl-C back."""
+"""A pool of as many threads as FAISS may use, contexts that use one, and one that holds Ctrl-C back."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 import faiss
+from threadpoolctl import ThreadpoolController
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -33,6 +34,44 @@ def defer_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if held:
             signal.raise_signal(signal.SIGINT)
+
+
+class _OneBlasThread:
+    """Limits the BLAS of numpy to one thread: in small products more wait busily for each other.
+
+    The limit is the process's. The first of several threads that enter sets it, and the last that leaves lifts it.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._limit: Any = None
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._inside == 0:  # FAISS's BLAS is of another threading layer
+                self._limit = ThreadpoolController().select(threading_layer="pthreads").limit(limits=1)
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._limit.restore_original_limits()
+
+
+one_blas_thread = _OneBlasThread()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit the BLAS of numpy, and FAISS in this thread, to one thread."""
+    threads = faiss.omp_get_max_threads()
+    with one_blas_thread:
+        try:
+            faiss.omp_set_num_threads(1)
+            yield
+        finally:
+            faiss.omp_set_num_threads(threads)
 
 
 def parallel_map(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
@@ -94,6 +133,7 @@ def _threads(number: int) -> ThreadPoolExecutor:
 def _after_fork() -> None:
     """Forget the parent's threads, which a child does not have: FAISS would wait for its own for ever."""
     _threads.cache_clear()
+    one_blas_thread.__init__()  # type: ignore[misc]
     faiss.omp_set_num_threads(1)
 
 

@@ -13,9 +13,10 @@ import faiss
 import numpy as np
 import pytest
 from conftest import fit_quietly, make_vectors
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from faiss_qama import QamaIndex
-from faiss_qama.threads import defer_interrupt, even_slices, parallel_map
+from faiss_qama.threads import defer_interrupt, even_slices, one_thread, parallel_map
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -78,6 +79,21 @@ def test_a_short_search_does_not_wait_for_a_long_one():
         searching.join()
         faiss.omp_set_num_threads(before)
     assert done == [[True, True]]
+
+
+def test_the_last_thread_to_leave_lifts_the_limit_of_blas():
+    def threads() -> list[int]:
+        return [lib["num_threads"] for lib in threadpool_info() if lib.get("threading_layer") == "pthreads"]
+
+    with threadpool_limits(2):
+        before, first, second = threads(), one_thread(), one_thread()
+        assert 2 in before
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert set(threads()) == {1}
+        second.__exit__(None, None, None)
+        assert threads() == before
 
 
 FORKS = """

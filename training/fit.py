@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import faiss
-from threadpoolctl import threadpool_limits
 
 from faiss_qama.corpus import Corpus, Source
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import KS, K
 from faiss_qama.quantizer.quantizer import COSINE, Quantizer
+from faiss_qama.threads import one_thread
 from faiss_qama.training.calibrate import calibrate
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import FitConfig
@@ -200,15 +201,15 @@ def discard_checkpoint(config: FitConfig) -> None:
 
 def _fitted(split: Split, config: FitConfig, metric: int) -> Quantizer:
     """Fit the layout of ``config``: without training, then trained, with a residual code, and calibrated."""
-    threads = 1 if len(split.train) <= ONE_THREAD else None
-    with threadpool_limits(threads):
+    threads = one_thread if len(split.train) <= ONE_THREAD else nullcontext
+    with threads():
         quantizer = closed_form(split, config, metric)
     if config.train is not None:
         quantizer = _trained(quantizer, split, config, config.train)
     layout = config.layout_in(quantizer.d)
     whole = quantizer.layout == replace(layout, residual=None)  # not pruned
     prefixes = config.rotation_borders(layout)[:-1] if whole else []
-    with threadpool_limits(threads):
+    with threads():
         return calibrate(with_residual(quantizer, layout.residual, split, config), split, prefixes)
 
 

@@ -8,7 +8,6 @@ from functools import cache, partial
 from typing import TypeAlias
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 from faiss_qama.arrays import are_normalized, row_norms
 from faiss_qama.hamming.factory import AUTO, DEFAULT, check_memory, code_bytes
@@ -18,7 +17,7 @@ from faiss_qama.quantizer.calibration import KS, RECALL, Calibration, K
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.residual import residual_bytes
-from faiss_qama.threads import parallel_map
+from faiss_qama.threads import one_blas_thread, parallel_map
 from faiss_qama.training.calibrate import calibrate
 from faiss_qama.training.candidate_layouts import (
     EARLY_SHARES,
@@ -308,9 +307,8 @@ def _measure(
         size = code_bytes(base, layout) + residual_bytes(layout.residual, metric, normalized)
         return LayoutTrial(layout, rotation, size, calibration, n)
 
-    # A trial keeps one thread busy. Numpy's would wait for each other; FAISS's are counted by FAISS.
-    one_thread = ThreadpoolController().select(threading_layer="pthreads").limit(limits=1)
-    with one_thread, progress(candidates, "choosing a layout") as bar, warnings.catch_warnings():
+    # A trial keeps one thread busy; FAISS's are counted by FAISS.
+    with one_blas_thread, progress(candidates, "choosing a layout") as bar, warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fitted on")  # the fit that follows says it once
         return parallel_map(trial, candidates)
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
+from faiss_qama.threads import one_blas_thread
 
 ITQ_VECTORS, ITQ_BATCH = 20_000, 5_000  # that ITQ sees, and those of an iteration, about
 # Iterations of m components take time m^2 or more and gain less: 12 for 256, 5 for 600 and more.
@@ -73,7 +73,7 @@ def itq(z: Floats, centroids: Floats, rng: np.random.Generator) -> Floats:
     largest = max(z.max(), -z.min()) or np.float32(1)  # sums of squares of what is divided by it do not overflow
     cuts = (centroids[1:] + centroids[:-1]) / 2
     iterations = int(np.clip(ITQ_ITERATIONS * ITQ_COMPONENTS // m, ITQ_MIN, ITQ_ITERATIONS))
-    with threadpool_limits(1, "blas"):  # more threads wait busily for each other in small products
+    with one_blas_thread:
         for i in progress(range(iterations), "rotation"):
             batch = batches[i % len(batches)] / largest
             u = batch @ rotation.T

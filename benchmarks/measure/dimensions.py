@@ -1,8 +1,8 @@
-"""Times of a default fit at 768 to 3,072 dimensions, into docs/results/dimensions.json.
+"""Times of a default fit at 768 to 3,072 dimensions, and of a million vectors, into docs/results/dimensions.json.
 
 Each run is a process of its own: with one thread, then with as many as the fit takes by itself, on a quiet machine and
-beside two processes that never rest. FAISS's training of ``OPQ48,PQ48`` runs once, with one thread. To compare with an
-older commit, run this there too.
+beside two processes that never rest. FAISS's training of ``OPQ48,PQ48`` runs once, with one thread. A million vectors
+of 1,536 dimensions are fitted and indexed from a memory map of float16, beside the bare matrix product of encoding.
 """
 
 from __future__ import annotations
@@ -17,16 +17,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 import numpy as np
-from common import PAUSE, write
+from common import BLOCK, PAUSE, million, seconds_of, write
 
 from faiss_qama.arrays import Floats
 
 N, DIMENSIONS, ROUNDS, BUSY = 10_000, (768, 1536, 3072), 3, 2
 FACTORY = "OPQ48,PQ48"
-RUN = f"""
+MANY, WIDTH = 1_000_000, 1536
+SECONDS_OF_FITS = f"""
 import json, sys, time, warnings
 import numpy as np
 warnings.simplefilter("ignore")
@@ -41,12 +43,31 @@ wall, used = time.perf_counter(), time.process_time()
 run(x)
 print(json.dumps([time.perf_counter() - wall, time.process_time() - used]))
 """
+INDEXING = """
+import json, sys, time
+from faiss_qama.corpus import Corpus
+from faiss_qama.index.build import build_index
+from faiss_qama.index_spec import IndexSpec
+from faiss_qama.training import fit
+corpus, start = Corpus(sys.argv[1]), time.perf_counter()
+quantizer = fit(corpus)
+fitted = time.perf_counter()
+index = build_index(sys.argv[2], quantizer, corpus, IndexSpec(rescore=sys.argv[3]))
+done = time.perf_counter()
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(json.dumps({"fit": fitted - start, "index": done - fitted, "peak": 1024 * peak}))
+"""
 
 
 def dimensions(data: Path) -> None:
-    """Time fits of vectors made from the data set folder quora-mpnet in ``data``."""
-    x = np.load(data / "quora-mpnet" / "corpus.npy", mmap_mode="r")[:N].astype(np.float32)
-    rows = []
+    """Measure on vectors made from the data set folder quora-mpnet in ``data``."""
+    x = np.load(data / "quora-mpnet" / "corpus.npy").astype(np.float32)
+    write("dimensions", {"n": N, "cores": os.cpu_count(), "rounds": ROUNDS, "rows": _fits(x[:N]), "many": _many(x)})
+
+
+def _fits(x: Floats) -> list[dict[str, Any]]:
+    """Return the seconds of fits of vectors made from ``x`` (n, 768), by dimension, and of what is beside them."""
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for d in DIMENSIONS:
             path = f"{folder}/{d}.npy"
@@ -57,7 +78,30 @@ def dimensions(data: Path) -> None:
                     wall, used = _seconds(path, what, threads)
                 rows.append({"d": d, "what": what, "threads": threads, "busy": busy, "wall": wall, "processor": used})
                 click.echo(str(rows[-1]))
-    write("dimensions", {"n": N, "cores": os.cpu_count(), "rounds": ROUNDS, "rows": rows})
+    return rows
+
+
+def _many(x: Floats) -> list[dict[str, Any]]:
+    """Return the seconds and the memory of ``MANY`` vectors, and the seconds of encoding's matrix product alone."""
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        path, index = f"{folder}/many.npy", Path(folder) / "many.qama"
+        out = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(MANY, WIDTH))
+        for start, rows_of_x in zip(range(0, MANY, BLOCK), million(x), strict=True):
+            out[start : start + BLOCK] = widened(rows_of_x, WIDTH)
+        out.flush()
+        matrix, product = np.ascontiguousarray(out[: WIDTH // 2], np.float32), 0.0
+        for start in range(0, MANY, BLOCK):
+            block = out[start : start + BLOCK].astype(np.float32)
+            product += seconds_of(np.matmul, block, matrix.T)
+        for rescore in ("codes", "fp16"):
+            command = [sys.executable, "-c", INDEXING, path, str(index), rescore]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            size = sum(file.stat().st_size for file in index.iterdir())
+            row = json.loads(done.stdout.splitlines()[-1]) | {"rescore": rescore, "product": product, "disk": size}
+            rows.append(row)
+            click.echo(str(row))
+    return rows
 
 
 def widened(x: Floats, d: int) -> Floats:
@@ -92,7 +136,7 @@ def _seconds(path: str, what: str, threads: int | None) -> tuple[float, float]:
     runs = []
     for _ in range(1 if what == "faiss" else ROUNDS):
         time.sleep(PAUSE)
-        command = [sys.executable, "-c", RUN, path, what]
+        command = [sys.executable, "-c", SECONDS_OF_FITS, path, what]
         done = subprocess.run(command, env=os.environ | limits, check=True, capture_output=True, text=True)
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     wall, used = (statistics.median(run[i] for run in runs) for i in (0, 1))

@@ -20,10 +20,12 @@ import numpy as np
 from common import PAUSE, ROOT, million, write
 
 from faiss_qama.evaluation.datasets import Dataset
+from measure.dimensions import DIMENSIONS, N, widened
 
 WORKER = Path(__file__).with_name("side_by_side_worker.py")
 BLOCKS, QUERIES = 5, 1000  # a quarter of a million vectors are scanned
-ROUNDS, ROUNDS_OF_FIT = 15, 5
+ROUNDS, ROUNDS_OF_FIT, ROUNDS_OF_LONG = 15, 5, 3
+LONG = ("fit million", "fit, ")  # how names of timings of a minute begin
 IMPORT = "import faiss_qama"
 IN_NEW_PROCESS = f"import time; start = time.perf_counter(); {IMPORT}; print(time.perf_counter() - start)"
 
@@ -82,11 +84,15 @@ def side_by_side(other: Path, python: str, data: Path, parts: tuple[str, ...] = 
         many = np.concatenate([next(blocks) for _ in range(BLOCKS)])
         for name, vectors in (("x", x), ("xq", dataset.queries[:QUERIES]), ("many", many)):
             np.save(f"{folder}/{name}.npy", vectors.astype(np.float16))
+        np.save(f"{folder}/million.npy", np.concatenate([many, *blocks]))
+        mpnet = np.load(data / "quora-mpnet" / "corpus.npy")[:N].astype(np.float32)
+        for d in DIMENSIONS:
+            np.save(f"{folder}/{d}.npy", widened(mpnet, d))
         pair = [Checkout(ROOT, sys.executable, folder), Checkout(other, python, folder)]
         try:
             names, _ = [one.answer() for one in pair]
             for name in [IMPORT, *names]:
-                for threads in (1, os.cpu_count() or 1) if name.startswith(("scan", "search")) else (os.cpu_count(),):
+                for threads in _threads(name):
                     if name.startswith(parts or ""):
                         rows.append(_row(pair, name, threads))
                         click.echo(_text(rows[-1]))
@@ -99,9 +105,15 @@ def side_by_side(other: Path, python: str, data: Path, parts: tuple[str, ...] = 
     write("side-by-side", about | {"took": time.perf_counter() - start, "rows": rows})
 
 
+def _threads(name: str) -> tuple[int, ...]:
+    """Return the numbers of threads to time with."""
+    cores = os.cpu_count() or 1
+    return (1, cores) if name.startswith(("scan", "search")) else (1 if name.startswith("fit, ") else cores,)
+
+
 def _row(pair: list[Checkout], name: str, threads: int) -> dict[str, Any]:
     """Time both checkouts in turns, and return medians of seconds and of ratios, with the quartiles of ratios."""
-    rounds = ROUNDS_OF_FIT if name.startswith("fit") else ROUNDS
+    rounds = ROUNDS_OF_LONG if name.startswith(LONG) else ROUNDS_OF_FIT if name.startswith("fit") else ROUNDS
     seconds, checksums = np.empty((rounds, 2)), set()
     for i in range(rounds):
         for j in (0, 1) if i % 2 else (1, 0):

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
+import tempfile
 import time
 import zlib
 from collections.abc import Callable
@@ -27,6 +29,7 @@ K, SCANNED = 10, 100  # neighbours of whole searches and of scans
 METRIC = faiss.METRIC_INNER_PRODUCT
 Call, Check = Callable[[], Any], Callable[[Any], Any]
 SAMPLE, PART = 5000, 20_000  # vectors that searches are fitted on, and that the timed fit and add take
+OPTIONS = "--bytes 96 --rescore codes --report report.html"
 RESIDUAL_LAYOUT = "2x128+2x224,1x32"
 FLAT = (("faiss_qama.hamming.flat", "FlatCodeIndex"), ("faiss_qama.scan", "Scan"))  # names of the scan, newest first
 
@@ -51,6 +54,14 @@ def filled(quantizer: Any, x: Any, rescore: str, base: str) -> QamaIndex:
         index.train(x)
     index.add(x)
     return index
+
+
+def run(corpus: Path, options: str) -> Any:
+    """Run ``faiss-qama fit CORPUS OPTIONS`` in a process and a folder of its own; return its first line, the layout."""
+    command = [sys.executable, "-m", "faiss_qama", "fit", str(corpus), "-o", "index.qama", *options.split()]
+    with tempfile.TemporaryDirectory() as folder:
+        done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    return np.frombuffer(done.stdout.splitlines()[0].encode(), np.uint8)
 
 
 def timings(folder: Path) -> dict[str, tuple[Call, Check]]:
@@ -79,6 +90,14 @@ def timings(folder: Path) -> dict[str, tuple[Call, Check]]:
             lambda index: index.search(xq, K, oversample=10)[1],
         ),
         "fit": (lambda: fit(x[:PART], metric=METRIC), lambda fitted: fitted.encode(xq)),
+        f"fit million.npy {OPTIONS}": (lambda: run(folder / "million.npy", OPTIONS), np.asarray),
+        **{
+            f"fit, {path.stem} dimensions": (
+                lambda path=path: fit(np.load(path), metric=METRIC),
+                lambda fitted, path=path: fitted.encode(np.load(path)[:SCANNED]),
+            )
+            for path in sorted(folder.glob("[0-9]*.npy"))
+        },
     }
 
 
@@ -99,7 +118,7 @@ def main(folder: Path, checkout: Path) -> None:
         name, threads = json.loads(line)
         call, check = known[name]
         with threadpool_limits(threads):
-            if name != "fit":  # the others have a run that is not timed first
+            if not name.startswith("fit"):  # the others have a run that is not timed first
                 call()
             start = time.perf_counter()
             result = call()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -255,7 +256,7 @@ def training(data: Path, name: str, parts: tuple[str, ...] = PARTS) -> None:
         write(f"training-pairs-{name}", {"queries": kinds, "rows": trainings(bench, PAIRS)})
     if "trainings" in parts:
         write(f"training-{name}", {"rows": trainings(bench, TRAININGS)})
-    if name in QAMA_SETS and "qama" in parts:
+    if name in chain(*QAMA_SETS.values()) and "qama" in parts:
         write(f"training-qama-{name}", {"rows": nested(bench)})
     if name == "nfcorpus" and "ablation" in parts:
         write("training-ablation", {"set": name, "rows": ablation(bench)})

@@ -26,7 +26,11 @@ from threadpoolctl import threadpool_limits
 from faiss_qama.arrays import Floats, Ids
 from faiss_qama.evaluation.datasets import Dataset
 
-SIZES = {"quora": (250, 500), "million": (2048, 4096)}  # numbers of inverted lists
+SIZES = {  # a data set, and numbers of inverted lists
+    "quora": ("quora", (250, 500)),
+    "million": ("quora", (2048, 4096)),
+    "quora-mpnet": ("quora-mpnet", (200, 400)),
+}
 TARGETS = (0.95, 0.99)
 QUERIES, ROUNDS = 1000, 9
 BEYOND = 3  # widths tried from the first on that reaches the last of the targets
@@ -48,6 +52,9 @@ LIBRARIES = ("svs", "scann", "usearch", "rabitq", "sentence_transformers")
 LARGE = 500_000  # vectors, from which on what takes long to build or to try is left out
 OURS = [("2x192", "Flat"), ("2x192", "IVF{}")]
 MORE_OF_OURS = [("2x128", "Flat"), ("2x128", "IVF{}"), ("1x384", "IVF{}")]
+WIDE = 768  # dimensions, at which larger codes are tried too
+OF_WIDE = ["PCAR384,PQ192x4fs", "PCAR384,IVF{},PQ192x4fs", "PCAR384,HNSW16,SQ4"]
+OURS_OF_WIDE = [("2x384", "Flat"), ("2x384", "IVF{}")]
 
 
 @dataclass(frozen=True)
@@ -78,13 +85,14 @@ class Searched:
 
 
 def whole_searches(data: Path, size: str) -> None:
-    """Measure on quora's vectors in ``data``, or for size ``million`` on as many that are made from them."""
-    dataset = Dataset.load(data / "quora")
+    """Measure on a data set in ``data``, or for size ``million`` on as many vectors that are made from it."""
+    name, lists = SIZES[size]
+    dataset = Dataset.load(data / name)
     x, xq = dataset.corpus.read(), np.ascontiguousarray(dataset.queries[:QUERIES])
     if size == "million":
         x = np.concatenate(list(million(x)))
     with tempfile.TemporaryDirectory() as folder:
-        write(f"peers-{size}", measure(x, xq, peers(x, SIZES[size], Path(folder))))
+        write(f"peers-{size}", measure(x, xq, peers(x, lists, Path(folder))))
 
 
 def peers(x: Floats, lists: tuple[int, ...], folder: Path) -> Iterator[Peer]:
@@ -99,11 +107,11 @@ def peers(x: Floats, lists: tuple[int, ...], folder: Path) -> Iterator[Peer]:
     folder : Path
         Takes files, which are removed again.
     """
-    small = len(x) < LARGE
-    for layout, base in [*OURS, *(MORE_OF_OURS if small else [])]:
+    small, wide = len(x) < LARGE, x.shape[1] >= WIDE
+    for layout, base in [*OURS, *(MORE_OF_OURS if small else []), *(OURS_OF_WIDE if wide else [])]:
         for n in lists if "{}" in base else (0,):
             yield ours.whole_search(x, layout, base.format(n))
-    for factory in [*QUICK, *(MORE if small else OF_MANY)]:
+    for factory in [*QUICK, *(MORE if small else OF_MANY), *(OF_WIDE if wide else [])]:
         for n in lists if "{}" in factory else (0,):
             yield faiss_floats.whole_search(x, factory.format(n), "Flat")
     if small:

@@ -1,4 +1,4 @@
-"""Tables of evidence for others, from docs/results/{equal-bytes-*,rotated-study,qama-table}.json."""
+"""Tables of evidence for others, from docs/results/{equal-bytes-*,rotated-study,qama-table-*}.json."""
 
 from __future__ import annotations
 
@@ -50,11 +50,10 @@ def rotated_table(study: dict[str, Any]) -> str:
     return markdown([*header, "published, mean of both"], rows)
 
 
-def qama_table(data: dict[str, Any]) -> str:
-    """Return QAMA's layouts as measured and as published, in % of floats."""
-    table = data["qama-table"]
-    published, first = table["published"], table["rows"][0]
-    names = [name for name in SETS if name in first]
+def qama_table(data: dict[str, Any], d: int) -> str:
+    """Return QAMA's layouts on ``d`` dimensions as measured and as published, in % of floats."""
+    table = data[f"qama-table-{d}"]
+    published, first, names = table["published"], table["rows"][0], table["sets"]
     whole = published["trained"][str(first["components"])][published["columns"].index("floats")]
     rows = []
     for row in table["rows"]:

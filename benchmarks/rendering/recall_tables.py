@@ -1,4 +1,4 @@
-"""Tables of what is found, from docs/results/{scifact,nfcorpus,quora}*.json and stock.json."""
+"""Tables of what is found, from docs/results/{scifact,nfcorpus,quora,*-mpnet}*.json and stock.json."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from common import SETS
 from rendering.cells import bytes_text, markdown, percent
 
 
-def main_table(data: dict[str, Any]) -> str:
+def main_table(data: dict[str, Any], sets: tuple[str, ...] = SETS) -> str:
     """Return the table of the main job."""
     rows = []
-    for label in data["rows"]["main"]:
+    for label in [row["method"] for row in data[sets[0]]["results"] if ", " in row["method"]]:
         row = [label]
-        for name in SETS:
+        for name in sets:
             results = {r["method"]: r for r in data[name]["results"]}
             found = results[label]
             row += [f"{found['recall']:.3f}", _spread(found, results["exact floats"])]
         rows.append([row[0], bytes_text(results[label]), *row[1:]])
-    header = ["", "bytes/vector"] + [f"{name} {what}" for name in SETS for what in ("recall@10", "nDCG@10, % of float")]
+    header = ["", "bytes/vector"] + [f"{name} {what}" for name in sets for what in ("recall@10", "nDCG@10, % of float")]
     return markdown(header, rows)
 
 
 def methods_table(data: dict[str, Any]) -> str:
     """Return methods by name."""
     rows = []
-    for method in data["rows"]["methods"]:
+    for method in [row["method"] for row in data[SETS[0]]["results"][1:] if ", " not in row["method"]]:
         row = [f"`{method}`"]
         for name in SETS:
             results = {r["method"]: r for r in data[name]["results"]}
