@@ -18,7 +18,8 @@ MISSES = 1 / 2
 # The aim of a search that names no recall, as a share of the highest recall of the second stage. Re-ranking by codes is
 # cheap and levels off early, so the last percent is worth having there.
 DEFAULT_AIM = {"floats": 0.975, "codes": 0.99}
-# Candidates needed grow with the corpus, slowly: by at most 41 % each time it grows fourfold (docs/results).
+# Candidates needed grow with the corpus, slowly: by up to a quarter each time it grows fourfold (docs/results). This
+# power adds 41 %.
 GROWTH = 0.25
 
 
