@@ -1,7 +1,8 @@
 """Times of a default fit at 768 to 3,072 dimensions, and of a million vectors, into docs/results/dimensions.json.
 
 Each run is a process of its own: with one thread, then with as many as the fit takes by itself, on a quiet machine and
-beside two processes that never rest. FAISS's training of ``OPQ48,PQ48`` runs once, with one thread. A million vectors
+beside two processes that never rest. FAISS's training of ``OPQ48,PQ48`` runs once, with one thread, for some minutes at
+most. A million vectors
 of 1,536 dimensions are fitted and indexed from a memory map of float16, beside the bare matrix product of encoding.
 """
 
@@ -26,7 +27,7 @@ from common import BLOCK, PAUSE, million, seconds_of, write
 from faiss_qama.arrays import Floats
 
 N, DIMENSIONS, ROUNDS, BUSY = 10_000, (768, 1536, 3072), 3, 2
-FACTORY = "OPQ48,PQ48"
+FACTORY, LIMIT = "OPQ48,PQ48", 240  # seconds after which FAISS's training is stopped
 MANY, WIDTH = 1_000_000, 1536
 SECONDS_OF_FITS = f"""
 import json, sys, time, warnings
@@ -62,7 +63,10 @@ print(json.dumps({"fit": fitted - start, "index": done - fitted, "peak": 1024 * 
 def dimensions(data: Path) -> None:
     """Measure on vectors made from the data set folder quora-mpnet in ``data``."""
     x = np.load(data / "quora-mpnet" / "corpus.npy").astype(np.float32)
-    write("dimensions", {"n": N, "cores": os.cpu_count(), "rounds": ROUNDS, "rows": _fits(x[:N]), "many": _many(x)})
+    write(
+        "dimensions",
+        {"n": N, "cores": os.cpu_count(), "rounds": ROUNDS, "limit": LIMIT, "rows": _fits(x[:N]), "many": _many(x)},
+    )
 
 
 def _fits(x: Floats) -> list[dict[str, Any]]:
@@ -131,13 +135,18 @@ def busy_processes(number: int) -> Iterator[None]:
 
 
 def _seconds(path: str, what: str, threads: int | None) -> tuple[float, float]:
-    """Return the median wall and processor seconds of a run."""
+    """Return the median wall and processor seconds of a run, at least those where it was stopped."""
     limits = {} if threads is None else {"OMP_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads)}
     runs = []
     for _ in range(1 if what == "faiss" else ROUNDS):
         time.sleep(PAUSE)
-        command = [sys.executable, "-c", SECONDS_OF_FITS, path, what]
-        done = subprocess.run(command, env=os.environ | limits, check=True, capture_output=True, text=True)
+        command, limit = [sys.executable, "-c", SECONDS_OF_FITS, path, what], LIMIT if what == "faiss" else None
+        try:
+            done = subprocess.run(
+                command, env=os.environ | limits, check=True, capture_output=True, text=True, timeout=limit
+            )
+        except subprocess.TimeoutExpired:
+            return LIMIT, LIMIT
         runs.append(json.loads(done.stdout.splitlines()[-1]))
     wall, used = (statistics.median(run[i] for run in runs) for i in (0, 1))
     return wall, used

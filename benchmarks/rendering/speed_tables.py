@@ -144,15 +144,31 @@ def growing_table(data: dict[str, Any]) -> str:
 
 
 def dimensions_table(data: dict[str, Any]) -> str:
-    """Return what a default fit takes by dimension, beside FAISS's training, and beside busy processes."""
+    """Return what fits take by dimension, beside FAISS's training and beside busy processes, and a million vectors."""
     rows, known = [], {(r["d"], r["what"], r["threads"], r["busy"]): r for r in data["dimensions"]["rows"]}
     busy = max(row["busy"] for row in data["dimensions"]["rows"])
     for d in sorted({row["d"] for row in data["dimensions"]["rows"]}):
         fit, opq = (known[d, what, 1, 0]["processor"] for what in ("fit", "faiss"))
         quiet, beside = (known[d, "fit", None, others]["wall"] for others in (0, busy))
-        rows.append([f"{d:,}", f"{fit:.1f}", f"{opq:.0f}", f"{quiet:.1f}", f"{beside:.1f}"])
+        stopped = "over " * (opq >= data["dimensions"]["limit"])
+        rows.append([f"{d:,}", f"{fit:.1f}", f"{stopped}{opq:.0f}", f"{quiet:.1f}", f"{beside:.1f}"])
     header = ["d", "fit, one thread", "FAISS `OPQ48,PQ48`, one thread", "fit", "fit, beside two busy processes"]
-    return markdown(header, rows)
+    many = []
+    for row in data["dimensions"]["many"]:
+        cells = [f"{row[part]:.0f} s" for part in ("fit", "index", "product")]
+        beyond = row["peak"] - row["disk"]
+        cells += [f"{row['peak'] / 1e9:.2f} GB", f"{row['disk'] / 1e9:.2f} GB", f"{beyond / 1e9:.2f} GB"]
+        many.append([f"`--rescore {row['rescore']}`", *cells])
+    header_of_many = [
+        "",
+        "fit",
+        "encode and index",
+        "bare matrix product of encoding",
+        "peak memory",
+        "index",
+        "beyond the index",
+    ]
+    return f"{markdown(header, rows)}\n\n{markdown(header_of_many, many)}"
 
 
 def scale_table(data: dict[str, Any]) -> str:
