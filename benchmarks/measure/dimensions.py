@@ -1,7 +1,7 @@
 """Times of a default fit at 768 to 3,072 dimensions, and of a million vectors, into docs/results/dimensions.json.
 
 Each run is a process of its own: with one thread, then with as many as the fit takes by itself, on a quiet machine and
-beside two processes that never rest. FAISS's training of ``OPQ48,PQ48`` runs once, with one thread, for some minutes at
+beside two processes that never rest. FAISS's training of ``OPQ48,PQ48`` runs once, with one thread, for a minute at
 most. A million vectors
 of 1,536 dimensions are fitted and indexed from a memory map of float16, beside the bare matrix product of encoding.
 """
@@ -27,7 +27,7 @@ from common import BLOCK, PAUSE, million, seconds_of, write
 from faiss_qama.arrays import Floats
 
 N, DIMENSIONS, ROUNDS, BUSY = 10_000, (768, 1536, 3072), 3, 2
-FACTORY, LIMIT = "OPQ48,PQ48", 240  # seconds after which FAISS's training is stopped
+FACTORY, LIMIT = "OPQ48,PQ48", 60  # seconds after which FAISS's training is stopped
 MANY, WIDTH = 1_000_000, 1536
 SECONDS_OF_FITS = f"""
 import json, sys, time, warnings
