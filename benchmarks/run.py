@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 from common import SETS, WIDE_SETS
 from measure import speed, training
+from measure.dimensions import PARTS as DIMENSIONS_PARTS
 from measure.dimensions import dimensions
 from measure.equal_bytes import equal_bytes
 from measure.qama import QAMA_SETS, qama_table
@@ -118,9 +119,10 @@ def run_compare(other: Path, data: Path, python: str | None, parts: tuple[str, .
 
 @main.command("dimensions")
 @DATA
-def run_dimensions(data: Path) -> None:
-    """Time fits of 768 to 3,072 dimensions, beside FAISS's training of a rotation."""
-    dimensions(data)
+@click.option("--part", "parts", type=click.Choice(DIMENSIONS_PARTS), multiple=True, default=DIMENSIONS_PARTS)
+def run_dimensions(data: Path, parts: tuple[str, ...]) -> None:
+    """Time fits of 768 to 3,072 dimensions, beside FAISS's training of a rotation, and a million vectors."""
+    dimensions(data, parts)
 
 
 @main.command("render")

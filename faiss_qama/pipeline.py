@@ -186,7 +186,7 @@ def fit_index(
     if metric == COSINE:
         corpus, queries, pairs = normalized(corpus, queries, pairs)
     start = time.perf_counter()
-    split = split_corpus(corpus, queries, config.sample, config.seed, pairs)
+    split = split_corpus(corpus, queries, config.sample_in(corpus.shape[1]), config.seed, pairs)
     quantizer, choice = fit_split(split, config, metric, len(corpus), spec, compare=compare)
     seconds = time.perf_counter() - start
     index = build_index(path, quantizer, corpus, spec, split.validation if len(split.validation) else None)

@@ -380,3 +380,9 @@ def test_layouts_that_do_not_fit_are_refused(corpus):
 def test_settings_of_another_type_are_refused(corpus, config):
     with pytest.raises(TypeError, match=r"config is a FitConfig, such as FitConfig\(layout='2x192'\); got (dict|str)"):
         fit(corpus, config=config)
+
+
+def test_the_sample_of_large_embeddings_takes_no_more_memory():
+    sizes = {d: FitConfig().sample_in(d) for d in (64, 384, 768, 1536, 3072, 4096, 100_000)}
+    assert sizes == {64: 100_000, 384: 100_000, 768: 100_000, 1536: 50_000, 3072: 25_000, 4096: 25_000, 100_000: 25_000}
+    assert FitConfig(sample=77).sample_in(4096) == 77

@@ -30,6 +30,8 @@ PROJECTIONS = ("pca", "none")
 ROTATIONS = ("itq", "random", "none")
 THRESHOLDS = tuple(RULES)
 DECODERS = ("transpose", "least-squares")
+# Vectors that a fit reads by default, and values of more dimensions than 768: 300 MB of floats.
+MOST_VECTORS, FEWEST_VECTORS, MOST_VALUES = 100_000, 25_000, 100_000 * 768
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +68,9 @@ class FitConfig:
     query_gain : float, optional
         How far queries spread around that centre; documents have 1. By default 1, or 1.25 for real queries. For the
         inner product of documents whose norms vary, the default is the best of several gains, by measuring.
-    sample : int
-        Vectors to read and fit on.
+    sample : int, optional
+        Vectors to read and fit on. By default 100,000 of up to 768 dimensions, and fewer of more: as many as take
+        300 MB, but at least 25,000.
     seed : int
         Seed of every random choice.
     train : TrainConfig, or mapping, optional
@@ -92,7 +95,7 @@ class FitConfig:
     decoder: str = "transpose"
     query_center: float = 0.75
     query_gain: float | None = None
-    sample: int = 100_000  # 150 MB of 384-d floats
+    sample: int | None = None
     seed: int = 0
     train: TrainConfig | None = None
 
@@ -118,13 +121,17 @@ class FitConfig:
             ("bytes", "at least 1", self.bytes is None or self.bytes >= 1),
             ("query_center", "from 0 to 1", 0 <= self.query_center <= 1),
             ("query_gain", "above 0 and finite", self.query_gain is None or 0 < self.query_gain < float("inf")),
-            ("sample", "at least 2", self.sample >= 2),
+            ("sample", "at least 2", self.sample is None or self.sample >= 2),
             ("seed", "from 0 to 4294967295", 0 <= self.seed < 2**32),
         ):
             if not good:
                 raise ValueError(f"{name} must be {possible}; got {getattr(self, name)}")
         if any(s < 1 for s in listed) or any(a >= b for a, b in pairwise(listed)):
             raise ValueError(f"matryoshka_dims must be ascending and at least 1; got {self.matryoshka_dims}")
+
+    def sample_in(self, d: int) -> int:
+        """Return how many vectors of dimension ``d`` to read and fit on."""
+        return self.sample or min(MOST_VECTORS, max(FEWEST_VECTORS, MOST_VALUES // d))
 
     @classmethod
     def from_yaml(cls, path: PathLike) -> FitConfig:

@@ -110,7 +110,7 @@ def fit(
     checked = None if pairs is None else read_pairs(*pairs, source)
     if metric == COSINE:
         source, queries, checked = normalized(source, queries, checked)
-    split = split_corpus(source, queries, config.sample, config.seed, checked)
+    split = split_corpus(source, queries, config.sample_in(source.shape[1]), config.seed, checked)
     return fit_split(split, config, metric, len(source), spec)[0]
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Floats, row_norms, scale_to_norm
 
 SAME_DISTANCE = 1e-3  # squared distance, as a share of the corpus' variance, of what one text was embedded to twice
+BLOCK = 8192  # documents that are centred at a time
 SAME_DIMENSIONS = 384  # that share holds from here on; rounding adds up over dimensions, so fewer have less of it
 
 
@@ -46,8 +47,10 @@ class NearDuplicates:
     def between(self, queries: Floats, documents: Floats) -> NDArray[np.bool_]:
         """Return (nq, n), true where one of all ``documents`` (n, d) is the query."""
         # Centred, because distances are found from products, which round by the norms.
-        distances = faiss.pairwise_distances(self._of(queries) - self._center, documents - self._center)
-        found: NDArray[np.bool_] = distances <= self._most
+        queries, found = self._of(queries) - self._center, np.empty((len(queries), len(documents)), bool)
+        for start in range(0, len(documents), BLOCK):
+            part = slice(start, start + BLOCK)
+            found[:, part] = faiss.pairwise_distances(queries, documents[part] - self._center) <= self._most
         return found
 
     def _of(self, queries: Floats) -> Floats:

@@ -81,7 +81,10 @@ class Split:
             return self
         copied = _copied(own, [self.train], self.train)
         held = _most_held(copied, len(own))
-        return replace(self, train=self.train[copied >= held], validation=self.validation[:held]) if held else self
+        if not held:
+            return self
+        kept = copied >= held
+        return replace(self, train=self.train if kept.all() else self.train[kept], validation=self.validation[:held])
 
     def test_set(self, corpus: Corpus) -> tuple[int, NDArray[np.bool_]]:
         """Return how many of the test queries to report on, and which vectors of ``corpus`` (n,) they search.

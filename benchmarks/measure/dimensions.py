@@ -2,8 +2,8 @@
 
 Each run is a process of its own: with one thread, then with as many as the fit takes by itself, on a quiet machine and
 beside two processes that never rest. FAISS's training of ``OPQ48,PQ48`` runs once, with one thread, for a minute at
-most. A million vectors
-of 1,536 dimensions are fitted and indexed from a memory map of float16, beside the bare matrix product of encoding.
+most. A million vectors of 1,536 dimensions are fitted and indexed from a memory map of float16, beside the bare matrix
+product of encoding.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from typing import Any
 
 import click
 import numpy as np
-from common import BLOCK, PAUSE, million, seconds_of, write
+from common import BLOCK, PAUSE, million, read, seconds_of, write
 
 from faiss_qama.arrays import Floats
 
 N, DIMENSIONS, ROUNDS, BUSY = 10_000, (768, 1536, 3072), 3, 2
 FACTORY, LIMIT = "OPQ48,PQ48", 60  # seconds after which FAISS's training is stopped
 MANY, WIDTH = 1_000_000, 1536
+PARTS = ("fits", "million")
 SECONDS_OF_FITS = f"""
 import json, sys, time, warnings
 import numpy as np
@@ -60,13 +61,16 @@ print(json.dumps({"fit": fitted - start, "index": done - fitted, "peak": 1024 * 
 """
 
 
-def dimensions(data: Path) -> None:
-    """Measure on vectors made from the data set folder quora-mpnet in ``data``."""
+def dimensions(data: Path, parts: tuple[str, ...] = PARTS) -> None:
+    """Measure ``parts`` on vectors made from the data set folder quora-mpnet in ``data``; others stay as they were."""
     x = np.load(data / "quora-mpnet" / "corpus.npy").astype(np.float32)
-    write(
-        "dimensions",
-        {"n": N, "cores": os.cpu_count(), "rounds": ROUNDS, "limit": LIMIT, "rows": _fits(x[:N]), "many": _many(x)},
-    )
+    about = {"n": N, "cores": os.cpu_count(), "rounds": ROUNDS, "limit": LIMIT}
+    record = read("dimensions") | about
+    if "fits" in parts:
+        record["rows"] = _fits(x[:N])
+    if "million" in parts:
+        record["many"] = _many(x)
+    write("dimensions", record)
 
 
 def _fits(x: Floats) -> list[dict[str, Any]]:

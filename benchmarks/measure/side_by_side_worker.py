@@ -58,7 +58,8 @@ def filled(quantizer: Any, x: Any, rescore: str, base: str) -> QamaIndex:
 
 def run(corpus: Path, options: str) -> Any:
     """Run ``faiss-qama fit CORPUS OPTIONS`` in a process and a folder of its own; return its first line, the layout."""
-    command = [sys.executable, "-m", "faiss_qama", "fit", str(corpus), "-o", "index.qama", *options.split()]
+    program = Path(sys.executable).with_name("faiss-qama")
+    command = [str(program), "fit", str(corpus), "-o", "index.qama", *options.split()]
     with tempfile.TemporaryDirectory() as folder:
         done = subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
     return np.frombuffer(done.stdout.splitlines()[0].encode(), np.uint8)

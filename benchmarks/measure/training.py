@@ -116,7 +116,11 @@ class Bench:
             pairs = read_pairs(queries, self.folder / "train_qrels.tsv", self.dataset.corpus)
         start = time.perf_counter()
         split = split_corpus(
-            self.dataset.corpus, queries if given == "queries" else None, config.sample, config.seed, pairs
+            self.dataset.corpus,
+            queries if given == "queries" else None,
+            config.sample_in(self.x.shape[1]),
+            config.seed,
+            pairs,
         )
         closed = closed_form(split, config, METRIC)
         seconds = {"closed": time.perf_counter() - start}

@@ -352,7 +352,7 @@ class QamaIndex(IndexState):
         from faiss_qama.training.split import HELD_OUT
 
         vectors, config = FaissVectors(index), config or FitConfig()
-        sample = vectors.sample(config.sample + HELD_OUT, config.seed)
+        sample = vectors.sample(config.sample_in(vectors.d) + HELD_OUT, config.seed)
         wrapped = cls(fit(sample, config=config, metric=index.metric_type, queries=queries), vectors, base=base)
         if not wrapped.is_trained:
             wrapped.train(sample)
