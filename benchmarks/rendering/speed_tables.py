@@ -156,18 +156,9 @@ def dimensions_table(data: dict[str, Any]) -> str:
     many = []
     for row in data["dimensions"]["many"]:
         cells = [f"{row[part]:.0f} s" for part in ("fit", "index", "product")]
-        beyond = row["peak"] - row["disk"]
-        cells += [f"{row['peak'] / 1e9:.2f} GB", f"{row['disk'] / 1e9:.2f} GB", f"{beyond / 1e9:.2f} GB"]
+        cells += [f"{row['peak'] / 1e9:.2f} GB", f"{row['disk'] / 1e9:.2f} GB"]
         many.append([f"`--rescore {row['rescore']}`", *cells])
-    header_of_many = [
-        "",
-        "fit",
-        "encode and index",
-        "bare matrix product of encoding",
-        "peak memory",
-        "index",
-        "beyond the index",
-    ]
+    header_of_many = ["", "fit", "encode and index", "product of encoding", "peak memory", "index on disk"]
     return f"{markdown(header, rows)}\n\n{markdown(header_of_many, many)}"
 
 
