@@ -56,13 +56,15 @@ def qama_table(data: dict[str, Any], d: int) -> str:
     published, first, names = table["published"], table["rows"][0], table["sets"]
     whole = published["trained"][str(first["components"])][published["columns"].index("floats")]
     rows = []
+    trainings = [f"training-qama-{name}" in data for name in names]
     for row in table["rows"]:
         size = f"{row['thermometer']:g}" + (f" / {row['scan']}" if "scan" in row else "")
         cells = [row["bits"], str(row["components"]), size]
-        for name in names:
+        for name, was_trained in zip(names, trainings, strict=True):
             cells += [f"{row[name][how]:.1f}" if how in row[name] else "" for how in ("thresholds", "hamming", "codes")]
             trained = _trained(data, name, row)
-            cells.append(" / ".join(f"{trained[how]['ndcg']:.1f}" for how in ("hamming", "adc")) if trained else "")
+            if was_trained:
+                cells.append(" / ".join(f"{trained[how]['ndcg']:.1f}" for how in ("hamming", "adc")) if trained else "")
         for how in ("thresholds", "trained"):
             figures = published[how].get(str(row["components"]))
             column = published["columns"].index(row["bits"])
@@ -70,7 +72,9 @@ def qama_table(data: dict[str, Any], d: int) -> str:
         rows.append(cells)
     header = ["bits", "components", "bytes: thermometer / `Flat`"]
     ways = ("thresholds alone", "Hamming", "codes", "trained")
-    header += [f"{name}: {way}" for name in names for way in ways]
+    header += [
+        f"{name}: {way}" for name, was_trained in zip(names, trainings, strict=True) for way in ways[: 3 + was_trained]
+    ]
     return markdown([*header, "published: thresholds alone", "published: trained"], rows)
 
 
