@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 # Report of the lines that tests run; make test COVERAGE= leaves it out, which takes a third less time before Python 3.12.
 COVERAGE ?= --cov
 
-.PHONY: help quick test lint fix demo docs dist results wide speed peers training compare clean
+.PHONY: help quick test sequences lint fix demo docs dist results wide speed peers training changes compare clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' Makefile
@@ -18,6 +18,10 @@ quick: $(VENV)/dev.stamp  ## run the quick tests, in about a minute
 
 test: $(VENV)/dev.stamp  ## run all tests
 	$(PYTEST) $(COVERAGE)
+
+sequences: $(VENV)/dev.stamp  ## try 10,000 sequences of changes, and kill a process 1,000 times while it changes an index
+	SEQUENCES=10000 $(PYTEST) tests/test_sequences.py -k Dictionary
+	cd tests && ../$(BIN)/python kills.py 1000
 
 lint: $(VENV)/dev.stamp  ## check style, docstrings and types
 	$(BIN)/ruff check .
@@ -60,6 +64,9 @@ peers: $(VENV)/dev.stamp  ## measure searches against FAISS and others with DATA
 
 training: $(VENV)/dev.stamp  ## measure training with DATA=folder, into docs/results/training*.json; takes hours
 	$(BIN)/python benchmarks/run.py training $(DATA)
+
+changes: $(VENV)/dev.stamp  ## measure changes of an index on disk beside OTHER=checkout, which has its own .venv, with DATA=folder
+	$(BIN)/python benchmarks/run.py changes $(OTHER) $(DATA)
 
 compare: $(VENV)/dev.stamp  ## time this checkout and OTHER=checkout, which has its own .venv, in turns, with DATA=folder
 	$(BIN)/python benchmarks/run.py compare $(OTHER) $(DATA)

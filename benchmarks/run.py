@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 from common import SETS, WIDE_SETS
-from measure import speed, training
+from measure import changes, speed, training
 from measure.dimensions import PARTS as DIMENSIONS_PARTS
 from measure.dimensions import dimensions
 from measure.equal_bytes import equal_bytes
@@ -123,6 +123,16 @@ def run_compare(other: Path, data: Path, python: str | None, parts: tuple[str, .
 def run_dimensions(data: Path, parts: tuple[str, ...]) -> None:
     """Time fits of 768 to 3,072 dimensions, beside FAISS's training of a rotation, and a million vectors."""
     dimensions(data, parts)
+
+
+@main.command("changes")
+@click.argument("other", type=FOLDER)
+@DATA
+@click.option("--python", help="Of the other checkout, where that is not OTHER/.venv/bin/python.")
+@click.option("--part", "parts", type=click.Choice(changes.PARTS), multiple=True, default=changes.PARTS)
+def run_changes(other: Path, data: Path, python: str | None, parts: tuple[str, ...]) -> None:
+    """Measure what changes of an index on disk cost, beside an OTHER checkout that saves all of it."""
+    changes.changes(python or str(other.resolve() / ".venv/bin/python"), data, parts)
 
 
 @main.command("render")

@@ -22,6 +22,7 @@ from rendering.recall_tables import (
 )
 from rendering.speed_tables import (
     asymmetric_table,
+    changes_table,
     dimensions_table,
     fastest_table,
     first_table,
@@ -35,6 +36,7 @@ from rendering.training_tables import ablation_table, pairs_table, prefixes_tabl
 
 # Tables of files that may not be there.
 BY_FILE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
+    "changes": ("changes", changes_table),
     "dimensions": ("dimensions", dimensions_table),
     "rotated-study": ("rotated study", lambda data: rotated_table(data["rotated-study"])),
     f"equal-bytes-{SETS[0]}": ("equal bytes", equal_bytes_table),

@@ -1,11 +1,21 @@
-"""Arrays that grow by rows."""
+"""Arrays that grow by rows, in memory or in a file."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+class Rows(Protocol):
+    """A file of rows."""
+
+    def read(self, n: int) -> NDArray[Any]:
+        """Return the first ``n`` rows (n, ...), mapped read-only."""
+
+    def write(self, at: int, rows: NDArray[Any]) -> None:
+        """Write ``rows`` (m, ...) from row ``at`` on. Raises OSError if there is no room."""
 
 
 class GrowingArray:
@@ -15,10 +25,12 @@ class GrowingArray:
     ----------
     array : ndarray of shape (n, ...)
         The first rows. A memory map stays one until rows are appended or dropped.
+    file : Rows, optional
+        A file that holds these rows. Rows that are appended go there, and are read from there.
     """
 
-    def __init__(self, array: NDArray[Any]) -> None:
-        self._buffer, self._n = array, len(array)
+    def __init__(self, array: NDArray[Any], file: Rows | None = None) -> None:
+        self._buffer, self._n, self.file = array, len(array), file
 
     def __len__(self) -> int:
         return self._n
@@ -26,28 +38,37 @@ class GrowingArray:
     @property
     def array(self) -> NDArray[Any]:
         """The rows (n, ...), as a view."""
-        return self._buffer[: self._n]
+        buffer = self._buffer
+        if len(buffer) < self._n and self.file is not None:
+            buffer = self._buffer = self.file.read(self._n)
+        return buffer[: self._n]
 
     def append(self, rows: NDArray[Any]) -> None:
         """Append ``rows`` (m, ...)."""
-        end = self._n + len(rows)
-        if end > len(self._buffer):
-            grown = np.empty((max(end, len(self._buffer) * 3 // 2), *self._buffer.shape[1:]), self._buffer.dtype)
-            grown[: self._n] = self.array
-            self._buffer = grown
-        self._buffer[self._n : end] = rows
-        self._n = end
+        self.write(self._n, rows)
+
+    def write(self, at: int, rows: NDArray[Any]) -> None:
+        """Write ``rows`` (m, ...) from row ``at`` on, over those that are there and then at the end."""
+        end = at + len(rows)
+        if self.file is not None:
+            self.file.write(at, rows)
+        else:
+            if end > len(self._buffer):
+                room = max(end, len(self._buffer) * 3 // 2)
+                grown = np.empty((room, *self._buffer.shape[1:]), self._buffer.dtype)
+                grown[: self._n] = self.array
+                self._buffer = grown
+            self._buffer[at:end] = rows
+        self._n = max(self._n, end)
+
+    def move_to(self, file: Rows) -> None:
+        """Go on in a file that holds the rows."""
+        self._buffer, self.file = file.read(self._n), file
 
     def shrink(self, n: int) -> None:
         """Drop the rows from ``n`` on."""
         self._n = min(n, self._n)
 
     def clear(self) -> None:
-        """Drop every row."""
-        self._buffer = np.empty((0, *self._buffer.shape[1:]), self._buffer.dtype)
-        self._n = 0
-
-    def keep(self, kept: NDArray[np.bool_]) -> None:
-        """Drop the rows where ``kept`` (n,) is false; the others move up."""
-        self._buffer = self.array[kept]
-        self._n = len(self._buffer)
+        """Drop every row. What is appended then is in memory."""
+        self._buffer, self._n, self.file = np.empty((0, *self._buffer.shape[1:]), self._buffer.dtype), 0, None

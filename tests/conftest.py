@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tabulate
 
+from faiss_qama.growing import GrowingArray
 from faiss_qama.training import FitConfig, fit
 
 D = 36  # no multiple of 8
@@ -69,10 +70,15 @@ class PartsInMemory:
     def __init__(self, parts):
         self._parts = parts
 
-    def array(self, name, shape, dtype, *, mapped=True):
+    writable = False
+
+    def array(self, name, shape, dtype, *, mapped=True, private=False):
         array = self._parts[name]
         assert (array.shape, array.dtype) == (shape, np.dtype(dtype)), name
         return array
+
+    def growing(self, name, shape, dtype):
+        return GrowingArray(self.array(name, shape, dtype))
 
     def has(self, name):
         return name in self._parts

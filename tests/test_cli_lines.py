@@ -185,3 +185,60 @@ def test_names_that_are_no_text(folder, run, kind):
     read = faiss.read_index_binary if kind == "binary" else faiss.read_index
     with open(name, "rb") as file:
         assert read(faiss.PyCallbackIOReader(file.read)).ntotal == len(X)
+
+
+def test_add_remove_and_compact_change_an_index_in_place(folder, run):
+    index = QamaIndex(fit_quietly(X, layout="2x18"), "fp16")
+    index.add_with_ids(X[:200], np.arange(200))
+    index.save("grows.qama")
+    np.save("more.npy", X[200:300])
+    np.save("ids.npy", np.arange(1000, 1100))
+    np.save("gone.npy", np.array([1000, 1001, 5]))
+    (folder / "gone.txt").write_text("7\n8\n9\n10000\n")
+    assert run("add", "grows.qama", "more.npy", "--ids", "ids.npy")[:2] == (0, "added 100: grows.qama holds 300 x 36\n")
+    assert run("add", "grows.qama", "more.npy", "--ids", "ids.npy", "--replace")[1] == (
+        "added 100: grows.qama holds 300 x 36\n"
+    )
+    assert run("remove", "grows.qama", "--ids", "gone.npy")[1] == "removed 3 of 3: grows.qama holds 297 x 36\n"
+    assert run("remove", "grows.qama", "--ids", "gone.txt")[1] == "removed 3 of 4: grows.qama holds 294 x 36\n"
+    status, said, _ = run("compact", "grows.qama")
+    assert status == 0
+    assert said.startswith("grows.qama: 0.")
+    left = QamaIndex.load("grows.qama")
+    assert set(left.ids.tolist()) == (set(range(200)) | set(range(1000, 1100))) - {1000, 1001, 5, 7, 8, 9}
+    np.testing.assert_allclose(left.reconstruct(1050), X[250], atol=1e-3)
+    assert "keep the quantizer" in run("inspect", "grows.qama")[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        (["add", "grows.qama", "x.npy"], "grows.qama has ids of its own and needs --ids: a column or array"),
+        (["add", "i.qama", "x.npy", "--replace"], "--replace needs --ids: a column or array of the corpus"),
+        (["add", "grows.qama", "x.npy", "--ids", "few.npy"], "one id per vector is needed; got 3 ids and 400 vectors"),
+        (["add", "grows.qama", "narrow.npy", "--ids", "few.npy"], "narrow.npy: dimension 12, but 36 is needed"),
+        (["add", "grows.qama", "x.npy", "--ids", "no.npy"], "no.npy: No such file or directory"),
+        (["add", "none.qama", "x.npy"], "none.qama: no index here"),
+        (["remove", "grows.qama", "--ids", "x.npy"], "x.npy: ids in 'the file': one number per row is needed"),
+        (
+            ["remove", "grows.qama", "--ids", "words.txt"],
+            "words.txt: whole numbers are needed, one per line, or a .npy",
+        ),
+        (["compact", "x.npy"], "x.npy: no index here"),
+        (["add", "grows.qama", "bad.npy", "--ids", "many.npy"], "bad.npy"),
+    ],
+)
+def test_a_change_that_cannot_be_is_one_line_and_changes_nothing(folder, run, command, message):
+    index = QamaIndex(fit_quietly(X, layout="2x18"), "fp16")
+    index.add_with_ids(X, np.arange(len(X)))
+    index.save("grows.qama")
+    np.save("few.npy", np.arange(3))
+    np.save("many.npy", np.arange(1000, 1400))
+    bad = X.copy()
+    bad[-1, 0] = np.nan
+    np.save("bad.npy", bad)
+    (folder / "words.txt").write_text("one two")
+    status, _, said = run(*command)
+    assert (status, len(said.splitlines())) == (2, 1)
+    assert message in said
+    assert QamaIndex.load("grows.qama").ntotal == len(X)

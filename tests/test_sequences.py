@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 import time
@@ -36,6 +37,21 @@ class AnIndexIsADictionary(RuleBasedStateMachine):
         self.index = self.empty(base, store)
         self.base, self.store, self.own = base, store, own
         self.held, self.next = {}, 10**6
+        self.folder, self.reader = tempfile.TemporaryDirectory(), None  # of an index that is open for writing
+
+    def teardown(self):
+        if hasattr(self, "folder"):
+            self.closed()
+            self.folder.cleanup()
+
+    @property
+    def path(self):
+        return Path(self.folder.name) / "i.qama"
+
+    def closed(self):
+        if self.reader is not None:
+            self.index.close()
+            self.reader = None
 
     @staticmethod
     def empty(base, store):
@@ -92,9 +108,61 @@ class AnIndexIsADictionary(RuleBasedStateMachine):
         self.index.merge_from(other)
         assert other.ntotal == 0
 
+    @rule(rows=st.lists(st.integers(0, 399), min_size=1, max_size=10), data=st.data())
+    def upsert(self, rows, data):
+        known = sorted(self.held)[:3] if self.own else list(range(len(self.held)))[:3]
+        ids = [data.draw(st.sampled_from([*known, 10**10 + 1, 10**10 + 2])) for _ in rows]
+        self.index.upsert(POOL[rows], np.array(ids))
+        for i, v in zip(ids, POOL[rows], strict=True):
+            self.held.pop(i, None)
+            self.held[i] = v
+        self.own = True
+
     @rule()
     def compact(self):
         self.index.compact()
+        self.commits()
+
+    def commits(self):
+        if self.reader is not None:
+            self.committed = dict(self.held), self.own
+
+    @precondition(lambda self: self.reader is None)
+    @rule()
+    def save_and_open(self):
+        self.index.save(self.path)
+        self.reader = QamaIndex.load(self.path, mmap=True)
+        self.index = QamaIndex.open(self.path)
+        self.commits()
+
+    @precondition(lambda self: self.reader is not None)
+    @rule(compact=st.sampled_from([None, "auto"]))
+    def commit(self, compact):
+        self.index.commit(compact=compact)
+        self.commits()
+
+    @precondition(lambda self: self.reader is not None)
+    @rule()
+    def lose_what_was_not_committed(self):
+        self.index.close()
+        self.index = QamaIndex.open(self.path)
+        self.held, self.own = dict(self.committed[0]), self.committed[1]
+
+    @precondition(lambda self: self.reader is not None)
+    @rule(fresh=st.booleans())
+    def read_the_last_commit(self, fresh):
+        held = self.committed[0]
+        self.reader.refresh()
+        reader = QamaIndex.load(self.path) if fresh else self.reader
+        assert reader.ntotal == len(held)
+        if held:
+            np.testing.assert_allclose(reader.reconstruct_batch(list(held)), self.stored(held), atol=5e-3)
+            options = {} if self.store == "none" else {"oversample": 1e9}
+            assert set(reader.search(QUERIES, len(held), **options)[1][0].tolist()) == set(held)
+
+    def stored(self, held):
+        want = np.stack(list(held.values()))
+        return QUANTIZER.decode(QUANTIZER.encode(want)) if self.store in ("none", "codes") else want
 
     @rule()
     def reset(self):
@@ -105,6 +173,7 @@ class AnIndexIsADictionary(RuleBasedStateMachine):
     def save_and_load(self):
         with tempfile.TemporaryDirectory() as folder:
             self.index.save(Path(folder) / "i.qama")
+            self.closed()
             self.index = QamaIndex.load(Path(folder) / "i.qama")
 
     @invariant()
@@ -113,10 +182,7 @@ class AnIndexIsADictionary(RuleBasedStateMachine):
         if not self.held:
             return
         keys = np.array(list(self.held), dtype=np.int64)
-        want = np.stack(list(self.held.values()))
-        if self.store in ("none", "codes"):
-            want = QUANTIZER.decode(QUANTIZER.encode(want))
-        np.testing.assert_allclose(self.index.reconstruct_batch(keys), want, atol=5e-3)
+        np.testing.assert_allclose(self.index.reconstruct_batch(keys), self.stored(self.held), atol=5e-3)
 
     @invariant()
     def what_the_base_index_finds_has_its_own_score(self):
@@ -154,7 +220,8 @@ class AnIndexIsADictionary(RuleBasedStateMachine):
             np.testing.assert_allclose(scores[:, :found], products, atol=1e-5)
 
 
-AnIndexIsADictionary.TestCase.settings = settings(max_examples=150, stateful_step_count=12, deadline=None)
+EXAMPLES = int(os.environ.get("SEQUENCES", "150"))  # make sequences runs 10,000
+AnIndexIsADictionary.TestCase.settings = settings(max_examples=EXAMPLES, stateful_step_count=14, deadline=None)
 TestAnIndexIsADictionary = AnIndexIsADictionary.TestCase
 
 

@@ -22,6 +22,7 @@ from faiss_qama.training.residual import with_residual
 from faiss_qama.training.split import Split, split_corpus
 from faiss_qama.training.train_config import TrainConfig
 
+DISTORTION = 2000  # vectors that tell it
 ONE_THREAD = 20_000  # vectors up to which more threads gain little, and wait busily beside other processes
 
 
@@ -210,7 +211,9 @@ def _fitted(split: Split, config: FitConfig, metric: int) -> Quantizer:
     whole = quantizer.layout == replace(layout, residual=None)  # not pruned
     prefixes = config.rotation_borders(layout)[:-1] if whole else []
     with threads():
-        return calibrate(with_residual(quantizer, layout.residual, split, config), split, prefixes)
+        quantizer = calibrate(with_residual(quantizer, layout.residual, split, config), split, prefixes)
+        record = replace(quantizer.fit_record, distortion=quantizer.distortion(split.train[:DISTORTION]))
+    return replace(quantizer, fit_record=record)
 
 
 def _check_trainable(split: Split) -> None:

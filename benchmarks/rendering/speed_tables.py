@@ -162,6 +162,36 @@ def dimensions_table(data: dict[str, Any]) -> str:
     return f"{markdown(header, rows)}\n\n{markdown(header_of_many, many)}"
 
 
+def changes_table(data: dict[str, Any]) -> str:
+    """Return what changes of an index on disk cost."""
+    changes = data["changes"]
+    commit, remove, upserts, ten = (changes[part] for part in ("commit", "remove", "upserts", "ten million"))
+    saved = commit["save"]["other"]
+    rows = [
+        ["a commit of 1,000 vectors", f"{1000 * commit['seconds']:.0f} ms; all saved, before: {saved:.2f} s"],
+        ["bytes written for them", f"{commit['written'] / commit['theirs']:.2f} times their own"],
+        ["removing one by its id, in files", f"{1e6 * remove['opened']:.0f} microseconds"],
+        ["the same in memory", f"{1e6 * remove['memory']:.0f} microseconds; before: {remove['other']:.2f} s"],
+        [
+            "vectors replaced one by one, a commit each 1,000, a reader beside",
+            f"{upserts['per_second']:,.0f} per second; lost: {upserts['lost']}; the reader refreshed "
+            f"{upserts['refreshes']} times",
+        ],
+    ]
+    for row in changes["commits"]:
+        hits = "the same hits" if row["same"] else "other hits"
+        rows.append(
+            [
+                f"`{row['base']}`: a search after {row['commits']} commits, one being 1",
+                f"{row['many'] / row['one']:.2f}; {hits}",
+            ]
+        )
+    rows.append(["10,000,000 vectors fitted and indexed", f"{ten['seconds'] / 60:.1f} min"])
+    rows.append(["peak memory then, less the codes", f"{(ten['peak'] - ten['codes']) / 1e9:.2f} GB"])
+    rows.append(["opening them, to the first answer", f"{ten['opened']:.2f} s"])
+    return markdown(["", ""], rows)
+
+
 def scale_table(data: dict[str, Any]) -> str:
     """Return what the command takes, the rate of encoding, and what measuring took."""
     scale, (minutes, seconds) = data["scale"], divmod(round(data["results"]["seconds"]), 60)

@@ -1,4 +1,4 @@
-"""The command line: faiss-qama fit | build | search | eval | inspect | export | embed | demo | warmup."""
+"""The command line: faiss-qama fit | build | search | eval | inspect | add | remove | compact | export | ..."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 import click
 
 from faiss_qama._version import __version__
+from faiss_qama.cli.change import add, compact, remove
 from faiss_qama.cli.embed import demo, embed
 from faiss_qama.cli.evaluate import eval_command
 from faiss_qama.cli.fit import fit
@@ -78,5 +79,5 @@ def cli(context: click.Context, debug: bool) -> None:
         click.echo(context.get_help())
 
 
-for command in (fit, build, search, eval_command, inspect, export_command, embed, demo, warmup):
+for command in (fit, build, search, eval_command, inspect, add, remove, compact, export_command, embed, demo, warmup):
     cli.add_command(command)

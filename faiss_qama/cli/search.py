@@ -32,6 +32,7 @@ from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.quantizer.calibration import K
 from faiss_qama.report import tables
+from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.storage import atomic_files, bundle
 
 
@@ -164,6 +165,8 @@ def inspect(index_path: Path) -> None:
     rows.append(("settings", _settings(record.config) or "those that a fit has by default"))
     if record.training is not None:
         rows += tables.training_facts(record.training)
+    if isinstance(index.rescorer, StoredVectors) and index.ntotal >= 200:
+        rows.append(("health", str(index.health())))
     rows.append(("written by", f"{manifest['written_by']}, generation {manifest['generation']}"))
     rows += [("", f"{f['name']}  {tables.size_text(f['bytes'])}  checksum ok") for f in manifest["files"].values()]
     click.echo(tables.facts(rows))

@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from faiss_qama import topk
 from faiss_qama.arrays import Codes, Distances, Floats, Ids, Mask
+from faiss_qama.growing import GrowingArray
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
@@ -23,8 +24,21 @@ class MissingError(ValueError, AttributeError):
 class PartReader(Protocol):
     """Reads the parts of a saved index by name. Errors name the file."""
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True) -> NDArray[Any]:
-        """Return an array of this shape and dtype, memory-mapped if the user asked for it and ``mapped`` allows it."""
+    writable: bool  # whether the index is open for writing
+
+    def array(
+        self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True, private: bool = False
+    ) -> NDArray[Any]:
+        """Return an array of this shape and dtype, memory-mapped if the user asked for it and ``mapped`` allows it.
+
+        A ``private`` map can be written to, which changes this process's copy alone.
+        """
+
+    def growing(self, name: str, shape: tuple[int | None, ...], dtype: DTypeLike) -> GrowingArray:
+        """Return an array of this shape and dtype, to which rows can be appended; None stands for any number of rows.
+
+        It is memory-mapped if the user asked for it, and grows in its file if the index is open for writing.
+        """
 
     def binary(self, name: str, *, mapped: bool = False) -> faiss.IndexBinary:
         """Return a FAISS binary index, memory-mapped if the user asked for it and ``mapped`` allows it."""
@@ -146,12 +160,23 @@ class CodeIndex(ABC):
             self.keep(np.arange(len(self)) < n)
 
     @abstractmethod
+    def copy(self, rows: Ids) -> CodeIndex:
+        """Return an index of the same kind, in memory, of the codes of ``rows`` (m,), ascending."""
+
+    @abstractmethod
     def clear(self) -> None:
         """Drop every row."""
 
     @abstractmethod
     def parts(self) -> dict[str, Any]:
         """Return the parts that a bundle holds of it, by name: arrays, or a faiss.IndexBinary."""
+
+    def growing(self) -> dict[str, GrowingArray] | None:
+        """Return the parts that have changed since the index was read, by name, if it only grew; None for all parts."""
+        return None
+
+    def written(self) -> None:  # noqa: B027 - most indexes note nothing
+        """Note that all parts were written: :meth:`growing` has what changes from here on."""
 
     @classmethod
     @abstractmethod

@@ -231,6 +231,15 @@ class FaissCodeIndex(CodeIndex):
                 rows[:] = renumbered[rows]
         self._lists = None
 
+    def copy(self, rows: Ids) -> FaissCodeIndex:
+        hashed = isinstance(self.index, faiss.IndexBinaryHash | faiss.IndexBinaryMultiHash)
+        made = str(self) if hashed else faiss.clone_binary_index(self.index)  # FAISS does not clone hash tables
+        other = FaissCodeIndex(made, self.layout, filled=True)
+        other.clear()
+        other.set(self.settings)
+        other.append(self.codes[rows])
+        return other
+
     def clear(self) -> None:
         self.index.reset()
         if self._flat is not None:

@@ -34,17 +34,17 @@ class FlatCodeIndex(CodeIndex):
     ----------
     layout : CodeLayout
         Layout of the codes.
-    groups : ndarray of shape (ceil(n / LANES), words, LANES), uint32, optional
+    groups : GrowingArray of shape (ceil(n / LANES), words, LANES), uint32, optional
         Codes, as :attr:`groups` returns them; they may be a read-only memory map.
     n : int
         Number of codes in ``groups``.
     """
 
-    def __init__(self, layout: CodeLayout, groups: NDArray[np.uint32] | None = None, n: int = 0) -> None:
+    def __init__(self, layout: CodeLayout, groups: GrowingArray | None = None, n: int = 0) -> None:
         super().__init__(layout)
         self._words = bit_planes.n_words(layout)
         self._segments = bit_planes.segments(layout)
-        self._groups = GrowingArray(np.empty((0, self._words, LANES), np.uint32) if groups is None else groups)
+        self._groups = GrowingArray(np.empty((0, self._words, LANES), np.uint32)) if groups is None else groups
         self._n = n
         # The last shared weights and their tables, as they seldom change.
         self._shared: tuple[Floats | None, Floats] = None, np.empty((0, 256), np.float32)
@@ -85,19 +85,28 @@ class FlatCodeIndex(CodeIndex):
         groups[rows // LANES, :, rows % LANES] = words
         self._groups, self._n = GrowingArray(groups), len(words)  # last, so that a lack of memory changes nothing
 
+    def copy(self, rows: Ids) -> FlatCodeIndex:
+        other = FlatCodeIndex(self.layout)
+        for start in range(0, len(rows), CHUNK):
+            other._append(self._gather(rows[start : start + CHUNK]))
+        return other
+
     def clear(self) -> None:
         self._groups.clear()
         self._n = 0
 
     def truncate(self, layout: CodeLayout) -> FlatCodeIndex:
-        return FlatCodeIndex(layout, bit_planes.truncate(self.groups, self.layout, layout), self._n)
+        return FlatCodeIndex(layout, GrowingArray(bit_planes.truncate(self.groups, self.layout, layout)), self._n)
 
     def parts(self) -> dict[str, Any]:
         return {"codes": self.groups}
 
+    def growing(self) -> dict[str, GrowingArray] | None:
+        return {"codes": self._groups}
+
     @classmethod
     def from_parts(cls, name: str, layout: CodeLayout, n: int, reader: PartReader) -> FlatCodeIndex:
-        return cls(layout, reader.array("codes", (-(-n // LANES), bit_planes.n_words(layout), LANES), "<u4"), n)
+        return cls(layout, reader.growing("codes", (-(-n // LANES), bit_planes.n_words(layout), LANES), "<u4"), n)
 
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
         for name in settings:
@@ -182,14 +191,13 @@ class FlatCodeIndex(CodeIndex):
         return rows
 
     def _append(self, words: Words) -> None:
+        first = self._n // LANES  # the group that has room; nothing reads its lanes beyond the last row
         rows = np.arange(self._n, self._n + len(words))
-        before, missing = len(self._groups), -(-(self._n + len(words)) // LANES) - len(self._groups)
-        try:
-            self._groups.append(np.zeros((missing, self._words, LANES), np.uint32))
-            self.groups[rows // LANES, :, rows % LANES] = words
-        except BaseException:  # nothing reads the lanes beyond the last row
-            self._groups.shrink(before)
-            raise
+        groups = np.zeros((-(-(self._n + len(words)) // LANES) - first, self._words, LANES), np.uint32)
+        if self._n % LANES and len(groups):
+            groups[0] = self.groups[first]
+        groups[rows // LANES - first, :, rows % LANES] = words
+        self._groups.write(first, groups)
         self._n += len(words)
 
     def _without_numba(self, queries: Codes, k: int, allowed: Mask) -> tuple[Distances, Ids]:

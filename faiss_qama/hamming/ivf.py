@@ -58,6 +58,8 @@ class IVFCodeIndex(FlatCodeIndex):
         super().__init__(layout)
         self.nlist, self.nprobe = nlist, 1
         self._set_centroids(np.empty((0, layout.units), np.uint8))
+        # Of an index open for writing: codes in the lists of its bundle, and words and lists of the codes since then.
+        self._log: tuple[int, GrowingArray, GrowingArray] | None = None
         self._clear()
 
     def _set_centroids(self, centroids: Centroids) -> None:
@@ -118,19 +120,36 @@ class IVFCodeIndex(FlatCodeIndex):
 
     def append(self, codes: Codes) -> None:
         words, lists = self._pack(codes), self._own_lists(codes)
+        if self._log is not None:
+            before, *log = self._log
+            for rows, more in zip(log, (words, lists), strict=True):
+                rows.write(self._n - before, more)  # first: what is logged beyond the last code does not count
         if len(codes) >= BULK * self._n:
             there = np.arange(self._n)
-            words = np.concatenate([self._gather(there), words])
-            self._fill(words, np.concatenate([self._lists_of(there), lists]))
+            both = np.concatenate([self._gather(there), words])
+            self._fill(both, np.concatenate([self._lists_of(there), lists]))
         else:
             self._insert(words, lists)
 
     def keep(self, kept: Mask) -> None:
         rows = np.flatnonzero(kept)
         self._fill(self._gather(rows), self._lists_of(rows))
+        self._log = None
+
+    def copy(self, rows: Ids) -> IVFCodeIndex:
+        other = copy(self)
+        other._fill(self._gather(rows), self._lists_of(rows))
+        other._log = None
+        return other
+
+    def shrink(self, n: int) -> None:
+        log = self._log
+        super().shrink(n)
+        self._log = log if log is not None and n >= log[0] else None
 
     def clear(self) -> None:
         self._clear()
+        self._log = None
 
     def truncate(self, layout: CodeLayout) -> IVFCodeIndex:
         other = IVFCodeIndex(layout, self.nlist)
@@ -162,18 +181,39 @@ class IVFCodeIndex(FlatCodeIndex):
             "centroids": self._centroids,
         }
 
+    def growing(self) -> dict[str, GrowingArray] | None:
+        if self._log is None:
+            return None
+        before, words, lists = self._log
+        for rows in (words, lists):
+            rows.shrink(self._n - before)
+        return {"newcodes": words, "newlists": lists} if len(words) else {}
+
+    def written(self) -> None:
+        log = GrowingArray(np.empty((0, self._words), np.uint32)), GrowingArray(np.empty(0, np.int32))
+        self._log = self._n, *log
+
     @classmethod
     def from_parts(cls, name: str, layout: CodeLayout, n: int, reader: PartReader) -> IVFCodeIndex:
-        base = cls(layout, int(name.removeprefix("IVF")))
+        base, logged = cls(layout, int(name.removeprefix("IVF"))), reader.has("newcodes")
+        private = logged or reader.writable  # codes are inserted into them
         base._sizes = np.array(reader.array("sizes", (base.nlist,), "<i8", mapped=False))
-        if base._sizes.min() < 0 or base._sizes.max() > n or base._sizes.sum() != n:
-            raise reader.invalid("sizes", f"lists of {base._sizes.sum()} codes; the manifest says {n}")
+        held = int(base._sizes.sum())
+        if base._sizes.min() < 0 or base._sizes.max() > n or held > n or (held < n and not logged):
+            raise reader.invalid("sizes", f"lists of {held} codes; the manifest says {n}")
+        words = GrowingArray(np.empty((0, base._words), np.uint32))
+        lists = GrowingArray(np.empty(0, np.int32))
+        if logged:
+            words = reader.growing("newcodes", (n - held, base._words), "<u4")
+            lists = reader.growing("newlists", (n - held,), "<i4")
+            if not 0 <= lists.array.min() <= lists.array.max() < base.nlist:
+                raise reader.invalid("newlists", f"a list that is not among {base.nlist}")
         base._set_centroids(np.asarray(reader.array("centroids", (base.nlist, layout.units), "|u1", mapped=False)))
         groups = -(-base._sizes // LANES)
         of_group = int(groups.sum())
-        codes = reader.array("codes", (of_group, base._words, LANES), "<u4")
-        rows = _within(reader, "rows", (of_group, LANES), -1, n)
-        places = _within(reader, "places", (n,), 0, of_group * LANES)
+        codes = reader.array("codes", (of_group, base._words, LANES), "<u4", private=private)
+        rows = _within(reader, "rows", (of_group, LANES), -1, held, private=private)
+        places = _within(reader, "places", (held,), 0, of_group * LANES, private=private)
         ends = np.cumsum(groups).astype(np.int32)
         base._heads = np.where(groups, ends - groups.astype(np.int32), np.int32(-1))
         base._tails = np.where(groups, ends - np.int32(1), np.int32(-1))
@@ -182,7 +222,10 @@ class IVFCodeIndex(FlatCodeIndex):
         base._following = GrowingArray(following)
         base._lists = GrowingArray(np.repeat(np.arange(base.nlist, dtype=np.int32), groups))
         base._groups, base._rows, base._places = GrowingArray(codes), GrowingArray(rows), GrowingArray(places)
-        base._n = n
+        base._n = held
+        if logged:
+            base._insert(words.array, lists.array)
+        base._log = (held, words, lists) if reader.writable else None
         return base
 
     def search(self, queries: Codes, k: int, rows: Mask | None, settings: Mapping[str, int]) -> tuple[Distances, Ids]:
@@ -319,9 +362,11 @@ class IVFCodeIndex(FlatCodeIndex):
         return lists
 
 
-def _within(reader: PartReader, name: str, shape: tuple[int, ...], least: int, most: int) -> NDArray[np.int32]:
+def _within(
+    reader: PartReader, name: str, shape: tuple[int, ...], least: int, most: int, *, private: bool
+) -> NDArray[np.int32]:
     """Return an array of numbers from ``least`` to ``most`` - 1. Searches check a memory map, as they read it."""
-    array = reader.array(name, shape, "<i4")
+    array = reader.array(name, shape, "<i4", private=private)
     if not isinstance(array, np.memmap) and array.size and not least <= array.min() <= array.max() < most:
         raise reader.invalid(name, f"{array.min()} to {array.max()}; {least} to {most - 1} are possible")
     return array

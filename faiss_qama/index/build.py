@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.arrays import Codes
 from faiss_qama.corpus import Corpus
+from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import AUTO, check_lists, make_base
 from faiss_qama.index import norms, saving
@@ -113,7 +114,8 @@ def build_index(
         for rows in encoded():
             if rescorer is not None:
                 rescorer.append(rows)
-    saving.write(path, TwoStageIndex(quantizer, base, IdMap(len(corpus), corpus.ids), rescorer), vectors)
+    ids = None if corpus.ids is None else GrowingArray(corpus.ids)
+    saving.write(path, TwoStageIndex(quantizer, base, IdMap(len(corpus), ids), rescorer), vectors)
     index = QamaIndex.load(path, mmap=True)
     index.base_trials = trials
     return index

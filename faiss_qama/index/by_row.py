@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from faiss_qama.arrays import Mask
+from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming.factory import DEFAULT, make_base
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.qama_index import QamaIndex
@@ -24,7 +27,8 @@ def by_row(index: QamaIndex, kept: Mask | None = None) -> QamaIndex:
     QamaIndex
     """
     core = index._fitted
-    rows = IdMap(core.id_map.n, None, core.id_map.alive if kept is None else kept)
+    alive = core.id_map.alive if kept is None else kept
+    rows = IdMap(core.id_map.n, None, None if alive is None else GrowingArray(np.flatnonzero(~alive)))
     return index._view(TwoStageIndex(core.quantizer, core.base, rows, core.rescorer), core.version)
 
 

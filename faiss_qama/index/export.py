@@ -73,11 +73,10 @@ def to_faiss(core: TwoStageIndex, kind: str) -> Any:
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
     live = core.id_map.live_rows
-    code = np.ascontiguousarray(core.base.take(live))
     ids = None if core.id_map.ids is None else core.id_map.ids_of(live)
     if kind == "binary":
-        return _binary(core.base, code, ids)
-    quantizer = core.quantizer
+        return _binary(core.base, live, ids)
+    quantizer, code = core.quantizer, np.ascontiguousarray(core.base.take(live))
     index = _hamming(quantizer, code) if kind == "hamming" else _fastscan(quantizer, code)
     if isinstance(core.rescorer, StoredVectors | UserVectors):
         index = _refined(index, core, live)
@@ -86,15 +85,15 @@ def to_faiss(core: TwoStageIndex, kind: str) -> Any:
     return _with_ids(index, ids, faiss.IndexIDMap2(faiss.IndexFlat(quantizer.d, quantizer.metric)))
 
 
-def _binary(base: CodeIndex, code: Codes, ids: Ids | None) -> Any:
-    kind = "BFlat" if isinstance(base, FlatCodeIndex) else str(base)
-    if kind == str(base) and len(code) == len(base) and not kind.startswith("BHash"):
+def _binary(base: CodeIndex, rows: Ids, ids: Ids | None) -> Any:
+    if isinstance(base, FlatCodeIndex):
+        flat = FaissCodeIndex("BFlat", base.layout)
+        flat.append(base.take(rows))
+        index = flat.index
+    elif len(rows) == len(base) and not str(base).startswith("BHash"):
         index = faiss.clone_binary_index(base.index)
-    else:  # a graph may hold removed codes, and hash tables cannot be cloned
-        made = FaissCodeIndex(kind, base.layout)
-        made.set(base.settings if kind == str(base) else {})
-        made.append(code)
-        index = made.index
+    else:  # some codes are removed, or it is a hash table, which cannot be cloned
+        index = base.copy(rows).index
     return index if ids is None else _with_ids(index, ids, faiss.IndexBinaryIDMap2(faiss.IndexBinaryFlat(index.d)))
 
 

@@ -6,11 +6,12 @@ from typing import Any
 
 import faiss
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from faiss_qama.arrays import Ids, Mask
 from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming.code_index import PartReader
+from faiss_qama.index.rows_by_id import RowsById
 
 
 class IdMap:
@@ -22,10 +23,10 @@ class IdMap:
     ----------
     n : int
         Number of rows.
-    ids : ndarray of shape (n,), int64, optional
+    ids : GrowingArray of shape (n,), int64, optional
         The user's own ids.
-    alive : ndarray of shape (n,), bool, optional
-        False for removed rows; None if no row is removed.
+    removed : GrowingArray of shape (m,), int64, optional
+        The rows that are removed.
 
     Attributes
     ----------
@@ -33,17 +34,24 @@ class IdMap:
         Number of changes so far.
     """
 
-    def __init__(self, n: int = 0, ids: Ids | None = None, alive: Mask | None = None) -> None:
-        self.n = n
-        self._ids = None if ids is None else GrowingArray(ids)
-        self.alive = alive
-        self.version = 0
+    def __init__(self, n: int = 0, ids: GrowingArray | None = None, removed: GrowingArray | None = None) -> None:
+        self.n, self._ids, self.version = n, ids, 0
+        self._removed = GrowingArray(np.empty(0, np.int64)) if removed is None else removed
+        self._alive: GrowingArray | None = None  # bool, false for removed rows; None if no row is removed
+        if len(self._removed):
+            self._alive = GrowingArray(np.ones(n, bool))
+            self._alive.array[self._removed.array] = False
         self._all: Ids | None = None  # the id of each row, without the user's own ids
-        self._sorted: tuple[Ids, Ids] | None = None  # places among the live rows in the order of their ids, and the ids
+        self._rows = RowsById()
 
     def __len__(self) -> int:
         """Return the number of rows that are not removed."""
-        return self.n if self.alive is None else int(np.count_nonzero(self.alive))
+        return self.n - len(self._removed)
+
+    @property
+    def removed(self) -> int:
+        """Number of removed rows."""
+        return len(self._removed)
 
     @property
     def ids(self) -> Ids | None:
@@ -51,42 +59,39 @@ class IdMap:
         return None if self._ids is None else self._ids.array
 
     @property
+    def alive(self) -> Mask | None:
+        """A mask (n,) that is false for removed rows; None if no row is removed."""
+        return None if self._alive is None else self._alive.array
+
+    @property
     def live_rows(self) -> Ids:
         """The rows (m,) int64 that are not removed, ascending."""
-        return np.arange(self.n) if self.alive is None else np.flatnonzero(self.alive)
+        return np.arange(self.n) if self._alive is None else np.flatnonzero(self._alive.array)
 
     def ids_of(self, rows: Ids) -> Ids:
         """Return the ids int64 of ``rows`` (any shape); -1 stays -1."""
         if self._ids is not None:
             return np.where(rows >= 0, self._ids.array[rows], -1)
-        if self.alive is None:
+        if self._alive is None:
             return rows
         if self._all is None:
-            self._all = np.cumsum(self.alive) - 1
+            self._all = np.cumsum(self._alive.array) - 1
         return np.where(rows >= 0, self._all[rows], -1)
 
     def rows_of(self, ids: ArrayLike) -> Ids:
         """Return the row int64 of each of ``ids``, the last if several have it. Raises IndexError for other ids."""
-        wanted, live = _integers(ids), self.live_rows
-        if self._ids is None:
-            places, found = wanted, (wanted >= 0) & (wanted < len(live))
-        else:
-            if self._sorted is None:
-                order = np.argsort(self._ids.array[live], kind="stable")
-                self._sorted = order, self._ids.array[live][order]
-            order, ordered = self._sorted
-            at = np.searchsorted(ordered, wanted, side="right") - 1
-            found = (at >= 0) & (ordered[at] == wanted) if len(ordered) else np.zeros(wanted.shape, bool)
-            places = order[at] if len(ordered) else at
-        if not found.all():
-            raise IndexError(f"there is no vector with id {wanted[~found].flat[0]} among {len(live)}")
-        rows: Ids = live[places]
-        return rows
+        wanted = _integers(ids)
+        places, found = self._find(wanted.ravel())
+        rows = np.full(wanted.size, -1)
+        np.maximum.at(rows, places, found)
+        if (rows < 0).any():
+            raise IndexError(f"there is no vector with id {wanted.ravel()[rows < 0][0]} among {len(self)}")
+        return rows.reshape(wanted.shape)
 
-    def matching(self, selector: Any) -> Mask:
-        """Return a mask (n,) bool of the live rows with ids that ``selector`` takes, a faiss.IDSelector or array."""
+    def matching(self, selector: Any) -> Ids:
+        """Return the live rows (m,) with ids that ``selector`` takes, a faiss.IDSelector or an array."""
         if not isinstance(selector, faiss.IDSelector):
-            selector = faiss.IDSelectorBatch(_integers(selector).ravel())
+            return np.unique(self._find(_integers(selector).ravel())[1])
         live = self.live_rows
         ids = faiss.Int64Vector()
         faiss.copy_array_to_vector(np.ascontiguousarray(self.ids_of(live)), ids)
@@ -94,9 +99,19 @@ class IdMap:
         numbers = faiss.IndexBinaryFlat(64)
         numbers.add(live.view(np.uint8).reshape(len(live), 8))
         numbers.remove_ids(faiss.IDSelectorTranslated(ids, selector))
-        mask = np.ones(self.n, dtype=bool) if self.alive is None else self.alive.copy()
-        mask[faiss.vector_to_array(numbers.xb).view(np.int64)] = False
-        return mask
+        kept = faiss.vector_to_array(numbers.xb).view(np.int64)
+        return np.setdiff1d(live, kept, assume_unique=True)
+
+    def _find(self, wanted: Ids) -> tuple[Ids, Ids]:
+        """Return the live rows that have one of the ids ``wanted`` (m,), after their places there."""
+        if self._ids is not None:
+            places, rows = self._rows.find(wanted, self._ids.array)
+            if self._alive is None:
+                return places, rows
+            live = self._alive.array[rows]
+            return places[live], rows[live]
+        places = np.flatnonzero((wanted >= 0) & (wanted < len(self)))
+        return places, wanted[places] if self._alive is None else self.live_rows[wanted[places]]
 
     def check(self, ids: Ids | None) -> None:
         """Raise ValueError if rows that were added without ids have some of ``ids`` (m,): 0, 1, ... until now."""
@@ -115,54 +130,65 @@ class IdMap:
             if self._ids is None:
                 self._ids = GrowingArray(self.ids_of(np.arange(self.n)))
             self._ids.append(ids)
-        if self.alive is not None:
-            self.alive = np.append(self.alive, np.ones(n, dtype=bool))
+        if self._alive is not None:
+            self._alive.append(np.ones(n, bool))
         self.n += n
         self._changed()
 
     def shrink(self, n: int) -> None:
         """Drop the rows from ``n`` on."""
-        if self._ids is not None:
-            self._ids.shrink(n)
-        if self.alive is not None:
-            self.alive = self.alive[:n]
-        self.n = min(n, self.n)
+        for rows in (self._ids, self._alive):
+            if rows is not None:
+                rows.shrink(n)
+        self.n, self._rows = min(n, self.n), RowsById()
         self._changed()
 
-    def remove(self, gone: Mask) -> None:
-        """Mark the rows where ``gone`` (n,) is true as removed; they stay in the base index."""
-        self.alive = ~gone if self.alive is None else self.alive & ~gone
+    def remove(self, rows: Ids) -> None:
+        """Mark live ``rows`` (m,) as removed; they stay in the base index."""
+        if self._alive is None:
+            self._alive = GrowingArray(np.ones(self.n, bool))
+        self._removed.append(rows)
+        self._alive.array[rows] = False
         self._changed()
 
-    def keep(self, kept: Mask) -> None:
-        """Drop the rows where ``kept`` (n,) is false, as the base index does."""
-        if self._ids is not None:
-            self._ids.keep(kept)
-        if self.alive is not None:
-            self.alive = self.alive[kept]
-            if self.alive.all():
-                self.alive = None
-        self.n = int(np.count_nonzero(kept))
+    def compact(self) -> None:
+        """Drop the removed rows, as the base index does."""
+        version = self.version
+        vars(self).update(vars(self.live()), version=version)
         self._changed()
+
+    def live(self) -> IdMap:
+        """Return a map of the rows that are not removed, as :meth:`compact` leaves it."""
+        return IdMap(len(self), None if self._ids is None else GrowingArray(self._ids.array[self.live_rows]))
 
     def clear(self) -> None:
         """Drop every row, and the user's own ids with them."""
-        self.n, self._ids, self.alive = 0, None, None
+        self.n, self._ids, self._alive, self._rows = 0, None, None, RowsById()
+        self._removed = GrowingArray(np.empty(0, np.int64))
         self._changed()
 
-    def parts(self) -> dict[str, NDArray[Any]]:
+    def growing(self) -> dict[str, GrowingArray]:
         """Return the arrays that a bundle holds of it, by name."""
-        return {name: array for name, array in (("ids", self.ids), ("alive", self.alive)) if array is not None}
+        named = {} if self._ids is None else {"ids": self._ids}
+        return named | ({"removed": self._removed} if len(self._removed) else {})
 
     @classmethod
     def from_parts(cls, n: int, reader: PartReader) -> IdMap:
-        """Return the map of :meth:`parts` for ``n`` rows. Raises ValueError for a misshapen part."""
-        ids = reader.array("ids", (n,), np.int64, mapped=False) if reader.has("ids") else None
-        return cls(n, ids, reader.array("alive", (n,), bool, mapped=False) if reader.has("alive") else None)
+        """Return the map of :meth:`growing` for ``n`` rows. Raises ValueError for a misshapen part."""
+        ids = reader.growing("ids", (n,), np.int64) if reader.has("ids") else None
+        if reader.has("alive"):  # as bundles had it before they could grow
+            alive = reader.array("alive", (n,), bool, mapped=False)
+            return cls(n, ids, GrowingArray(np.flatnonzero(~alive)))
+        if not reader.has("removed"):
+            return cls(n, ids)
+        removed = reader.growing("removed", (None,), np.int64)
+        if len(np.unique(removed.array)) < len(removed) or not 0 <= removed.array.min() <= removed.array.max() < n:
+            raise reader.invalid("removed", f"rows that are not among {n}, or there twice")
+        return cls(n, ids, removed)
 
     def _changed(self) -> None:
         self.version += 1
-        self._all = self._sorted = None
+        self._all = None
 
 
 def as_ids(ids: ArrayLike, n: int) -> Ids:

@@ -12,22 +12,23 @@ from faiss_qama import topk
 from faiss_qama.arrays import Floats, Ids
 from faiss_qama.formats.faiss_vectors import FaissVectors
 from faiss_qama.hamming.factory import DEFAULT
-from faiss_qama.index import export, saving
+from faiss_qama.index import export
 from faiss_qama.index.id_map import as_ids
-from faiss_qama.index.lock import ReadWriteLock
 from faiss_qama.index.search_parameters import SearchParameters
-from faiss_qama.index.state import IndexState, Unfitted, empty_index
+from faiss_qama.index.state import Unfitted, empty_index
+from faiss_qama.index.stored_index import StoredIndex
 from faiss_qama.index.tuning import BaseTrial, fastest, trial_queries, tune
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.quantizer.calibration import RECALL
 from faiss_qama.rescore.codes import CodeRescorer
-from faiss_qama.vectors import PathLike, as_vectors
+from faiss_qama.storage.writer import Writer
+from faiss_qama.vectors import as_vectors
 
 if TYPE_CHECKING:
     from faiss_qama.training import FitConfig
 
 
-class QamaIndex(IndexState):
+class QamaIndex(StoredIndex):
     """A FAISS-like index of quantized vectors.
 
     Many threads may search at once. A change and a search wait for each other, so a search sees a whole change.
@@ -149,6 +150,18 @@ class QamaIndex(IndexState):
         x = self._core.quantizer.checked(x)
         self._append(x, as_ids(ids, len(x)))
 
+    def upsert(self, x: ArrayLike, ids: ArrayLike) -> None:
+        """Add vectors ``x`` (n, d) with ``ids`` (n,), and remove the vectors that had these ids, in one step.
+
+        Of vectors with the same id, the last one counts. Raises the errors of :meth:`add_with_ids`, and changes
+        nothing then.
+        """
+        x = self._core.quantizer.checked(x)
+        own = as_ids(ids, len(x))
+        last = len(own) - 1 - np.unique(own[::-1], return_index=True)[1]
+        last.sort()
+        self._append(x[last], own[last], replace=True)
+
     def remove_ids(self, ids: Any) -> int:
         """Remove the vectors of ``ids``, an array of integers or a faiss.IDSelector; return their number.
 
@@ -157,17 +170,12 @@ class QamaIndex(IndexState):
         """
         with self._lock.write():
             self._check_writable()
-            gone = self._fitted.id_map.matching(ids)
-            if gone.any():
-                self._fitted.remove(gone)
-            return int(np.count_nonzero(gone))
-
-    def compact(self) -> None:
-        """Build the base index anew, without removed codes."""
-        with self._lock.write():
-            self._check_writable()
-            if self._fitted.id_map.alive is not None:
-                self._fitted.keep(self._fitted.id_map.alive)
+            core = self._fitted
+            rows = core.id_map.matching(ids)
+            if len(rows):
+                core.remove(rows)
+                self._drop_removed()
+            return len(rows)
 
     def merge_from(self, other: QamaIndex, add_id: int = 0) -> None:
         """Move the vectors of ``other``, which is empty afterwards, to the end of this index.
@@ -386,49 +394,7 @@ class QamaIndex(IndexState):
         with self._lock.read():
             return export.to_faiss(self._fitted, kind)
 
-    def save(self, path: PathLike) -> None:
-        """Write the index to the folder ``path``, replacing an index there in one atomic step.
-
-        Vectors that you keep are written too. Raises OSError if the index cannot be written, and leaves an index at
-        ``path`` as it was. :meth:`load` has an example.
-        """
-        with self._lock.read():
-            saving.write(path, self._fitted)
-
-    @classmethod
-    def load(cls, path: PathLike, *, mmap: bool = False) -> QamaIndex:
-        """Read an index that :meth:`save` or the command ``fit`` wrote.
-
-        Parameters
-        ----------
-        path : str or path
-            The folder.
-        mmap : bool
-            Map the files, read-only and shared among processes, and check only their sizes, not their checksums.
-
-        Returns
-        -------
-        QamaIndex
-            The index.
-
-        Raises
-        ------
-        FileNotFoundError, ValueError
-            Naming the file and the fault.
-
-        Examples
-        --------
-        >>> import numpy as np, tempfile
-        >>> from faiss_qama import training
-        >>> index = QamaIndex(training.fit(np.random.default_rng(0).standard_normal((500, 32))))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     index.save(f"{folder}/index")
-        ...     QamaIndex.load(f"{folder}/index").ntotal
-        0
-        """
-        return cls.__new__(cls)._set(saving.read(path, mmap=mmap), ReadWriteLock(), mmap)
-
-    def _append(self, x: Floats, ids: Ids | None) -> None:
+    def _append(self, x: Floats, ids: Ids | None, *, replace: bool = False) -> None:
         code, core = self.quantizer.encode(x), self._core
         self._check_trained()
         encoded = core.rescorer.encode(x, code) if isinstance(core, TwoStageIndex) and core.rescorer is not None else x
@@ -439,8 +405,16 @@ class QamaIndex(IndexState):
             if ids is None and core.id_map.ids is not None:
                 raise ValueError("this index has ids of its own: use add_with_ids")
             watch = core.watch.after(x, core.rescore)
-            core.append(code, encoded, ids)
+            replaced = core.id_map.matching(ids) if replace else None
+            core.append(code, encoded, ids, replaced=replaced)
             core.watch, core.quantizer = watch, watch.quantizer
+            if replace:
+                self._drop_removed()
+
+    def _drop_removed(self) -> None:
+        """Drop removed vectors from memory if they are many; those in files are dropped by :meth:`compact`."""
+        if not isinstance(self._place, Writer):
+            self._fitted.drop_removed()
 
     def _search(self, xq: Floats, k: int, parameters: SearchParameters) -> tuple[NDArray[Any], Ids, Ids]:
         """Return scores (nq, k), ids (nq, k) and rows (nq, k or fewer)."""

@@ -23,7 +23,8 @@ from faiss_qama.rescore.factory import check_rescore, make_rescorer
 from faiss_qama.rescore.rescorer import Rescorer
 from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.rescore.user_vectors import UserVectors
-from faiss_qama.vectors import as_vectors
+from faiss_qama.storage.writer import Writer
+from faiss_qama.vectors import PathLike, as_vectors
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -70,7 +71,7 @@ class IndexState:
     is a ValueError for which ``hasattr`` returns False.
     """
 
-    __slots__ = ("_core", "_lock", "_mapped", "_parent", "_version", "base_trials")
+    __slots__ = ("_core", "_lock", "_mapped", "_parent", "_place", "_version", "base_trials")
 
     def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = DEFAULT) -> None:
         check_rescore(rescore)
@@ -95,6 +96,7 @@ class IndexState:
     ) -> Self:
         """Set the state. ``mapped`` says memory-mapped; a view has a ``parent``, and a ``version`` if it copies."""
         self._core, self._lock, self._mapped, self._parent, self._version = core, lock, mapped, parent, version
+        self._place: PathLike | Writer | None = None  # the folder that it was read from, or is open for writing
         self.base_trials: list[BaseTrial] = []
         return self
 
@@ -195,6 +197,11 @@ class IndexState:
         self._setting("efSearch", value)
 
     @property
+    def has_own_ids(self) -> bool:
+        """Whether the vectors have ids of the user's own."""
+        return self._fitted.id_map.ids is not None
+
+    @property
     def ids(self) -> Ids:
         """The ids (ntotal,) int64 of the vectors, in the order of their rows."""
         id_map = self._fitted.id_map
@@ -280,7 +287,12 @@ class IndexState:
         if self._parent is not None:
             raise ValueError("this index is read-only: it shares its codes with the index that it was made of")
         if self._mapped:
-            raise ValueError("this index is read-only: it shares its codes with a file; load it with mmap=False")
+            raise ValueError(
+                "this index is read-only: it shares its codes with a file; QamaIndex.open(path) changes the file, "
+                "QamaIndex.load(path, mmap=False) a copy in memory"
+            )
+        if isinstance(self._place, Writer):
+            self._place.check()
 
     def _check_trained(self) -> None:
         if not self.is_trained:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from contextlib import suppress
 from typing import Any
 
 import faiss
@@ -25,6 +26,7 @@ DEFAULT_OVERSAMPLE = 10.0  # candidates per neighbour, without a calibration
 QUERIES = 32  # so many queries or more are divided among threads; threads share the scan of fewer
 PREFIX_WIDTH = 8  # prefix candidates per candidate, without a calibration
 RANGE_START = 1024  # candidates that a range search starts with
+DEAD = 1 / 16  # share of rows that may be marked as removed before they are dropped
 
 
 class TwoStageIndex:
@@ -45,6 +47,7 @@ class TwoStageIndex:
     def __init__(self, quantizer: Quantizer, base: CodeIndex, id_map: IdMap, rescorer: Rescorer | None) -> None:
         self.quantizer, self.base, self.id_map, self.rescorer = quantizer, base, id_map, rescorer
         self._prefixes: tuple[int, dict[int, CodeIndex]] = 0, {}  # by number of components, at a version
+        self.generation = 0  # of the bundle that it was read from
         self.watch = Watch(quantizer, quantizer)
 
     @property
@@ -74,7 +77,7 @@ class TwoStageIndex:
         limits = np.finfo(np.float32)
         return limits.min if self.larger else limits.max
 
-    def append(self, code: Codes, encoded: NDArray[Any], ids: Ids | None) -> None:
+    def append(self, code: Codes, encoded: NDArray[Any], ids: Ids | None, *, replaced: Ids | None = None) -> None:
         """Append rows; an error or Ctrl-C leaves everything as it was.
 
         Parameters
@@ -85,6 +88,8 @@ class TwoStageIndex:
             The vectors, from :meth:`~faiss_qama.rescore.rescorer.Rescorer.encode`.
         ids : ndarray of shape (n,), int64, or None
             The user's own ids.
+        replaced : ndarray of shape (m,), int64, optional
+            Rows that are removed in the same step, which may have the same ids.
 
         Raises
         ------
@@ -92,32 +97,49 @@ class TwoStageIndex:
             For ids of vectors that were added without, and as the second stage.
         """
         there = self.id_map.n
-        self.id_map.check(ids)
+        if replaced is None:
+            self.id_map.check(ids)
         if self.rescorer is not None:
             self.rescorer.append(encoded)
         try:
             self.base.append(code)
             self.id_map.append(len(code), ids)
+            if replaced is not None and len(replaced):
+                self.id_map.remove(replaced)
         except BaseException:  # Ctrl-C too
             for part in (self.rescorer, self.base, self.id_map):
                 if part is not None:
                     part.shrink(there)
             raise
 
-    def remove(self, gone: Mask) -> None:
-        """Remove the rows where ``gone`` (n,) is true; only mark them if the base would have to be built anew."""
-        if self.base.can_remove:
-            self.keep(~gone)
-        else:
-            self.id_map.remove(gone)
+    @defer_interrupt()
+    def remove(self, rows: Ids) -> None:
+        """Mark ``rows`` (m,) as removed."""
+        self.id_map.remove(rows)
+
+    def drop_removed(self) -> None:
+        """Drop the removed rows if they are many, there is memory, and the base need not be built anew for that."""
+        if self.base.can_remove and self.id_map.removed > DEAD * self.id_map.n:
+            with suppress(MemoryError):
+                self.compact()
 
     @defer_interrupt()
-    def keep(self, kept: Mask) -> None:
-        """Drop the rows where ``kept`` (n,) is false; the others move up."""
-        if self.rescorer is not None:  # first, as it may run out of memory
-            self.rescorer.keep(kept)
-        self.base.keep(kept)
-        self.id_map.keep(kept)
+    def compact(self) -> None:
+        """Drop the removed rows; the others move up. Without enough memory everything stays as it was."""
+        kept = self.id_map.alive
+        if kept is None:
+            return
+        parts = [part for part in (self.id_map, self.rescorer) if part is not None]
+        before = [vars(part).copy() for part in parts]
+        try:
+            self.id_map.compact()
+            if self.rescorer is not None:
+                self.rescorer.keep(kept)
+            self.base.keep(kept)
+        except BaseException:
+            for part, state in zip(parts, before, strict=True):
+                vars(part).update(state)
+            raise
 
     @defer_interrupt()
     def clear(self) -> None:
@@ -241,8 +263,11 @@ class TwoStageIndex:
 
     def _mask(self, sel: Any) -> tuple[Mask | None, int]:
         """Return a mask (n,) of the rows that may be found, None for all, and the number of these rows."""
-        mask = self.id_map.alive if sel is None else self.id_map.matching(sel)
-        return mask, self.id_map.n if mask is None else int(np.count_nonzero(mask))
+        if sel is None:
+            return self.id_map.alive, len(self.id_map)
+        rows, mask = self.id_map.matching(sel), np.zeros(self.id_map.n, bool)
+        mask[rows] = True
+        return mask, len(rows)
 
     def _scores(self, xq: Floats, rows: Ids) -> Floats:
         """Return the scores (nq, k') of the second stage for ``rows`` (nq, k'); the worst for row -1."""

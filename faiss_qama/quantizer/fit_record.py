@@ -83,6 +83,8 @@ class FitRecord:
     explained_variance : sequence of (int, float, float)
         Numbers of leading dimensions, the share of the variance that they hold, and the share that as many principal
         components hold; empty without centring and PCA.
+    distortion : float
+        As :meth:`~faiss_qama.Quantizer.distortion`, of vectors that were fitted on; 0 if unknown.
     """
 
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -96,6 +98,7 @@ class FitRecord:
     query_gain: float = 1.0
     training: TrainingRecord | None = None
     explained_variance: Sequence[tuple[int, float, float]] = ()
+    distortion: float = 0.0
 
     @property
     def of_matryoshka_model(self) -> bool:

@@ -11,7 +11,7 @@ import faiss
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from faiss_qama.arrays import Codes, Floats, scale_to_norm
+from faiss_qama.arrays import Codes, Floats, row_norms, scale_to_norm
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.calibration import Calibration
 from faiss_qama.quantizer.decoder import BitDecoder, Decoder
@@ -206,6 +206,12 @@ class Quantizer:
         if residual is not None and self.residual is not None:
             x += self.residual.decode_unnormalized(residual)
         return scale_to_norm(x, 1.0) if self.normalized else x
+
+    def distortion(self, x: ArrayLike) -> float:
+        """Return the mean squared error of decoded ``x`` (n, d), their mean squared distance from the mean being 1."""
+        x = self.checked(x)
+        spread = float(np.mean(row_norms(x - x.mean(axis=0)) ** 2)) or 1.0
+        return float(np.mean(row_norms(x - self.encode_decode(x)) ** 2)) / spread
 
     def encode_decode(self, x: ArrayLike) -> Floats:
         """Return documents ``x`` (n, d) encoded and decoded, (n, d) float32, with the residual code if there is one."""

@@ -57,7 +57,7 @@ def read_rescorer(rescore: str, quantizer: Quantizer, base: CodeIndex, reader: P
     """Return the saved rescorer of the codes in ``base``. Raises ValueError for damaged parts."""
     if rescore in DTYPES:
         shape = (len(base), row_width(rescore, quantizer.d))
-        return StoredVectors(quantizer, rescore, reader.array("vectors", shape, DTYPES[rescore]))
+        return StoredVectors(quantizer, rescore, reader.growing("vectors", shape, DTYPES[rescore]))
     if rescore == "codes" and quantizer.residual is not None:
         return ResidualRescorer.from_parts(quantizer, base, reader)
     return make_rescorer(rescore, quantizer, base)

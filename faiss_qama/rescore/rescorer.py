@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from faiss_qama import topk
 from faiss_qama.arrays import Codes, Floats, Ids, Mask
+from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.kernels import kernel
 from faiss_qama.quantizer.quantizer import Quantizer
@@ -93,7 +94,7 @@ class Rescorer:
         """Return the stored ``rows`` (n,) as :meth:`append` takes them, (n, width)."""
         return np.empty((len(rows), 0))
 
-    def parts(self) -> dict[str, NDArray[Any]]:
+    def growing(self) -> dict[str, GrowingArray]:
         """Return the arrays of this rescorer that a bundle holds, by name."""
         return {}
 

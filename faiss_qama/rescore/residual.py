@@ -68,21 +68,22 @@ class ResidualRescorer(CodeRescorer):
         other._codes, other._norms = self._codes, self._norms
         return other
 
-    def parts(self) -> dict[str, NDArray[Any]]:
-        norms = {} if self._dtype is None else {"norms": self._norms.array}
-        return {"residual": self._codes.groups} | norms
+    def growing(self) -> dict[str, GrowingArray]:
+        norms = {} if self._dtype is None else {"norms": self._norms}
+        codes = self._codes.growing() or {}
+        return {"residual": codes["codes"]} | norms
 
     @classmethod
     def from_parts(cls, quantizer: Quantizer, base: CodeIndex, reader: PartReader) -> ResidualRescorer:
-        """Return the rescorer of :meth:`parts`. Raises ValueError for a misshapen part, and for impossible norms."""
+        """Return the rescorer of :meth:`growing`. Raises ValueError for a misshapen part, and for impossible norms."""
         rescorer, n = cls(quantizer, base), len(base)
         shape = (-(-n // LANES), *rescorer._codes.groups.shape[1:])
-        rescorer._codes = FlatCodeIndex(rescorer._residual.layout, reader.array("residual", shape, "<u4"), n)
+        rescorer._codes = FlatCodeIndex(rescorer._residual.layout, reader.growing("residual", shape, "<u4"), n)
         if rescorer._dtype is not None:
-            norms = reader.array("norms", (n,), rescorer._dtype)
+            rescorer._norms = reader.growing("norms", (n,), rescorer._dtype)
+            norms = rescorer._norms.array
             if not isinstance(norms, np.memmap) and not (np.isfinite(norms) & (norms >= 0)).all():
                 raise reader.invalid("norms", "a norm is not finite, or below 0")
-            rescorer._norms = GrowingArray(norms)
         return rescorer
 
     def encode(self, x: Floats, code: Codes, first: int = 0) -> NDArray[Any]:  # noqa: ARG002
@@ -116,8 +117,7 @@ class ResidualRescorer(CodeRescorer):
 
     def keep(self, kept: Mask) -> None:
         left = self._norms.array[kept] if self._dtype is not None else self._norms.array
-        self._codes.keep(kept)
-        self._norms = GrowingArray(left)
+        self._codes, self._norms = self._codes.copy(np.flatnonzero(kept)), GrowingArray(left)
 
     def clear(self) -> None:
         self._codes.clear()

@@ -43,18 +43,18 @@ class StoredVectors(VectorRescorer):
         The quantizer of the codes.
     kind : str
         ``sq8``, ``fp16`` or ``fp32``.
-    rows : ndarray of shape (n, width), optional
+    rows : GrowingArray of shape (n, width), optional
         Rows as they are stored.
     """
 
-    def __init__(self, quantizer: Quantizer, kind: str, rows: NDArray[Any] | None = None) -> None:
+    def __init__(self, quantizer: Quantizer, kind: str, rows: GrowingArray | None = None) -> None:
         super().__init__(quantizer)
         self.kind, self.dtype = kind, DTYPES[kind]
         self.width = row_width(kind, quantizer.d)
         self.scale = 2.0 ** round(math.log2(quantizer.rms_norm)) if kind == "fp16" else 1.0
         self._half = faiss.IndexScalarQuantizer(quantizer.d, faiss.ScalarQuantizer.QT_fp16)  # casts faster than numpy
         self.bytes_per_vector = self.width * self.dtype.itemsize
-        self._rows = GrowingArray(np.empty((0, self.width), self.dtype) if rows is None else rows)
+        self._rows = GrowingArray(np.empty((0, self.width), self.dtype)) if rows is None else rows
 
     @property
     def rows(self) -> NDArray[Any]:
@@ -93,14 +93,14 @@ class StoredVectors(VectorRescorer):
     def encoded(self, rows: Ids) -> NDArray[Any]:
         return self.rows[rows]
 
-    def parts(self) -> dict[str, NDArray[Any]]:
-        return {"vectors": self.rows}
+    def growing(self) -> dict[str, GrowingArray]:
+        return {"vectors": self._rows}
 
     def shrink(self, n: int) -> None:
         self._rows.shrink(n)
 
     def keep(self, kept: Mask) -> None:
-        self._rows.keep(kept)
+        self._rows = GrowingArray(self.rows[kept])
 
     def clear(self) -> None:
         self._rows.clear()

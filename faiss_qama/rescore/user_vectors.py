@@ -72,9 +72,7 @@ class UserVectors(VectorRescorer):
             self._places.shrink(n)
 
     def keep(self, kept: Mask) -> None:
-        if self._places is None:
-            self._places = GrowingArray(np.arange(self._used))
-        self._places.keep(kept)
+        self._places = GrowingArray(np.flatnonzero(kept) if self._places is None else self._places.array[kept])
 
     def clear(self) -> None:
         self._places = GrowingArray(np.empty(0, np.int64))

@@ -27,17 +27,15 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import faiss
 import filelock
-import numpy as np
 import safetensors.numpy
-from numpy.typing import DTypeLike, NDArray
 from safetensors import SafetensorError
 
 from faiss_qama._version import __version__
-from faiss_qama.formats.numpy_files import open_npy
+from faiss_qama.arrays import LANES
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import read_base
 from faiss_qama.quantizer.quantizer import Quantizer
@@ -52,11 +50,15 @@ from faiss_qama.storage.manifest import (
     read_manifest,
     sign,
 )
+from faiss_qama.storage.parts import Parts, check, file_entry
+from faiss_qama.storage.row_file import RowFile
 from faiss_qama.vectors import PathLike
 
 T = TypeVar("T")
+Make: TypeAlias = Callable[[Quantizer, str, CodeIndex, Parts], T]
 
 LOCK = ".lock"
+GROW = {"vectors", "residual", "norms", "ids", "removed"}  # parts that grow, beside those of the base index
 _FAULTS = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError)  # of impossible values
 
 
@@ -141,17 +143,22 @@ def write(path: PathLike, bundle: Bundle) -> None:
         with atomic_files.naming(folder), filelock.FileLock(folder / LOCK, timeout=0):
             try:
                 previous = read_manifest(folder) if (folder / MANIFEST).exists() else {"generation": 0}
-                _write_generation(folder, previous["generation"] + 1, bundle)
+                write_generation(folder, previous["generation"] + 1, bundle)
             finally:
                 if not (folder / MANIFEST).exists():  # nothing was written, so remove the folder
                     with suppress(OSError):
                         (folder / LOCK).unlink()
                         folder.rmdir()
     except filelock.Timeout:
-        raise OSError(f"{folder}: another process is writing this index") from None
+        raise being_written(folder) from None
 
 
-def read(path: PathLike, make: Callable[[Quantizer, str, CodeIndex, Parts], T], *, mmap: bool = False) -> T:
+def being_written(folder: Path) -> OSError:
+    """Return the error for a folder whose lock is held."""
+    return OSError(f"{folder}: another process is writing this index, or it is open for writing")
+
+
+def read(path: PathLike, make: Make[T], *, mmap: bool = False, writable: bool = False) -> T:
     """Read the bundle at ``path``.
 
     Parameters
@@ -163,6 +170,8 @@ def read(path: PathLike, make: Callable[[Quantizer, str, CodeIndex, Parts], T], 
         if a save replaces the generation meanwhile.
     mmap : bool
         Whether arrays are memory-mapped, read-only. Only their sizes are checked, not their checksums.
+    writable : bool
+        Whether they are mapped, and rows that are appended go to their files.
 
     Returns
     -------
@@ -178,11 +187,7 @@ def read(path: PathLike, make: Callable[[Quantizer, str, CodeIndex, Parts], T], 
     while True:
         manifest = read_manifest(folder)
         try:
-            reader, ntotal = Parts(folder, manifest["files"], mmap), manifest["ntotal"]
-            quantizer = _read_quantizer(reader.path("quantizer"), manifest["quantizer"])
-            base = read_base(manifest["base"], quantizer.layout, ntotal, reader)
-            base.set(manifest["base_settings"])
-            return make(quantizer, manifest["rescore"], base, reader)
+            return read_parts(manifest, Parts(folder, manifest, mmap or writable, writable=writable), make)
         except FileNotFoundError:
             if read_manifest(folder) == manifest:  # else a save has replaced the generation meanwhile
                 raise
@@ -192,6 +197,14 @@ def read(path: PathLike, make: Callable[[Quantizer, str, CodeIndex, Parts], T], 
             raise invalid_manifest(folder / MANIFEST, f"{type(error).__name__}: {error}") from None
 
 
+def read_parts(manifest: Mapping[str, Any], reader: Parts, make: Make[T]) -> T:
+    """Return what ``make`` makes of the parts of a generation, as :func:`read`."""
+    quantizer = _read_quantizer(reader.path("quantizer"), manifest["quantizer"])
+    base = read_base(manifest["base"], quantizer.layout, manifest["ntotal"], reader)
+    base.set(manifest["base_settings"])
+    return make(quantizer, manifest["rescore"], base, reader)
+
+
 def verify(path: PathLike) -> dict[str, Any]:
     """Check every file of the bundle at ``path`` against its checksum; return the manifest.
 
@@ -199,75 +212,40 @@ def verify(path: PathLike) -> dict[str, Any]:
     """
     manifest = read_manifest(Path(path))
     for entry in manifest["files"].values():
-        _verify(Path(path) / entry["name"], entry, hash_it=True)
+        check(Path(path) / entry["name"], entry)
     return manifest
 
 
-class Parts:
-    """The files of one generation, read on request (a :class:`~faiss_qama.hamming.code_index.PartReader`).
+def write_generation(
+    folder: Path, generation: int, bundle: Bundle, kept: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write the parts of a bundle, then the manifest that names them, and remove what it does not name.
 
     Parameters
     ----------
     folder : Path
-        The bundle.
-    files : mapping of str to mapping
-        The manifest's entries by name.
-    mmap : bool
-        Whether arrays are memory-mapped. Only their sizes are checked, not their checksums.
+        The folder, whose lock is held.
+    generation : int
+        The number of this generation.
+    bundle : Bundle
+        What to write.
+    kept : mapping, optional
+        Entries of files that are on the disk already, some of the base index among them unless it changed otherwise
+        than by growing.
     """
-
-    def __init__(self, folder: Path, files: Mapping[str, Mapping[str, Any]], mmap: bool) -> None:
-        self._folder, self._files, self._mmap = folder, files, mmap
-
-    def has(self, name: str) -> bool:
-        """Return whether the manifest names a part ``name``."""
-        return name in self._files
-
-    def path(self, name: str, *, mapped: bool = False) -> Path:
-        """Return the file of a part, checked against its size, and against its checksum unless it is ``mapped``."""
-        if name not in self._files:
-            raise BundleError(f"{self._folder / MANIFEST}: no {name} is named")
-        entry = self._files[name]
-        path: Path = self._folder / entry["name"]
-        _verify(path, entry, hash_it=not mapped)
-        return path
-
-    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True) -> NDArray[Any]:
-        """Return an array, memory-mapped if ``mmap`` and ``mapped``. Raises ValueError for another shape or dtype."""
-        mapped = mapped and self._mmap
-        try:
-            array: NDArray[Any] = open_npy(self.path(name, mapped=mapped), mapped)
-        except ValueError as error:  # it names the file
-            raise BundleError(error) from None
-        if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
-            raise self.invalid(name, f"{array.shape} {array.dtype}; the manifest says {shape} {np.dtype(dtype)}")
-        return array
-
-    def binary(self, name: str, *, mapped: bool = False) -> faiss.IndexBinary:
-        """Return a FAISS binary index. Raises ValueError, naming the file, if FAISS cannot read it."""
-        path = self.path(name, mapped=mapped and self._mmap)
-        try:
-            with path.open("rb") as file:
-                if self._mmap and _in_utf8(path):
-                    return faiss.read_index_binary(str(path), faiss.IO_FLAG_MMAP_IFC)
-                return faiss.read_index_binary(faiss.PyCallbackIOReader(file.read))
-        except RuntimeError as error:
-            if not path.exists():  # a save has removed it meanwhile
-                raise FileNotFoundError(f"{path}: missing; the manifest names it") from None
-            raise self.invalid(name, f"not a FAISS binary index ({str(error).splitlines()[-1].strip()})") from None
-
-    def invalid(self, name: str, reason: str) -> BundleError:
-        """Return the error for a part with impossible values."""
-        return BundleError(f"{self._folder / self._files[name]['name']}: {reason}")
-
-
-def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
-    """Write all parts, then the manifest that names them, and remove what it does not name."""
     try:
-        files = _write_parts(folder, generation, bundle)
+        paths = dict(_write_parts(folder, generation, bundle, kept is None or bundle.base.growing() is None))
         arrays, settings = bundle.quantizer.to_state()
-        files["quantizer"] = folder / f"quantizer-{generation}.safetensors"
-        files["quantizer"].write_bytes(safetensors.numpy.save(arrays))
+        if "quantizer" not in (kept or {}):
+            paths["quantizer"] = folder / f"quantizer-{generation}.safetensors"
+            paths["quantizer"].write_bytes(safetensors.numpy.save(arrays))
+        grow = GROW | (bundle.base.growing() or {}).keys()
+        files = {
+            name: RowFile(path).entry(RowFile(path).rows, lanes(name, bundle.base))
+            if name in grow
+            else file_entry(path)
+            for name, path in paths.items()
+        }
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
@@ -278,7 +256,7 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
             "base_settings": bundle.base.settings,
             "rescore": bundle.rescore,
             "quantizer": settings,
-            "files": {name: file_entry(path) for name, path in files.items()},
+            "files": {**(kept or {}), **files},
         }
         new = folder / (MANIFEST + ".new")
         new.write_bytes(sign(manifest))
@@ -287,30 +265,36 @@ def _write_generation(folder: Path, generation: int, bundle: Bundle) -> None:
         os.replace(new, folder / MANIFEST)
         atomic_files.sync(folder)
     finally:
-        _remove_unnamed(folder, generation)
+        remove_unnamed(folder, generation)
 
 
-def _write_parts(folder: Path, generation: int, bundle: Bundle) -> dict[str, Path]:
-    """Write the arrays, texts and FAISS indexes of a bundle; return their files by name."""
-    files: dict[str, Path] = {}
-    for name, part in _parts_of(bundle):
+def lanes(name: str, base: CodeIndex) -> int:
+    """Return the codes in the last group of a part that is groups of codes in the order of rows; 0 if it is full."""
+    grouped = name == "residual" or (name == "codes" and "codes" in (base.growing() or {}))
+    return len(base) % LANES if grouped else 0
+
+
+def _write_parts(folder: Path, generation: int, bundle: Bundle, base: bool) -> Iterator[tuple[str, Path]]:
+    """Write the arrays, texts and FAISS indexes of a bundle, and its base; yield names and files."""
+    for name, part in _parts_of(bundle, base):
         kind = "faissindex" if isinstance(part, faiss.IndexBinary) else "json" if isinstance(part, str) else "npy"
-        path = files[name] = folder / f"{name}-{generation}.{kind}"
+        path = folder / f"{name}-{generation}.{kind}"
         if isinstance(part, faiss.IndexBinary):
             atomic_files.write_faiss(path, part)
         elif isinstance(part, str):
             path.write_text(part, encoding="utf-8", newline="\n")
         else:
             atomic_files.write_stream(path, part)
-    return files
+        yield name, path
 
 
-def _parts_of(bundle: Bundle) -> Iterator[tuple[str, Any]]:
+def _parts_of(bundle: Bundle, base: bool) -> Iterator[tuple[str, Any]]:
     yield from bundle.parts.items()  # streams, which fill the base
-    yield from bundle.base.parts().items()
+    if base:
+        yield from bundle.base.parts().items()
 
 
-def _remove_unnamed(folder: Path, generation: int) -> None:
+def remove_unnamed(folder: Path, generation: int) -> None:
     """Remove files up to ``generation`` that the manifest does not name: an older one's, or an interrupted save's."""
     current = read_manifest(folder)["files"].values() if (folder / MANIFEST).exists() else ()
     kept = {entry["name"] for entry in current}
@@ -320,24 +304,10 @@ def _remove_unnamed(folder: Path, generation: int) -> None:
                 entry.unlink()
 
 
-def file_entry(path: Path) -> dict[str, Any]:
-    """Return the manifest's entry of a file, once it is on the disk: name, size and checksum."""
-    atomic_files.sync(path)
-    return {"name": path.name, "bytes": path.stat().st_size, "sha256": atomic_files.sha256(path)}
-
-
 def _only_leftovers(folder: Path) -> bool:
     """Return whether a killed first save left all files of ``folder``: its lock, and files of generation 1."""
     names = {entry.name for entry in folder.iterdir()}
     return LOCK in names and all(generation_of(name) <= 1 for name in names - {LOCK})
-
-
-def _in_utf8(path: Path) -> bool:
-    """Return whether FAISS can open a file by this name."""
-    try:
-        return bool(str(path).encode())
-    except UnicodeEncodeError:
-        return False
 
 
 def _read_quantizer(path: Path, settings: dict[str, Any]) -> Quantizer:
@@ -348,12 +318,3 @@ def _read_quantizer(path: Path, settings: dict[str, Any]) -> Quantizer:
         return quantizer
     except (SafetensorError, *_FAULTS) as error:
         raise BundleError(f"{path}: not the quantizer that the manifest describes ({error})") from None
-
-
-def _verify(path: Path, entry: Mapping[str, Any], hash_it: bool) -> None:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: missing; the manifest names it")
-    if path.stat().st_size != entry.get("bytes"):
-        raise BundleError(f"{path}: damaged: {path.stat().st_size} bytes; the manifest says {entry.get('bytes')}")
-    if hash_it and atomic_files.sha256(path) != entry.get("sha256"):
-        raise BundleError(f"{path}: damaged: its checksum does not match the manifest")

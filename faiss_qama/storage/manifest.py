@@ -17,7 +17,8 @@ NEEDED |= {"base_settings": dict, "quantizer": dict, "files": dict}
 MANIFEST = "manifest.json"
 ENDINGS = ("npy", "safetensors", "faissindex", "json")
 _OURS = re.compile(
-    r"(?:quantizer|codes|rows|places|sizes|centroids|vectors|residual|norms|ids|alive|documents)-([0-9]+)\."
+    r"(?:quantizer|codes|rows|places|sizes|centroids|newcodes|newlists|vectors|residual|norms|ids|removed|alive|documents)"
+    r"-([0-9]+)\."
     rf"(?:{'|'.join(ENDINGS)})"
 )
 
@@ -80,6 +81,6 @@ def _check_values(manifest: dict[str, Any], path: Path) -> None:
         if type(value) is not int:
             raise invalid_manifest(path, f"{name} is {value!r}")
     for name, entry in manifest["files"].items():  # a name leads nowhere else
-        ours = [f"{name}-{manifest['generation']}.{ending}" for ending in ENDINGS]
-        if not (re.fullmatch("[a-z]+", name) and isinstance(entry, dict) and entry.get("name") in ours):
+        file = str(entry.get("name")) if isinstance(entry, dict) else ""
+        if not file.startswith(f"{name}-") or not generation_of(file) <= manifest["generation"]:
             raise invalid_manifest(path, f"the file of {name} is {entry!r}")

@@ -1,0 +1,146 @@
+"""Whether the vectors that an index holds are like those that its quantizer was fitted on, and what to do if not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from faiss_qama.arrays import Floats, row_norms
+from faiss_qama.corpus import Corpus
+from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.hamming.factory import make_base
+from faiss_qama.index.saving import CHUNK
+from faiss_qama.index.two_stage import TwoStageIndex
+from faiss_qama.progress import progress
+from faiss_qama.quantizer.calibration import KS, OVERSAMPLES, RECALL, Calibration, K
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.rescore.factory import make_rescorer
+from faiss_qama.rescore.stored_vectors import StoredVectors
+
+if TYPE_CHECKING:
+    from faiss_qama.training import FitConfig
+
+SAMPLE = 20_000  # vectors that are looked at: some seconds
+LESS_RECALL, MORE_DISTORTION = 0.02, 0.2  # that change nothing; the second as a share of the fit's
+
+
+@dataclass(frozen=True)
+class Health:
+    """What an index holds beside what its quantizer was fitted on. ``str`` says it in a line.
+
+    Parameters
+    ----------
+    norms : tuple of float
+        The root of the mean squared norm: of the fit, now.
+    shift : float
+        Distance of the mean from that of the fit, the spread of the vectors about their mean being 1.
+    distortion : tuple of float
+        As :meth:`~faiss_qama.Quantizer.distortion`: of the fit, now.
+    recall : float or None
+        Recall@10 that ``recall=0.95`` gets now. None without a calibration.
+    """
+
+    norms: tuple[float, float]
+    shift: float
+    distortion: tuple[float, float]
+    recall: float | None
+
+    @property
+    def advice(self) -> str:
+        """``keep``, ``recalibrate`` or ``refit``."""
+        fitted, now = self.distortion
+        if fitted and now > (1 + MORE_DISTORTION) * fitted:
+            return "refit"
+        return "keep" if self.recall is not None and self.recall >= RECALL - LESS_RECALL else "recalibrate"
+
+    def __str__(self) -> str:
+        recall = "no calibration" if self.recall is None else f"recall={RECALL} finds {self.recall:.3f}"
+        norms, distortion = (f"{now:.3g} (fitted on {fitted:.3g})" for fitted, now in (self.norms, self.distortion))
+        what = {
+            "keep": "keep the quantizer",
+            "recalibrate": "recalibrate() finds how many candidates are needed now",
+            "refit": "refit() fits a new quantizer to what the index holds",
+        }[self.advice]
+        return f"{recall}, distortion {distortion}, norms {norms}, mean moved by {self.shift:.2f}: {what}"
+
+
+def measured(core: TwoStageIndex, queries: ArrayLike | None) -> Health:
+    """Return the health of an index that keeps vectors; raise ValueError for others."""
+    quantizer, x = core.quantizer, sample(core, SAMPLE)
+    mean = x.mean(axis=0)
+    spread = float(np.mean(row_norms(x - mean) ** 2)) or 1.0
+    recall, now = None, calibration(quantizer, x, queries)
+    if quantizer.calibration is not None and now is not None:
+        asked = quantizer.calibration.oversample(K, now.n, "floats", RECALL)
+        recall = float(now.floats[KS.index(K)][np.searchsorted(OVERSAMPLES, min(asked, OVERSAMPLES[-1]))])
+    return Health(
+        norms=(quantizer.rms_norm, float(np.sqrt(np.mean(row_norms(x) ** 2)))),
+        shift=float(np.sqrt(np.sum((mean - quantizer.decoder.offset) ** 2) / spread)),
+        distortion=(quantizer.fit_record.distortion, quantizer.distortion(x)),
+        recall=recall,
+    )
+
+
+def calibration(quantizer: Quantizer, x: Floats, queries: ArrayLike | None) -> Calibration | None:
+    """Return a calibration of ``quantizer`` on vectors ``x`` (n, d); None if too few can be held out."""
+    from faiss_qama.training.calibrate import calibrate  # here, because run time does not depend on training
+    from faiss_qama.training.split import split_corpus
+
+    asked = None if queries is None else Corpus(queries, quantizer.d, "queries", queries=True)
+    if asked is not None and quantizer.cosine:
+        asked = asked.normalized()
+    split = split_corpus(Corpus(x), asked, SAMPLE, 0)
+    prefixes = [] if quantizer.calibration is None else list(quantizer.calibration.prefixes)
+    return calibrate(quantizer, split, prefixes).calibration if len(split.validation) else None
+
+
+def refitted(core: TwoStageIndex, config: FitConfig | None, queries: ArrayLike | None) -> Quantizer:
+    """Return a quantizer fitted to the vectors that an index keeps, by default of the same layout and settings."""
+    from faiss_qama.training import FitConfig, fit
+
+    old, record = core.quantizer, core.quantizer.fit_record
+    dims = record.matryoshka_dims
+    config = config or FitConfig(
+        layout=str(old.layout),
+        matryoshka_dims=dims if isinstance(dims, str) else tuple(dims),
+        center=record.center,
+        projection=record.projection,
+        rotation=record.rotation,
+        thresholds=record.thresholds,
+    )
+    x = sample(core, config.sample_in(old.d))
+    return fit(x, config=config, metric="cosine" if old.cosine else old.metric, queries=queries, rescore=core.rescore)
+
+
+def rebuilt(core: TwoStageIndex, quantizer: Quantizer) -> tuple[CodeIndex, StoredVectors, Iterator[NDArray[Any]]]:
+    """Return an empty base and rescorer of a new quantizer, and the rows of the rescorer, which fill the base."""
+    base = make_base(str(core.base), quantizer.layout)
+    if not base.is_trained:
+        base.train(quantizer.encode(sample(core, max(SAMPLE, 4 * getattr(base, "nlist", 0)))))
+    base.set(core.base.settings)
+    rescorer = make_rescorer(core.rescore, quantizer, base)
+    assert isinstance(rescorer, StoredVectors)
+    rows = core.id_map.live_rows
+
+    def encoded() -> Iterator[NDArray[Any]]:
+        for some in progress([rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)], "encoding"):
+            x = core.take(some)
+            code = quantizer.encode(x)
+            base.append(code)
+            yield rescorer.encode(x, code)
+
+    return base, rescorer, encoded()
+
+
+def sample(core: TwoStageIndex, n: int) -> Floats:
+    """Return up to ``n`` of the vectors that an index keeps, (n, d). Raises ValueError if it keeps none."""
+    if not isinstance(core.rescorer, StoredVectors):
+        raise ValueError(f"rescore={core.rescore!r} keeps no vectors to compare with; rescore='fp16' does")
+    rows = core.id_map.live_rows
+    if len(rows) < 2:
+        raise ValueError(f"at least 2 vectors are needed; the index holds {len(rows)}")
+    return core.take(np.sort(np.random.default_rng(0).choice(rows, min(n, len(rows)), replace=False)))

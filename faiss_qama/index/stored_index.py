@@ -1,0 +1,266 @@
+"""An index and its folder: save, load, open for writing, commit, refresh, compact."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from numpy.typing import ArrayLike
+
+from faiss_qama.index import health, saving
+from faiss_qama.index.health import Health
+from faiss_qama.index.lock import ReadWriteLock
+from faiss_qama.index.norms import Watch
+from faiss_qama.index.state import IndexState
+from faiss_qama.index.two_stage import TwoStageIndex
+from faiss_qama.storage.manifest import read_manifest
+from faiss_qama.storage.writer import Writer
+from faiss_qama.vectors import PathLike
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+    from faiss_qama.training import FitConfig
+
+STALE = 1 / 4  # share of removed rows, and of codes beside the lists of IVF, from which on "auto" compacts
+
+
+class StoredIndex(IndexState):
+    """The part of a QamaIndex that reads and writes its folder."""
+
+    __slots__ = ()
+
+    def save(self, path: PathLike) -> None:
+        """Write the index to the folder ``path``, replacing an index there in one atomic step.
+
+        Vectors that you keep are written too. Raises OSError if the index cannot be written, and leaves an index at
+        ``path`` as it was. :meth:`load` has an example.
+        """
+        with self._lock.read():
+            saving.write(path, self._fitted)
+
+    @classmethod
+    def load(cls, path: PathLike, *, mmap: bool = False) -> Self:
+        """Read an index that :meth:`save` or the command ``fit`` wrote.
+
+        Parameters
+        ----------
+        path : str or path
+            The folder.
+        mmap : bool
+            Map the files, read-only and shared among processes, and check only their sizes, not their checksums.
+            :meth:`refresh` goes on to later commits.
+
+        Returns
+        -------
+        QamaIndex
+            The index.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            Naming the file and the fault.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile
+        >>> from faiss_qama import QamaIndex, training
+        >>> index = QamaIndex(training.fit(np.random.default_rng(0).standard_normal((500, 32))))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     index.save(f"{folder}/index")
+        ...     QamaIndex.load(f"{folder}/index").ntotal
+        0
+        """
+        index = cls.__new__(cls)._set(saving.read(path, mmap=mmap), ReadWriteLock(), mmap)
+        index._place = path
+        return index
+
+    @classmethod
+    def open(cls, path: PathLike) -> Self:
+        """Open the index in the folder ``path`` for writing: changes go to its files, and :meth:`commit` keeps them.
+
+        Codes and vectors are mapped. Until :meth:`close`, or the end of this process, no other index writes to the
+        folder; any number of processes read it meanwhile.
+
+        Parameters
+        ----------
+        path : str or path
+            The folder, as :meth:`save` or the command ``fit`` wrote it.
+
+        Returns
+        -------
+        QamaIndex
+            The index as of the last commit.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            Naming the file and the fault.
+        OSError
+            If the folder is open for writing already, or cannot be written to.
+
+        Examples
+        --------
+        >>> import numpy as np, tempfile
+        >>> from faiss_qama import QamaIndex, training
+        >>> x = np.random.default_rng(0).standard_normal((500, 32))
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     QamaIndex(training.fit(x)).save(f"{folder}/index")
+        ...     with QamaIndex.open(f"{folder}/index") as index:
+        ...         index.add_with_ids(x, np.arange(500))
+        ...         index.upsert(x[:2], [7, 8])
+        ...         index.commit()
+        ...     QamaIndex.load(f"{folder}/index", mmap=True).ntotal
+        500
+        """
+        writer = Writer(path)
+        try:
+            index = cls.__new__(cls)._set(writer.read(saving.make), ReadWriteLock())
+        except BaseException:
+            writer.close()
+            raise
+        index._place = writer
+        return index
+
+    def commit(self, *, compact: str | None = None) -> None:
+        """Make all changes durable: once this returns, a crash does not undo them. Readers see them all, or none.
+
+        Parameters
+        ----------
+        compact : str, optional
+            ``auto``: :meth:`compact` after that, if removed vectors and those added since the last time are a quarter.
+
+        Raises
+        ------
+        OSError
+            If writing fails. The last commit stays; a later commit may succeed.
+        ValueError
+            For an index that is not open for writing, and another ``compact``.
+        """
+        if compact not in (None, "auto"):
+            raise ValueError(f"compact must be 'auto' or None; got {compact!r}")
+        writer = self._writer("commit")
+        with self._lock.write():
+            core = self._fitted
+            saving.commit(writer, core)
+            stale = core.id_map.removed + writer.logged > STALE * core.id_map.n
+        if compact == "auto" and stale:
+            self.compact()
+
+    def compact(self) -> None:
+        """Drop what :meth:`remove_ids` only marked, and build the base index anew.
+
+        Of an index that is open for writing, everything is written to new files and committed. Searches go on
+        meanwhile, here and in other processes.
+        """
+        if not isinstance(self._place, Writer):
+            with self._lock.write():
+                self._check_writable()
+                self._fitted.compact()
+            return
+        writer = self._place
+
+        def build(core: TwoStageIndex) -> TwoStageIndex:
+            saving.compact(writer, core)
+            return writer.read(saving.make)
+
+        self._replace(build)
+
+    def health(self, queries: ArrayLike | None = None) -> Health:
+        """Return whether the vectors that the index keeps are like those of the fit, and what to do if not.
+
+        Up to 20,000 of them are looked at, in some seconds. ``queries`` (nq, d) are unlabelled queries to measure with,
+        in place of documents. Raises ValueError for an index that keeps no vectors.
+        """
+        with self._lock.read():
+            return health.measured(self._fitted, queries)
+
+    def recalibrate(self, queries: ArrayLike | None = None) -> None:
+        """Measure anew how many candidates a recall needs, on vectors that the index keeps. No code changes.
+
+        ``queries`` and errors are those of :meth:`health`; too few vectors to hold any out are a ValueError too.
+        """
+        with self._lock.write():
+            self._check_writable()
+            core = self._fitted
+            found = health.calibration(core.quantizer, health.sample(core, health.SAMPLE), queries)
+            if found is None:
+                raise ValueError(f"{len(core.id_map)} vectors are too few to calibrate on; 200 are needed")
+            core.quantizer = replace(core.quantizer, calibration=found)
+            core.watch = Watch(core.quantizer, core.quantizer)
+
+    def refit(self, *, config: FitConfig | None = None, queries: ArrayLike | None = None) -> None:
+        """Fit a new quantizer to the vectors that the index keeps, and encode them all anew.
+
+        The new index is built beside the old one, which answers meanwhile, and takes its place in one step. Of an index
+        that is open for writing it is committed. A training is not repeated, unless ``config`` says so.
+
+        Parameters
+        ----------
+        config : FitConfig, optional
+            Settings of the fit; by default those of the quantizer.
+        queries : array of shape (nq, d), optional
+            Unlabelled queries for the fit.
+
+        Raises
+        ------
+        ValueError
+            For an index that keeps no vectors, or is read-only.
+        """
+
+        def build(core: TwoStageIndex) -> TwoStageIndex:
+            quantizer = health.refitted(core, config, queries)
+            base, rescorer, rows = health.rebuilt(core, quantizer)
+            if isinstance(self._place, Writer):
+                saving.rewrite(self._place, core, quantizer, base, saving.stream(rescorer, len(core.id_map), rows))
+                return self._place.read(saving.make)
+            for some in rows:
+                rescorer.append(some)
+            return TwoStageIndex(quantizer, base, core.id_map.live(), rescorer)
+
+        self._replace(build)
+
+    def _replace(self, build: Callable[[TwoStageIndex], TwoStageIndex]) -> None:
+        """Put what ``build`` makes of the index in its place; once more if it was changed meanwhile."""
+        while True:
+            with self._lock.read():
+                self._check_writable()
+                version, core = self._fitted.version, build(self._fitted)
+            with self._lock.write():
+                if self._fitted.version == version:
+                    core.id_map.version = version + 1
+                    self._core = core
+                    return
+
+    def refresh(self) -> bool:
+        """Go on to the last commit of the index's folder, and return whether there was a new one.
+
+        For an index from ``load(mmap=True)``; others raise ValueError. Indexes that share its codes stay where they
+        are.
+        """
+        path = self._place
+        if not self._mapped or path is None or isinstance(path, Writer):
+            raise ValueError("refresh is for an index from load(path, mmap=True)")
+        if read_manifest(Path(path))["generation"] == self._fitted.generation:
+            return False
+        core = saving.read(path, mmap=True)
+        with self._lock.write():
+            self._core = core
+        return True
+
+    def close(self) -> None:
+        """Let others write to the folder. What was not committed is lost; what is mapped can still be searched."""
+        self._writer("close").close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _writer(self, what: str) -> Writer:
+        if not isinstance(self._place, Writer):
+            raise ValueError(f"{what} is for an index from QamaIndex.open(path); save(path) writes this one")
+        return self._place
