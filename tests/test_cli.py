@@ -72,7 +72,8 @@ def test_fit_prints_the_table_and_nothing_else(folder):
     assert lines[6:] == [
         f"wrote again.qama: {(9600 + shared) / 1000:.1f} kB of memory ({shared / 1000:.1f} kB the quantizer), "
         "86.4 kB on disk",
-        "Real queries are often harder than held-out documents: measure with yours.",
+        "Documents with noise stood in for queries. Yours may need fewer candidates, and",
+        "find more or less: fit with --queries to calibrate and measure with them.",
         "next: faiss-qama eval again.qama queries.npy",
         "next: faiss-qama search again.qama queries.npy -k 10",
     ]
@@ -145,8 +146,10 @@ def test_fit_from_shards_config_queries_and_bytes(folder, tmp_path):
     (tmp_path / "c.yaml").write_text("rotation: random\nthresholds: normal\nbytes: 8\n")
     arguments = ["fit", "a.npy", "b.npy", "--config", "c.yaml", "--queries", folder / "train_queries.npy"]
     done = run(*arguments, cwd=tmp_path)
-    tried = re.search(r"chosen +(\S+): (\d+) candidates \((.*)\)", done.stdout.replace("\n            ", " "))
-    others = {name: int(count) for name, count in re.findall(r"(\S+) random (\d+) candidates", tried[3])}
+    tried = re.search(
+        r"chosen +(\S+), on a sample: (\d+) candidates \((.*)\)", done.stdout.replace("\n            ", " ")
+    )
+    others = {name: int(count) for name, count in re.findall(r"(\S+) random: (\d+) candidates", tried[3])}
     assert {tried[1], *others} == {"2x32", "1x36"}
     assert int(tried[2]) <= min(others.values())
     assert re.search(rf"quantizer +{tried[1]}, PCA \+ (random|ITQ) rotation, Gaussian-optimal", done.stdout)

@@ -129,7 +129,7 @@ def test_queries_that_are_left_out_have_no_hits(folder, run, rescore):
 def test_export_says_what_it_wrote(folder, run, kind, name):
     _, out, _ = run("export", "i.qama", "stock.faiss", "--kind", kind)
     size = (folder / "stock.faiss").stat().st_size
-    each = f"{size / 1000:,.1f} kB ({size / 400:,.0f} bytes per vector, all included)"
+    each = f"{size / 1000:,.1f} kB, {size / 400:,.0f} bytes per vector"
     assert out.splitlines()[0] == f"wrote stock.faiss: {name} of 400 vectors, {each}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from kills import KINDS, kills
 
 from faiss_qama import QamaIndex
 from faiss_qama.storage import atomic_files, row_file
+from faiss_qama.storage.manifest import sign
 from faiss_qama.storage.row_file import RowFile
 
 X = make_vectors(1200, seed=41)
@@ -425,3 +427,33 @@ def test_a_calibration_that_no_longer_holds_is_measured_anew(tmp_path):
     for change in (mapped.recalibrate, mapped.refit):
         with pytest.raises(ValueError, match="read-only"):
             change()
+
+
+@pytest.mark.parametrize("base", ["Flat", "IVF8", "BHNSW8"])
+def test_a_bundle_from_before_commits_opens_and_grows(tmp_path, base):
+    """Its files have one checksum each, and a mask in place of the removed rows."""
+    path = tmp_path / "i.qama"
+    whole = saved(path, 500, "fp16", base)
+    whole.remove_ids([3, 5])
+    whole.save(path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["files"].pop("removed")
+    alive = ~np.isin(np.arange(500), [3, 5])
+    np.save(path / "alive-2.npy", alive)
+    manifest["files"]["alive"] = {"name": "alive-2.npy"}
+    for entry in manifest["files"].values():
+        file = path / entry["name"]
+        entry |= {"bytes": file.stat().st_size, "sha256": atomic_files.sha256(file)}
+        for new in ("rows", "lanes"):
+            entry.pop(new, None)
+    (path / "manifest.json").write_bytes(sign(manifest))
+    for mmap in (False, True):
+        same(QamaIndex.load(path, mmap=mmap), whole)
+    with QamaIndex.open(path) as index:
+        index.add_with_ids(X[500:520], np.arange(500, 520))
+        index.remove_ids([7])
+        index.commit()
+        assert not (path / "alive-2.npy").exists()
+        same(QamaIndex.load(path), index)
+        assert QamaIndex.load(path).ntotal == 517
+        assert not {3, 5, 7} & set(index.ids.tolist())

@@ -108,7 +108,7 @@ def test_the_next_command_measures_what_keeps_no_vectors_with_its_corpus(tmp_pat
     outcome = made(tmp_path, make_vectors(300), rescore="codes")
     path, corpus = tmp_path / "i.qama", tmp_path / "corpus.npy"
     assert outcome.next_commands[0] == f"faiss-qama eval {path} queries.npy --corpus {corpus}"
-    assert "Real queries are often harder" in fit_summary(outcome)
+    assert "Documents with noise stood in for queries" in fit_summary(outcome)
     asked = replace(outcome, split=replace(outcome.split, train_queries=make_vectors(30)))
     assert [command.split()[1] for command in asked.next_commands] == ["search"]
     assert "Real queries" not in fit_summary(asked)

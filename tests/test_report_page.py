@@ -245,7 +245,7 @@ def test_it_says_why_where_codes_alone_are_slower_than_floats(trained):
             for m, speed in zip(outcome.measured, speeds, strict=True)
         ]
         (chart,) = (c for c in page_charts(replace(outcome, measured=measured)) if "exact search" in c.title)
-        assert ("Codes alone are slower here, because" in chart.caption) == (codes < floats)
+        assert ("the score of a candidate sums a weight" in chart.caption) == (codes < floats)
 
 
 def test_the_default_recall_is_one_number_and_what_is_aimed_at_is_explained(trained):
@@ -253,7 +253,7 @@ def test_the_default_recall_is_one_number_and_what_is_aimed_at_is_explained(trai
     (chart,) = (chart for chart in page_charts(outcome) if chart.title == "Recall by number of candidates")
     key = dict(chart.key)
     assert key["recall by default"] == "0.95"
-    assert key["recall with them here"] == "0.975 or more: a search leaves half of its misses to new queries"
+    assert key["recall with them here"] == "0.975 or more: half of the misses are kept for harder queries"
 
 
 def test_the_summary_never_says_more_than_was_measured(trained):

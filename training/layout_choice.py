@@ -249,7 +249,9 @@ def choose_layout(
             others = [r for r in ROTATIONS if r not in ("none", config.rotation)]
             trials += measure([(chosen.layout, rotation) for rotation in others])
             chosen = min((t for t in trials if t.layout == chosen.layout), key=goal.cost)
-    rivals = [f"{t.layout} {t.rotation} {goal.worth(t)}" for t in trials if t.bytes == chosen.bytes and t is not chosen]
+    rivals = [
+        f"{t.layout} {t.rotation}: {goal.worth(t)}" for t in trials if t.bytes == chosen.bytes and t is not chosen
+    ]
     reason = goal.worth(chosen) + (f" ({', '.join(rivals)})" if rivals else "")
     return LayoutChoice(sorted(trials, key=lambda t: t.bytes), chosen, reason)
 

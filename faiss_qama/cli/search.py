@@ -78,7 +78,7 @@ def export_command(index_path: Path, output: Path, kind: str) -> None:
     with atomic_files.replacing(output) as part:
         atomic_files.write_faiss(part, stock)
     size, n = output.stat().st_size, stock.ntotal
-    each = f" ({size / n:,.0f} bytes per vector, all included)" if n else ""
+    each = f", {size / n:,.0f} bytes per vector" if n else ""
     click.echo(f"wrote {output}: {type(stock).__name__} of {n:,} vectors, {tables.size_text(size)}{each}")
     reader = "read_index_binary" if kind == "binary" else "read_index"
     click.echo(f"next, in Python: faiss.{reader}({str(output)!r})")

@@ -25,7 +25,7 @@ try:
 except ModuleNotFoundError as error:
     if error.name not in ("jinja2", "matplotlib"):
         raise
-    raise ImportError("a report needs jinja2 and matplotlib: pip install '.[report]' in the clone") from None
+    raise ImportError("a report needs jinja2, matplotlib: pip install '.[report]' in the clone") from None
 
 
 def write_page(result: FitResult, path: PathLike, command: str) -> None:
@@ -87,7 +87,7 @@ def summary(result: FitResult) -> tuple[str, str]:
     if result.split.train_queries is None:
         return headline, (
             f"Documents stood in for queries: recall was measured with {result.queries}. "
-            "Real queries are often harder: measure with yours."
+            "Yours may need fewer candidates, and find more or less: fit with --queries to calibrate with them."
         )
     return headline, f"It was measured with {result.queries}, which the fit did not use. {_by_kind(result)}".strip()
 

@@ -110,9 +110,7 @@ def _recall_by_candidates(result: FitResult) -> Chart:
         asked = f"{RECALL}" if stage == "floats" else f"{DEFAULT_AIM[stage]:.0%} of the highest, {aim:.3f}"
         key = [("recall by default", asked), ("candidates for it", f"{marks[0][0]:,.0f}")]
         if stage == "floats":
-            key.append(
-                ("recall with them here", f"{aim:.3f} or more: a search leaves half of its misses to new queries")
-            )
+            key.append(("recall with them here", f"{aim:.3f} or more: half of the misses are kept for harder queries"))
     key += [("measured on", f"{calibration.n:,} vectors"), ("queries", _validation_queries(result))]
     rows = [[f"{size:,.0f}", *(f"{curve[i]:.3f}" for curve in curves.values())] for i, size in enumerate(sizes)]
     return Chart(
@@ -157,14 +155,14 @@ def _against_exact_search(result: FitResult) -> Chart:
 def _why_codes_are_slower(result: FitResult) -> str:
     """Return why re-ranking from the codes takes longer than from floats."""
     calibration, n = result.index.quantizer.calibration, len(result.corpus)
-    why = "Codes alone are slower here, because the score of a candidate sums a weight for every bit of its code."
+    why = "Re-ranking from codes is slower here: the score of a candidate sums a weight for every bit of its code."
     if calibration is None:
         return why
     codes, floats = (K * calibration.oversample(K, n, stage) for stage in ("codes", "floats"))
     if codes <= floats:
         return why
     return (
-        f"Codes alone are slower here, because by default they re-rank {codes:,.0f} candidates, floats {floats:,.0f}."
+        f"Re-ranking from codes is slower here: by default it takes {codes:,.0f} candidates, from floats {floats:,.0f}."
     )
 
 

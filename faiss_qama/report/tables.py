@@ -47,7 +47,7 @@ def fit_summary(result: FitResult) -> str:
         ("quantizer", f"{quantizer_text(quantizer)}, fitted in {result.fit_seconds:.1f} s"),
     ]
     if result.choice is not None:
-        rows.append(("chosen", f"{result.choice.chosen.layout}: {result.choice.reason}"))
+        rows.append(("chosen", f"{result.choice.chosen.layout}, on a sample: {result.choice.reason}"))
     if result.asked_bytes not in (None, result.taken_bytes):
         why = f"layouts come in steps of 8 components, up to all {d}, and codes of Flat and IVF in steps of 4 bytes"
         rows.append(("bytes", f"{result.taken_bytes} per vector, not {result.asked_bytes}: {why}"))
@@ -69,7 +69,8 @@ def fit_summary(result: FitResult) -> str:
     on_disk = f", {size_text(result.on_disk)} on disk" if result.on_disk else ""
     end = [f"wrote {result.path}: {size_text(result.memory)} of memory ({shared} the quantizer){on_disk}"]
     if result.stand_ins:
-        end.append("Real queries are often harder than held-out documents: measure with yours.")
+        end.append("Documents with noise stood in for queries. Yours may need fewer candidates, and")
+        end.append("find more or less: fit with --queries to calibrate and measure with them.")
     return "\n".join([facts(rows), table, *end, *(f"next: {command}" for command in result.next_commands)])
 
 

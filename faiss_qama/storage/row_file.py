@@ -53,6 +53,7 @@ class RowFile:
             raise ValueError(f"{path}: not rows of numbers")
         self.rows, self.shape, self.dtype = shape[0], shape[1:], dtype
         self.width = int(np.prod(self.shape)) * dtype.itemsize  # bytes of a row
+        self._hashed: tuple[int, Any] = 0, None  # bytes up to which checksums are known, and the state of the last one
         self._file = path.open("r+b", buffering=0) if writable else None
         if self._file is not None:
             weakref.finalize(self, self._file.close)
@@ -113,10 +114,16 @@ class RowFile:
 
         Then of the last row's first ``lanes``, unless all count.
         """
+        end = self._whole(n, lanes)
         with self.path.open("rb") as file:
-            file.seek(first * BLOCK)
-            for start in range(first * BLOCK, self._whole(n, lanes), BLOCK):
-                yield hashlib.sha256(file.read(min(BLOCK, self._whole(n, lanes) - start))).hexdigest()
+            for start in range(first * BLOCK, end, BLOCK):
+                stop = min(start + BLOCK, end)
+                known, digest = self._hashed
+                known, digest = (known, digest.copy()) if start < known <= stop else (start, hashlib.sha256())
+                file.seek(known)
+                digest.update(file.read(stop - known))
+                self._hashed = stop, digest
+                yield digest.hexdigest()
         if lanes:
             yield hashlib.sha256(np.ascontiguousarray(self.read(n)[-1][..., :lanes]).tobytes()).hexdigest()
 
