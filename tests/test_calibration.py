@@ -144,7 +144,7 @@ def test_copies_of_what_is_held_out_are_not_searched():
     x = np.concatenate([make_vectors(900), np.repeat(make_vectors(300, seed=3), 3, axis=0)])
     x[1::2] = x[1::2].astype(np.float16)
     split = split_corpus(Corpus(x), None, 100_000, 0)
-    searched = split.without_copies()
+    searched = split.without_copies
     assert len(split.test) == len(searched.validation) == 180
     assert faiss.pairwise_distances(split.test, searched.train).min() > 1e-4
     copies = faiss.pairwise_distances(x, x) < 1e-5
@@ -154,7 +154,7 @@ def test_copies_of_what_is_held_out_are_not_searched():
 def test_copies_of_held_out_queries_are_not_searched_either():
     """As in a collection of questions: every query is a document too."""
     x = make_vectors(900)
-    searched = split_corpus(Corpus(x), Corpus(x[300:]), 100_000, 0).without_copies()
+    searched = split_corpus(Corpus(x), Corpus(x[300:]), 100_000, 0).without_copies
     assert (len(searched.validation), len(searched.train)) == (200, 700)
     assert faiss.pairwise_distances(searched.validation, searched.train).min() > 1e-3
 
@@ -162,11 +162,11 @@ def test_copies_of_held_out_queries_are_not_searched_either():
 def test_few_texts_are_not_all_held_out():
     """Fifty texts, 40 times each: as many are held out as leave half of the corpus."""
     split = split_corpus(Corpus(np.tile(make_vectors(50), (40, 1))), None, 100_000, 0)
-    searched = split.without_copies()
+    searched = split.without_copies
     assert 20 <= len(searched.validation) < 100
     assert 900 < len(searched.train) <= 1100
     assert faiss.pairwise_distances(split.test[: len(searched.validation)], searched.train).min() > 1e-3
-    alike = split_corpus(Corpus(np.ones((400, 5), np.float32)), None, 100_000, 0).without_copies()
+    alike = split_corpus(Corpus(np.ones((400, 5), np.float32)), None, 100_000, 0).without_copies
     assert (len(alike.train), len(alike.test), len(alike.validation)) == (360, 40, 40)
 
 
@@ -177,9 +177,9 @@ def test_copies_in_the_corpus_are_estimated_from_those_in_a_sample():
     whole = np.random.default_rng(0).permutation(np.concatenate([x, np.repeat(often, 30, axis=0)]))
     for corpus, low, high in ((x, 1, 1.01), (np.repeat(often, 60, axis=0), 3.7, 4), (whole, 1.5, 4)):
         split = split_corpus(Corpus(corpus), Corpus(xq), len(corpus) // 4, 0)
-        assert low <= np.mean(calibrate_module.copies_near(split, faiss.METRIC_L2)[0]) <= high
+        assert low <= np.mean(split.copies(faiss.METRIC_L2)[0]) <= high
         split = split_corpus(Corpus(corpus), Corpus(xq), len(corpus), 0)
-        assert (calibrate_module.copies_near(split, faiss.METRIC_L2)[0] == 1).all()
+        assert (split.copies(faiss.METRIC_L2)[0] == 1).all()
 
 
 def test_a_curve_that_ends_too_early_goes_on_in_the_next():

@@ -16,7 +16,6 @@ from faiss_qama.progress import progress
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.training.near_duplicates import NearDuplicates
 from faiss_qama.training.split import Split
 
 QUERY_SIDE_MARGIN = 0.02  # recall that a later query side must add to the first's
@@ -31,7 +30,7 @@ def choose_query_side(quantizers: Sequence[Quantizer], split: Split) -> Quantize
     """
     if len(quantizers) == 1 or len(split.validation) == 0 or len(split.train) < 40:
         return quantizers[0]
-    split = replace(split, train=split.train[:: -(-len(split.train) // QUERY_SIDE_DOCUMENTS)]).without_copies()
+    split = replace(split, train=split.train[:: -(-len(split.train) // QUERY_SIDE_DOCUMENTS)]).without_copies
     xq, x = split.validation, split.train
     _, near = faiss.knn(xq, x, 10, metric=quantizers[0].metric)
     code, recalls = quantizers[0].encode(x), []
@@ -59,7 +58,7 @@ def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = ()) 
     """
     if len(split.validation) == 0:
         return quantizer
-    split = split.without_copies()
+    split = split.without_copies
     nested = {components: _measure(quantizer.truncate(components), split) for components in prefixes}
     return replace(quantizer, calibration=replace(_measure(quantizer, split), prefixes=nested))
 
@@ -76,7 +75,7 @@ def _measure(quantizer: Quantizer, split: Split) -> Calibration:
 
     floats = np.zeros((2, len(KS), len(OVERSAMPLES)))
     codes = np.zeros_like(floats)
-    copies, repeated = copies_near(split, quantizer.metric)
+    copies, repeated = split.copies(quantizer.metric)
     blocks = [np.flatnonzero(copies == c)[i : i + 32] for c in np.unique(copies) for i in range(0, len(xq), 32)]
     for block in progress([b for b in blocks if len(b)], "calibration"):  # some queries against everything
         exact = sign * faiss.pairwise_distances(xq[block], x, quantizer.metric)
@@ -99,23 +98,6 @@ def _mean(sums: NDArray[np.float64], n: int, repeated: float) -> NDArray[np.floa
     mean = sums[0] / n
     out: NDArray[np.float64] = mean - repeated * np.sqrt(np.maximum(sums[1] / n - mean**2, 0) / n)
     return out
-
-
-def copies_near(split: Split, metric: int) -> tuple[NDArray[np.float64], float]:
-    """Return how many vectors of the corpus a vector of the sample stands for, and how often texts repeat.
-
-    The first is of each validation query, (nq,); the second is the share of them whose nearest document has copies.
-
-    Texts that are there once grow apart in a sample. Copies of a text do not: a sample holds fewer of each. So the
-    copies of each query's nearest document are counted. Of c copies in the corpus a sample of share f that holds one
-    holds 1 + (c - 1) * f in the mean.
-    """
-    xq, x = split.validation, split.train
-    _, near = faiss.knn(xq, x, 1, metric=metric)
-    there = NearDuplicates(x, faiss.METRIC_L2).between(x[near[:, 0]], x).sum(axis=1)
-    copies = 1 + (there - 1) / split.share
-    copies = np.maximum(copies, copies.mean())  # what is there once may have as many as the others
-    return np.minimum(copies / there, 1 / split.share), float(np.mean(there > 1))
 
 
 def _curves(

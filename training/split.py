@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import faiss
@@ -69,8 +70,9 @@ class Split:
         queries = self.validation[:0] if self.train_queries is None else self.train_queries
         return [self.train, queries, self.validation, self.train_qrels, self.validation_qrels]
 
+    @cached_property
     def without_copies(self) -> Split:
-        """Return the split to calibrate on: the sample holds no near copies of what validates.
+        """The split to calibrate on: the sample holds no near copies of what validates.
 
         A copy would be the nearest document, and so near that any code finds it. Collections of questions hold copies
         of queries too. Only so many queries validate as leave half of the sample; fewer than ``MIN_QUERIES`` texts are
@@ -85,6 +87,27 @@ class Split:
             return self
         kept = copied >= held
         return replace(self, train=self.train if kept.all() else self.train[kept], validation=self.validation[:held])
+
+    def copies(self, metric: int) -> tuple[NDArray[np.float64], float]:
+        """Return how many vectors of the corpus a vector of the sample stands for, and how often texts repeat.
+
+        The first is of each validation query, (nq,); the second is the share of them whose nearest document has copies.
+
+        Texts that are there once grow apart in a sample. Copies of a text do not: a sample holds fewer of each. So the
+        copies of each query's nearest document are counted. Of c copies in the corpus a sample of share f that holds
+        one holds 1 + (c - 1) * f in the mean.
+        """
+        if metric not in self._copies:
+            _, near = faiss.knn(self.validation, self.train, 1, metric=metric)
+            there = NearDuplicates(self.train, faiss.METRIC_L2).between(self.train[near[:, 0]], self.train).sum(axis=1)
+            copies = 1 + (there - 1) / self.share
+            copies = np.maximum(copies, copies.mean())  # what is there once may have as many as the others
+            self._copies[metric] = np.minimum(copies / there, 1 / self.share), float(np.mean(there > 1))
+        return self._copies[metric]
+
+    @cached_property
+    def _copies(self) -> dict[int, tuple[NDArray[np.float64], float]]:
+        return {}
 
     def test_set(self, corpus: Corpus) -> tuple[int, NDArray[np.bool_]]:
         """Return how many of the test queries to report on, and which vectors of ``corpus`` (n,) they search.
