@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,9 +19,11 @@ from conftest import fit_quietly, make_vectors
 from kills import KINDS, kills
 
 from faiss_qama import QamaIndex
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.storage import atomic_files, row_file
 from faiss_qama.storage.manifest import sign
 from faiss_qama.storage.row_file import RowFile
+from faiss_qama.storage.writer import Writer
 
 X = make_vectors(1200, seed=41)
 QUERIES = make_vectors(20, seed=42)
@@ -457,3 +460,122 @@ def test_a_bundle_from_before_commits_opens_and_grows(tmp_path, base):
         same(QamaIndex.load(path), index)
         assert QamaIndex.load(path).ntotal == 517
         assert not {3, 5, 7} & set(index.ids.tolist())
+
+
+def test_any_thread_changes_commits_and_closes_it(tmp_path):
+    saved(tmp_path / "i.qama")
+    opened = []
+
+    def work():
+        index = QamaIndex.open(tmp_path / "i.qama")
+        index.remove_ids([1])
+        opened.append(index)
+
+    def close():
+        opened[0].upsert(X[600:601], [2])
+        opened[0].commit()
+        opened[0].close()
+
+    for do in (work, close):
+        thread = threading.Thread(target=do)
+        thread.start()
+        thread.join()
+    with QamaIndex.open(tmp_path / "i.qama") as index:
+        assert index.ntotal == 499
+
+
+@pytest.mark.parametrize("base", ["Flat", "IVF8"])
+@pytest.mark.parametrize("rescore", ["none", "fp16"])
+def test_an_interrupted_compaction_loses_nothing_and_closes_the_index(tmp_path, monkeypatch, base, rescore):
+    path = tmp_path / "i.qama"
+    saved(path, 300, rescore, base)
+    index = QamaIndex.open(path)
+    index.upsert(X[300:400], np.arange(250, 350))
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Writer, "read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            index.compact()
+    for change in (index.commit, lambda: index.upsert(X[:1], [1])):
+        with pytest.raises(ValueError, match="this index is closed: open .*i.qama again"):
+            change()
+    with QamaIndex.open(path) as again:
+        assert set(again.ids.tolist()) == set(range(350))
+        again.add_with_ids(X[500:501], [9999])
+        again.commit()
+    assert QamaIndex.load(path).ntotal == 351
+
+
+def test_paths_are_those_of_the_moment_when_it_was_opened(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved("i.qama")
+    reader = QamaIndex.load("i.qama", mmap=True)
+    with QamaIndex.open("i.qama") as index:
+        index.upsert(X[600:601], [7])
+        monkeypatch.chdir("/")
+        index.commit()
+        index.upsert(X[601:602], [8])
+        index.search(QUERIES, 3)
+        index.compact()
+        assert reader.refresh()
+        same(reader, index)
+
+
+@pytest.mark.parametrize("name", ["codes", "vectors", "ids"])
+def test_damage_is_not_hidden_by_a_new_checksum(tmp_path, name):
+    path = tmp_path / "i.qama"
+    saved(path, 320)
+    data = bytearray((path / f"{name}-1.npy").read_bytes())
+    data[200] ^= 8
+    (path / f"{name}-1.npy").write_bytes(data)
+    for change in (QamaIndex.commit, QamaIndex.compact):
+        with QamaIndex.open(path) as index:
+            index.upsert(X[400:401], [3])
+            with pytest.raises(ValueError, match=f"{name}-1.npy: damaged: its checksum does not match"):
+                change(index)
+    with pytest.raises(ValueError, match="damaged"):
+        QamaIndex.load(path)
+
+
+def test_a_view_says_that_its_index_was_built_anew(tmp_path):
+    path = tmp_path / "i.qama"
+    saved(path)
+    with QamaIndex.open(path) as index:
+        view = index.with_rescore("codes")
+        index.remove_ids([1])
+        assert view.ntotal == 499
+        index.compact()
+        with pytest.raises(ValueError, match="was built anew since: make it again"):
+            view.search(QUERIES, 3)
+        assert index.with_rescore("codes").ntotal == 499
+
+
+def test_a_folder_that_was_made_anew_is_noticed(tmp_path):
+    path = tmp_path / "i.qama"
+    saved(path, 300)
+    reader = QamaIndex.load(path, mmap=True)
+    shutil.rmtree(path)
+    saved(path, 310)
+    assert reader.refresh()
+    assert reader.ntotal == 310
+
+
+def test_what_is_added_beside_a_refit_is_encoded_by_the_new_quantizer(monkeypatch):
+    index = QamaIndex(QUANTIZER, "fp32")
+    index.add_with_ids(X[:600], np.arange(600))
+    encode, once = Quantizer.encode, []
+
+    def overtaken(quantizer, x):
+        code = encode(quantizer, x)
+        if len(x) == 50 and not once:
+            once.append(True)
+            index.refit()
+        return code
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Quantizer, "encode", overtaken)
+        index.add_with_ids(X[600:650], np.arange(600, 650))
+    np.testing.assert_array_equal(index._fitted.base.take(np.arange(600, 650)), index.quantizer.encode(X[600:650]))

@@ -78,7 +78,7 @@ def _ids(path: Path) -> Ids:
     if path.suffix == ".npy":
         return as_file_ids(open_npy(path, mmap=False), path, "the file")
     try:
-        lines = path.read_text().split()
+        lines = path.read_text(encoding="utf-8-sig").split()
         return as_file_ids(np.array([int(line) for line in lines], np.int64), path, "the file")
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path}: whole numbers are needed, one per line, or a .npy file ({error})") from None

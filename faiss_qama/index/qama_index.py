@@ -395,13 +395,17 @@ class QamaIndex(StoredIndex):
             return export.to_faiss(self._fitted, kind)
 
     def _append(self, x: Floats, ids: Ids | None, *, replace: bool = False) -> None:
-        code, core = self.quantizer.encode(x), self._core
+        quantizer, core = self.quantizer, self._core
+        code = quantizer.encode(x)
         self._check_trained()
         encoded = core.rescorer.encode(x, code) if isinstance(core, TwoStageIndex) and core.rescorer is not None else x
         with self._lock.write():
             self._check_writable()
             self._check_trained()
             core = self._fitted
+            if core.quantizer.transform is not quantizer.transform:  # it was fitted anew meanwhile
+                code = core.quantizer.encode(x)
+                encoded = x if core.rescorer is None else core.rescorer.encode(x, code)
             if ids is None and core.id_map.ids is not None:
                 raise ValueError("this index has ids of its own: use add_with_ids")
             watch = core.watch.after(x, core.rescore)

@@ -78,7 +78,7 @@ def make(quantizer: Quantizer, rescore: str, base: CodeIndex, parts: Parts) -> T
     """Return the index of a bundle's parts, as ``bundle.read`` asks for it."""
     rescorer = read_rescorer(rescore, quantizer, base, parts)
     core = TwoStageIndex(quantizer, base, IdMap.from_parts(len(base), parts), rescorer)
-    core.generation = parts.generation
+    core.commit = parts.commit
     return core
 
 

@@ -204,8 +204,9 @@ class IndexState:
     @property
     def ids(self) -> Ids:
         """The ids (ntotal,) int64 of the vectors, in the order of their rows."""
-        id_map = self._fitted.id_map
-        return id_map.ids_of(id_map.live_rows)
+        with self._lock.read():
+            id_map = self._fitted.id_map
+            return id_map.ids_of(id_map.live_rows)
 
     @property
     def factory_string(self) -> str:
@@ -264,6 +265,8 @@ class IndexState:
             parent = index._parent._core
             if index._version is not None and isinstance(parent, TwoStageIndex) and parent.version != index._version:
                 raise MissingError("the index that this was truncated from was changed since: truncate it again")
+            if index._version is None and parent.base is not index._core.base:
+                raise MissingError("the index that this was made from was built anew since: make it again")
             index = index._parent
         if isinstance(self._core, Untrained):
             raise self._untrained()

@@ -74,7 +74,7 @@ class StoredIndex(IndexState):
         0
         """
         index = cls.__new__(cls)._set(saving.read(path, mmap=mmap), ReadWriteLock(), mmap)
-        index._place = path
+        index._place = Path(path).absolute()
         return index
 
     @classmethod
@@ -152,8 +152,8 @@ class StoredIndex(IndexState):
     def compact(self) -> None:
         """Drop what :meth:`remove_ids` only marked, and build the base index anew.
 
-        Of an index that is open for writing, everything is written to new files and committed. Searches go on
-        meanwhile, here and in other processes.
+        Of an index that is open for writing, everything is written to new files and committed. Other processes go on
+        reading meanwhile. If it is interrupted once it is committed, the index is closed: open it again.
         """
         if not isinstance(self._place, Writer):
             with self._lock.write():
@@ -194,8 +194,8 @@ class StoredIndex(IndexState):
     def refit(self, *, config: FitConfig | None = None, queries: ArrayLike | None = None) -> None:
         """Fit a new quantizer to the vectors that the index keeps, and encode them all anew.
 
-        The new index is built beside the old one, which answers meanwhile, and takes its place in one step. Of an index
-        that is open for writing it is committed. A training is not repeated, unless ``config`` says so.
+        The new index is built beside the old one, and takes its place in one step. Of an index that is open for writing
+        it is committed, as by :meth:`compact`. A training is not repeated, unless ``config`` says so.
 
         Parameters
         ----------
@@ -223,16 +223,18 @@ class StoredIndex(IndexState):
         self._replace(build)
 
     def _replace(self, build: Callable[[TwoStageIndex], TwoStageIndex]) -> None:
-        """Put what ``build`` makes of the index in its place; once more if it was changed meanwhile."""
-        while True:
-            with self._lock.read():
-                self._check_writable()
-                version, core = self._fitted.version, build(self._fitted)
-            with self._lock.write():
-                if self._fitted.version == version:
-                    core.id_map.version = version + 1
-                    self._core = core
-                    return
+        """Put what ``build`` makes of the index in its place."""
+        with self._lock.write():
+            self._check_writable()
+            old, writer = self._fitted, self._place
+            before = writer.generation if isinstance(writer, Writer) else 0
+            try:
+                core = build(old)
+                core.id_map.version = old.version + 1
+                self._core = core
+            finally:
+                if self._core is old and isinstance(writer, Writer) and writer.generation != before:
+                    writer.close()  # the files of this index are gone, and the new ones are committed
 
     def refresh(self) -> bool:
         """Go on to the last commit of the index's folder, and return whether there was a new one.
@@ -243,7 +245,7 @@ class StoredIndex(IndexState):
         path = self._place
         if not self._mapped or path is None or isinstance(path, Writer):
             raise ValueError("refresh is for an index from load(path, mmap=True)")
-        if read_manifest(Path(path))["generation"] == self._fitted.generation:
+        if read_manifest(Path(path))["sha256"] == self._fitted.commit:
             return False
         core = saving.read(path, mmap=True)
         with self._lock.write():

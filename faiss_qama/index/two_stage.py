@@ -47,7 +47,7 @@ class TwoStageIndex:
     def __init__(self, quantizer: Quantizer, base: CodeIndex, id_map: IdMap, rescorer: Rescorer | None) -> None:
         self.quantizer, self.base, self.id_map, self.rescorer = quantizer, base, id_map, rescorer
         self._prefixes: tuple[int, dict[int, CodeIndex]] = 0, {}  # by number of components, at a version
-        self.generation = 0  # of the bundle that it was read from
+        self.commit = ""  # the checksum of the manifest that it was read by
         self.watch = Watch(quantizer, quantizer)
 
     @property

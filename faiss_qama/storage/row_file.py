@@ -39,7 +39,7 @@ class RowFile:
     """
 
     def __init__(self, path: Path, *, writable: bool = False) -> None:
-        self.path = path
+        self.path = path.absolute()  # it is mapped again after it has grown
         try:
             with path.open("rb") as file:
                 npy_format.read_magic(file)
@@ -105,6 +105,9 @@ class RowFile:
         atomic_files.sync(self.path)
         same = [] if known is None or known["name"] != self.path.name or "rows" not in known else known["sha256"]
         whole = 0 if known is None or not same else self._whole(known["rows"], known["lanes"]) // BLOCK
+        if known is not None and same[whole:] and self._hashed[1] is None:  # what is hashed with new rows must be whole
+            if [*self.checksums(known["rows"], known["lanes"], whole)] != same[whole:]:
+                raise ValueError(f"{self.path}: damaged: its checksum does not match the manifest")
         sums = [*same[:whole], *self.checksums(n, lanes, whole)]
         size = self.start + n * self.width
         return {"name": self.path.name, "bytes": size, "rows": n, "lanes": lanes, "sha256": sums}

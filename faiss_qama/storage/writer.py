@@ -18,6 +18,7 @@ from faiss_qama.storage.bundle import Bundle, Make
 from faiss_qama.storage.manifest import read_manifest
 from faiss_qama.storage.parts import Parts
 from faiss_qama.storage.row_file import RowFile
+from faiss_qama.threads import defer_interrupt
 from faiss_qama.vectors import PathLike
 
 T = TypeVar("T")
@@ -45,9 +46,9 @@ class Writer:
     """
 
     def __init__(self, path: PathLike) -> None:
-        self.folder, self._process = Path(path), os.getpid()
+        self.folder, self._process = Path(path).absolute(), os.getpid()
         self._manifest = read_manifest(self.folder)
-        self._lock = filelock.FileLock(self.folder / bundle.LOCK, timeout=0)
+        self._lock = filelock.FileLock(self.folder / bundle.LOCK, timeout=0, thread_local=False)
         try:
             with atomic_files.naming(self.folder):
                 self._lock.acquire()
@@ -56,6 +57,11 @@ class Writer:
         self._manifest = read_manifest(self.folder)
         self._quantizer: Quantizer | None = None  # as it is on the disk
         bundle.remove_unnamed(self.folder, self._manifest["generation"] + 1)
+
+    @property
+    def generation(self) -> int:
+        """The generation that is on the disk."""
+        return int(read_manifest(self.folder)["generation"])
 
     @property
     def logged(self) -> int:
@@ -102,7 +108,7 @@ class Writer:
             kept["quantizer"] = known["quantizer"]
         if grown is not None:
             kept |= {name: known[name] for name in LISTS & known.keys()}
-        with atomic_files.naming(self.folder):
+        with atomic_files.naming(self.folder), defer_interrupt():
             for name, rows in growing.items():
                 if isinstance(rows.file, RowFile):
                     kept[name] = rows.file.entry(len(rows), bundle.lanes(name, index.base), known.get(name))
@@ -115,8 +121,12 @@ class Writer:
             index.base.written()
 
     def rewrite(self, index: Bundle) -> None:
-        """Write all parts of an index anew, as a commit. Raises the errors of :meth:`commit`."""
+        """Write all parts of an index anew, as a commit.
+
+        Raises the errors of :meth:`commit`, and ValueError if a file that they may be copied from is damaged.
+        """
         self.check()
+        bundle.verify(self.folder)
         with atomic_files.naming(self.folder):
             self._write(index, None)
 
