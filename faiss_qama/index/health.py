@@ -13,6 +13,8 @@ from faiss_qama.arrays import Floats, row_norms
 from faiss_qama.corpus import Corpus
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import make_base
+from faiss_qama.index import norms
+from faiss_qama.index.norms import SAMPLE
 from faiss_qama.index.saving import CHUNK
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.progress import progress
@@ -24,7 +26,6 @@ from faiss_qama.rescore.stored_vectors import StoredVectors
 if TYPE_CHECKING:
     from faiss_qama.training import FitConfig
 
-SAMPLE = 20_000  # vectors that are looked at: some seconds
 LESS_RECALL, MORE_DISTORTION = 0.02, 0.2  # that change nothing; the second as a share of the fit's
 
 
@@ -86,16 +87,9 @@ def measured(core: TwoStageIndex, queries: ArrayLike | None) -> Health:
 
 
 def calibration(quantizer: Quantizer, x: Floats, queries: ArrayLike | None) -> Calibration | None:
-    """Return a calibration of ``quantizer`` on vectors ``x`` (n, d); None if too few can be held out."""
-    from faiss_qama.training.calibrate import calibrate  # here, because run time does not depend on training
-    from faiss_qama.training.split import split_corpus
-
+    """Return :func:`norms.calibration` with real queries (nq, d), if there are any."""
     asked = None if queries is None else Corpus(queries, quantizer.d, "queries", queries=True)
-    if asked is not None and quantizer.cosine:
-        asked = asked.normalized()
-    split = split_corpus(Corpus(x), asked, SAMPLE, 0)
-    prefixes = [] if quantizer.calibration is None else list(quantizer.calibration.prefixes)
-    return calibrate(quantizer, split, prefixes).calibration if len(split.validation) else None
+    return norms.calibration(quantizer, x, asked.normalized() if asked is not None and quantizer.cosine else asked)
 
 
 def refitted(core: TwoStageIndex, config: FitConfig | None, queries: ArrayLike | None) -> Quantizer:

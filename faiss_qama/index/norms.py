@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, row_norms
 from faiss_qama.corpus import Corpus
+from faiss_qama.quantizer.calibration import Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
 
 FEW = 20  # vectors that do not tell how long vectors are, where those of the fit have no norm of 1
@@ -102,17 +103,22 @@ def adapted(quantizer: Quantizer, x: Floats) -> Quantizer | None:
     None if most of ``x`` have norm 1, as those of the fit, or if they are too few to calibrate on. The codes of
     documents stay. Under the inner product, queries of a quantizer for norm 1 are encoded for any norm.
     """
+    if len(x) < 2 or (quantizer.normalized and np.mean(_odd(row_norms(x))) <= 0.5):
+        return None
+    quantizer = quantizer.of_any_norm() if quantizer.normalized else quantizer
+    with np.errstate(over="ignore", invalid="ignore"):  # what cannot be stored is refused where it is stored
+        found = calibration(quantizer, x)
+    return None if found is None else replace(quantizer, calibration=found)
+
+
+def calibration(quantizer: Quantizer, x: Floats, queries: Corpus | None = None) -> Calibration | None:
+    """Return a calibration of ``quantizer`` on vectors ``x`` (n, d); None if too few can be held out."""
     from faiss_qama.training.calibrate import calibrate  # here, because run time does not depend on training
     from faiss_qama.training.split import split_corpus
 
-    if len(x) < 2 or (quantizer.normalized and np.mean(_odd(row_norms(x))) <= 0.5):
-        return None
-    split = split_corpus(Corpus(x), None, SAMPLE, 0)
-    if not len(split.validation):
-        return None
+    split = split_corpus(Corpus(x), queries, SAMPLE, 0)
     prefixes = [] if quantizer.calibration is None else list(quantizer.calibration.prefixes)
-    with np.errstate(over="ignore", invalid="ignore"):  # what cannot be stored is refused where it is stored
-        return calibrate(quantizer.of_any_norm() if quantizer.normalized else quantizer, split, prefixes)
+    return calibrate(quantizer, split, prefixes).calibration if len(split.validation) else None
 
 
 def _odd(norms: NDArray[np.float64]) -> NDArray[np.bool_]:

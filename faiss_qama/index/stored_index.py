@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from faiss_qama.index import health, saving
 from faiss_qama.index.health import Health
 from faiss_qama.index.lock import ReadWriteLock
-from faiss_qama.index.norms import Watch
+from faiss_qama.index.norms import SAMPLE, Watch
 from faiss_qama.index.state import IndexState
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.storage.manifest import read_manifest
@@ -185,7 +185,7 @@ class StoredIndex(IndexState):
         with self._lock.write():
             self._check_writable()
             core = self._fitted
-            found = health.calibration(core.quantizer, health.sample(core, health.SAMPLE), queries)
+            found = health.calibration(core.quantizer, health.sample(core, SAMPLE), queries)
             if found is None:
                 raise ValueError(f"{len(core.id_map)} vectors are too few to calibrate on; 200 are needed")
             core.quantizer = replace(core.quantizer, calibration=found)

@@ -30,7 +30,7 @@ class RowFile:
     path : Path
         The file.
     writable : bool
-        Whether :meth:`write` and :meth:`sync` are called.
+        Whether :meth:`write` is called.
 
     Raises
     ------
