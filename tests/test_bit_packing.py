@@ -49,8 +49,12 @@ def test_codes_are_the_same_without_numba(layout, data):
     z, thresholds = draw_case(layout, data)
     thresholds[:, -1:] = np.inf  # a cut that a column does not have
     code = bit_packing.encode(np.asfortranarray(z), thresholds, layout)
+    values = np.arange(layout.columns * layout.max_levels, dtype=np.float32).reshape(layout.columns, -1)
+    damaged = np.concatenate([code, code ^ 0b10110110])  # bits that no level has: as many as are set count
+    decoded = bit_packing.decode(damaged, values, layout)
     with mock.patch.object(bit_packing, "kernel", return_value=None):
         np.testing.assert_array_equal(bit_packing.encode(z, thresholds, layout), code)
+        np.testing.assert_array_equal(bit_packing.decode(damaged[::-1], values, layout), decoded[::-1])
 
 
 @settings(deadline=None)  # the first compiles

@@ -20,6 +20,7 @@ from faiss_qama.training.split import Split
 
 QUERY_SIDE_MARGIN = 0.02  # recall that a later query side must add to the first's
 QUERY_SIDE_DOCUMENTS = 20_000  # that query sides are compared on: a second or two
+PRODUCTS = 2**21  # that are measured at a time, of queries with documents
 
 
 def choose_query_side(quantizers: Sequence[Quantizer], split: Split) -> Quantizer:
@@ -40,7 +41,7 @@ def choose_query_side(quantizers: Sequence[Quantizer], split: Split) -> Quantize
     return quantizers[int(np.argmax(np.array(recalls) >= max(recalls) - QUERY_SIDE_MARGIN))]
 
 
-def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = ()) -> Quantizer:
+def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = (), ks: Sequence[int] = KS) -> Quantizer:
     """Return ``quantizer`` with a calibration.
 
     Parameters
@@ -51,6 +52,8 @@ def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = ()) 
         Its validation queries are searched for in ``split.train``. If there are none, nothing is measured.
     prefixes : sequence of int
         Component counts that get a calibration of their own.
+    ks : sequence of int
+        Which of ``KS`` to measure. The recall of the others stays 0.
 
     Returns
     -------
@@ -59,11 +62,11 @@ def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = ()) 
     if len(split.validation) == 0:
         return quantizer
     split = split.without_copies
-    nested = {components: _measure(quantizer.truncate(components), split) for components in prefixes}
-    return replace(quantizer, calibration=replace(_measure(quantizer, split), prefixes=nested))
+    nested = {components: _measure(quantizer.truncate(components), split, ks) for components in prefixes}
+    return replace(quantizer, calibration=replace(_measure(quantizer, split, ks), prefixes=nested))
 
 
-def _measure(quantizer: Quantizer, split: Split) -> Calibration:
+def _measure(quantizer: Quantizer, split: Split, ks: Sequence[int]) -> Calibration:
     xq, x = split.validation, split.train
     adapted = quantizer.adapt_queries(xq)
     code = quantizer.encode(x)
@@ -76,16 +79,17 @@ def _measure(quantizer: Quantizer, split: Split) -> Calibration:
     floats = np.zeros((2, len(KS), len(OVERSAMPLES)))
     codes = np.zeros_like(floats)
     copies, repeated = split.copies(quantizer.metric)
-    blocks = [np.flatnonzero(copies == c)[i : i + 32] for c in np.unique(copies) for i in range(0, len(xq), 32)]
+    step = max(1, PRODUCTS // len(x))
+    blocks = [np.flatnonzero(copies == c)[i : i + step] for c in np.unique(copies) for i in range(0, len(xq), step)]
     for block in progress([b for b in blocks if len(b)], "calibration"):  # some queries against everything
         exact = sign * faiss.pairwise_distances(xq[block], x, quantizer.metric)
         asymmetric = sign * faiss.pairwise_distances(adapted[block], decoded, quantizer.metric)
         hamming = bit_packing.hamming_table(query_code[block], code)
         distances = hamming.astype(np.min_scalar_type(8 * quantizer.code_size))  # numpy sorts 16 bits by their digits
         sizes = np.einsum("qd,qd->q", xq[block], xq[block]) * (sign < 0)  # what L2 distances were rounded at
-        found_by = _curves(exact, asymmetric, distances, sizes, copies[block[0]])
+        found_by = _curves(exact, asymmetric, distances, sizes, copies[block[0]], ks)
         floats += found_by[0]
-        codes += _curves(asymmetric, asymmetric, distances, sizes, copies[block[0]])[1] if own else found_by[1]
+        codes += _curves(asymmetric, asymmetric, distances, sizes, copies[block[0]], ks)[1] if own else found_by[1]
     return Calibration(round(len(x) * copies.mean()), _mean(floats, len(xq), repeated), _mean(codes, len(xq), repeated))
 
 
@@ -101,9 +105,16 @@ def _mean(sums: NDArray[np.float64], n: int, repeated: float) -> NDArray[np.floa
 
 
 def _curves(
-    exact: Floats, asymmetric: Floats, hamming: NDArray[np.unsignedinteger], sizes: Floats, copies: float
+    exact: Floats,
+    asymmetric: Floats,
+    hamming: NDArray[np.unsignedinteger],
+    sizes: Floats,
+    copies: float,
+    ks: Sequence[int],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return recall@k by (k, oversample), summed over queries, and its squares, for re-ranking by floats and by codes.
+
+    Of ``KS`` only ``ks`` are measured.
 
     The first three are (nq, n), of queries and documents. Documents as near as the k-th nearest, up to the rounding
     of scores of these ``sizes`` (nq,) and more, count as found: duplicates are as good as each other. A document
@@ -112,9 +123,9 @@ def _curves(
     nq, n = exact.shape
     order = np.argsort(hamming, axis=1, kind="stable")[:, :MAX_CANDIDATES]
     ordered, losses = np.take_along_axis(exact, order, axis=1), -np.take_along_axis(asymmetric, order, axis=1)
-    floats = np.empty((2, len(KS), len(OVERSAMPLES)))
-    codes = np.empty_like(floats)
-    for i, k in enumerate(KS):
+    floats = np.zeros((2, len(KS), len(OVERSAMPLES)))
+    codes = np.zeros_like(floats)
+    for i, k in [(KS.index(k), k) for k in ks]:
         wanted = min(int(np.ceil(k / copies)), n)
         bounds = np.partition(exact, n - wanted, axis=1)[:, n - wanted]
         relevant = found_with_ties(ordered, bounds, abs(bounds) + sizes)

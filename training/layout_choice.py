@@ -56,7 +56,7 @@ class LayoutTrial:
     bytes : int
         Bytes per vector: the code as the base index holds it, and the residual code.
     calibration : Calibration
-        What was measured.
+        What was measured, at k = ``K`` alone.
     n : int
         Vectors in the corpus that the sample is of.
     """
@@ -303,7 +303,7 @@ def _measure(
         layout, rotation = candidate
         first = first_code(replace(layout, residual=None), rotation)
         quantizer = with_residual(first, layout.residual, small, replace(config, rotation=rotation))
-        calibration = calibrate(quantizer, small).calibration
+        calibration = calibrate(quantizer, small, ks=(K,)).calibration
         assert calibration is not None
         bar.update()
         size = code_bytes(base, layout) + residual_bytes(layout.residual, metric, normalized)

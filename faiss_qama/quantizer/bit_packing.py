@@ -60,6 +60,32 @@ def _cut_columns(layout: CodeLayout) -> NDArray[np.int64]:
     return np.array(rows, np.int64)
 
 
+def decode(code: Codes, values: Floats, layout: CodeLayout) -> Floats:
+    """Return the value of each column's level.
+
+    Parameters
+    ----------
+    code : ndarray of shape (n, layout.code_size), uint8
+        The codes.
+    values : ndarray of shape (layout.columns, layout.max_levels), float32
+        The value of each level.
+    layout : CodeLayout
+        The layout of the code.
+
+    Returns
+    -------
+    ndarray of shape (n, layout.columns), float32
+        The columns.
+    """
+    compiled = kernel("decoding")
+    if compiled is not None:
+        columns = np.empty((len(code), layout.columns), np.float32)
+        compiled.decode(np.ascontiguousarray(code), np.ascontiguousarray(values), _cut_columns(layout), columns)
+        return columns
+    by_column = np.repeat(levels(code, layout), layout.columns_per_unit, axis=1)
+    return np.take_along_axis(values.T, by_column, axis=0)
+
+
 def unpack(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
     """Return the bits of ``codes`` as (n, layout.n_bits) uint8 of 0 and 1, padding dropped."""
     return np.unpackbits(codes, axis=1, count=layout.n_bits, bitorder="little")

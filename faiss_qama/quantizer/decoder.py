@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.arrays import Floats, Ids
+from faiss_qama.arrays import Codes, Floats, Ids
+from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Linear
 
@@ -33,10 +34,9 @@ class Decoder:
     matrix: Floats
     offset: Floats
 
-    def vectors(self, levels: NDArray[np.uint8], layout: CodeLayout) -> Floats:
-        """Return the vectors (n, d) of ``levels`` (n, units)."""
-        levels = np.repeat(levels, layout.columns_per_unit, axis=1)
-        x: Floats = np.take_along_axis(self.values.T, levels, axis=0) @ self.matrix
+    def vectors(self, code: Codes, layout: CodeLayout) -> Floats:
+        """Return the vectors (n, d) of ``code`` (n, code_size)."""
+        x: Floats = bit_packing.decode(code, self.values, layout) @ self.matrix
         x += self.offset
         return x
 

@@ -225,8 +225,7 @@ class Quantizer:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
         x = np.empty((len(code), self.d), dtype=np.float32)
         for start in range(0, len(code), ENCODE_CHUNK):
-            levels = bit_packing.levels(code[start : start + ENCODE_CHUNK], self.layout)
-            x[start : start + ENCODE_CHUNK] = self.decoder.vectors(levels, self.layout)
+            x[start : start + ENCODE_CHUNK] = self.decoder.vectors(code[start : start + ENCODE_CHUNK], self.layout)
         return x
 
     def truncate(self, components: int) -> Quantizer:

@@ -16,8 +16,9 @@ from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming.code_index import CodeIndex, PartReader
 from faiss_qama.hamming.flat import FlatCodeIndex
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.quantizer.quantizer import ENCODE_CHUNK, Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
+from faiss_qama.threads import one_blas_thread, parallel_map
 
 
 def norm_dtype(metric: int, normalized: bool) -> np.dtype[Any] | None:
@@ -87,6 +88,13 @@ class ResidualRescorer(CodeRescorer):
         return rescorer
 
     def encode(self, x: Floats, code: Codes, first: int = 0) -> NDArray[Any]:  # noqa: ARG002
+        chunks = [slice(start, start + ENCODE_CHUNK) for start in range(0, len(x), ENCODE_CHUNK)]
+        if len(chunks) <= 1:
+            return self._encoded(x, code)
+        with one_blas_thread:
+            return np.concatenate(parallel_map(lambda chunk: self._encoded(x[chunk], code[chunk]), chunks))
+
+    def _encoded(self, x: Floats, code: Codes) -> NDArray[Any]:
         decoded = self.quantizer.decode_unnormalized(code)
         residual = self._residual.encode(x - decoded)
         if self._dtype is None:
