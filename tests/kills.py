@@ -69,7 +69,7 @@ def kill(path: Path, first: int, seconds: float, *, working: bool) -> int:
         done = len(file.read(1)) if working else 0
         time.sleep(seconds)
         os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
+        assert os.WIFSIGNALED(os.waitpid(child, 0)[1])  # else it ended by an error of its own
         return first - 1 + done + len(file.readall())
 
 

@@ -21,16 +21,17 @@ INDEX = click.argument("index_path", metavar="INDEX", type=PATH)
 @INDEX
 @click.argument("corpus", nargs=-1, required=True, type=PATH)
 @click.option("--ids", metavar="NAME", help="Column or array of ids, or a .npy file of them.")
-@click.option("--replace", is_flag=True, help="Remove the vectors that have these ids.")
+@click.option("--replace", is_flag=True, help="Replace the vectors that have these ids.")
 @drop_bad_rows_option
 def add(index_path: Path, corpus: tuple[Path, ...], ids: str | None, replace: bool, drop_bad_rows: bool) -> None:
     """Add the vectors of CORPUS to INDEX, all of them or, after an error, none."""
-    in_file = ids is not None and ids.endswith(".npy")
+    file = Path(ids) if ids is not None and ids.endswith(".npy") else None
     with QamaIndex.open(index_path) as index:
-        x = open_corpus(corpus, index.d, None if in_file else ids, drop_bad_rows, str(index_path))
-        own = _ids(Path(str(ids))) if in_file else x.ids
-        if in_file and own is not None and x.ids is not None:  # rows that were left out
-            own = own[x.ids] if len(own) == x.n_stored else own
+        x = open_corpus(corpus, index.d, None if file else ids, drop_bad_rows, str(index_path))
+        own = x.ids if ids is not None else None  # else they would be numbers of the rows that are left
+        if file is not None:
+            own = _ids(file)
+            own = own[x.ids] if x.ids is not None and len(own) == x.n_stored else own
         if own is not None and len(own) != len(x):
             raise ValueError(f"{ids}: one id per vector is needed; got {len(own):,} ids and {len(x):,} vectors")
         if own is None and (replace or index.has_own_ids):

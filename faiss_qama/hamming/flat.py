@@ -85,6 +85,10 @@ class FlatCodeIndex(CodeIndex):
         groups[rows // LANES, :, rows % LANES] = words
         self._groups, self._n = GrowingArray(groups), len(words)  # last, so that a lack of memory changes nothing
 
+    def shrink(self, n: int) -> None:
+        self._n = min(n, self._n)
+        self._groups.shrink(-(-self._n // LANES))  # what is in its free lanes is overwritten
+
     def copy(self, rows: Ids) -> FlatCodeIndex:
         other = FlatCodeIndex(self.layout)
         for start in range(0, len(rows), CHUNK):

@@ -144,7 +144,8 @@ class IVFCodeIndex(FlatCodeIndex):
 
     def shrink(self, n: int) -> None:
         log = self._log
-        super().shrink(n)
+        if n < self._n:
+            self.keep(np.arange(self._n) < n)
         self._log = log if log is not None and n >= log[0] else None
 
     def clear(self) -> None:

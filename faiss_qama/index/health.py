@@ -15,9 +15,8 @@ from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.hamming.factory import make_base
 from faiss_qama.index import norms
 from faiss_qama.index.norms import SAMPLE
-from faiss_qama.index.saving import CHUNK
+from faiss_qama.index.saving import pieces
 from faiss_qama.index.two_stage import TwoStageIndex
-from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import KS, OVERSAMPLES, RECALL, Calibration, K
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.factory import make_rescorer
@@ -42,7 +41,7 @@ class Health:
     distortion : tuple of float
         As :meth:`~faiss_qama.Quantizer.distortion`: of the fit, now.
     recall : float or None
-        Recall@10 that ``recall=0.95`` gets now. None without a calibration.
+        Recall@10 that ``recall=0.95`` gets now; None if the quantizer has no calibration.
     """
 
     norms: tuple[float, float]
@@ -60,22 +59,22 @@ class Health:
 
     def __str__(self) -> str:
         recall = "no calibration" if self.recall is None else f"recall={RECALL} finds {self.recall:.3f}"
-        norms, distortion = (f"{now:.3g} (fitted on {fitted:.3g})" for fitted, now in (self.norms, self.distortion))
+        norm, distortion = (f"{now:.3g} (fitted on {fitted:.3g})" for fitted, now in (self.norms, self.distortion))
         what = {
             "keep": "keep the quantizer",
             "recalibrate": "recalibrate() finds how many candidates are needed now",
             "refit": "refit() fits a new quantizer to what the index holds",
         }[self.advice]
-        return f"{recall}, distortion {distortion}, norms {norms}, mean moved by {self.shift:.2f}: {what}"
+        return f"{recall}, distortion {distortion}, norms {norm}, mean moved by {self.shift:.2f}: {what}"
 
 
 def measured(core: TwoStageIndex, queries: ArrayLike | None) -> Health:
-    """Return the health of an index that keeps vectors; raise ValueError for others."""
+    """Return the health of an index that keeps vectors. Raises ValueError for others, and for too few to measure on."""
     quantizer, x = core.quantizer, sample(core, SAMPLE)
     mean = x.mean(axis=0)
     spread = float(np.mean(row_norms(x - mean) ** 2)) or 1.0
     recall, now = None, calibration(quantizer, x, queries)
-    if quantizer.calibration is not None and now is not None:
+    if quantizer.calibration is not None:
         asked = quantizer.calibration.oversample(K, now.n, "floats", RECALL)
         recall = float(now.floats[KS.index(K)][np.searchsorted(OVERSAMPLES, min(asked, OVERSAMPLES[-1]))])
     return Health(
@@ -86,10 +85,16 @@ def measured(core: TwoStageIndex, queries: ArrayLike | None) -> Health:
     )
 
 
-def calibration(quantizer: Quantizer, x: Floats, queries: ArrayLike | None) -> Calibration | None:
-    """Return :func:`norms.calibration` with real queries (nq, d), if there are any."""
+def calibration(quantizer: Quantizer, x: Floats, queries: ArrayLike | None) -> Calibration:
+    """Return a calibration on vectors ``x`` (n, d), with real queries (nq, d) if there are any.
+
+    Raises ValueError if too few vectors are there to hold any out.
+    """
     asked = None if queries is None else Corpus(queries, quantizer.d, "queries", queries=True)
-    return norms.calibration(quantizer, x, asked.normalized() if asked is not None and quantizer.cosine else asked)
+    found = norms.calibration(quantizer, x, asked.normalized() if asked is not None and quantizer.cosine else asked)
+    if found is None:
+        raise ValueError(f"{len(x)} vectors are too few to calibrate on; 200 are needed")
+    return found
 
 
 def refitted(core: TwoStageIndex, config: FitConfig | None, queries: ArrayLike | None) -> Quantizer:
@@ -106,7 +111,7 @@ def refitted(core: TwoStageIndex, config: FitConfig | None, queries: ArrayLike |
         rotation=record.rotation,
         thresholds=record.thresholds,
     )
-    x = sample(core, config.sample_in(old.d))
+    x = sample(core, config.sample_in(old.d), config.seed)
     return fit(x, config=config, metric="cosine" if old.cosine else old.metric, queries=queries, rescore=core.rescore)
 
 
@@ -121,7 +126,7 @@ def rebuilt(core: TwoStageIndex, quantizer: Quantizer) -> tuple[CodeIndex, Store
     rows = core.id_map.live_rows
 
     def encoded() -> Iterator[NDArray[Any]]:
-        for some in progress([rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)], "encoding"):
+        for some in pieces(rows, "encoding"):
             x = core.take(some)
             code = quantizer.encode(x)
             base.append(code)
@@ -130,11 +135,11 @@ def rebuilt(core: TwoStageIndex, quantizer: Quantizer) -> tuple[CodeIndex, Store
     return base, rescorer, encoded()
 
 
-def sample(core: TwoStageIndex, n: int) -> Floats:
+def sample(core: TwoStageIndex, n: int, seed: int = 0) -> Floats:
     """Return up to ``n`` of the vectors that an index keeps, (n, d). Raises ValueError if it keeps none."""
     if not isinstance(core.rescorer, StoredVectors):
         raise ValueError(f"rescore={core.rescore!r} keeps no vectors to compare with; rescore='fp16' does")
     rows = core.id_map.live_rows
     if len(rows) < 2:
         raise ValueError(f"at least 2 vectors are needed; the index holds {len(rows)}")
-    return core.take(np.sort(np.random.default_rng(0).choice(rows, min(n, len(rows)), replace=False)))
+    return core.take(np.sort(np.random.default_rng(seed).choice(rows, min(n, len(rows)), replace=False)))

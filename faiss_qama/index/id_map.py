@@ -113,7 +113,7 @@ class IdMap:
         places = np.flatnonzero((wanted >= 0) & (wanted < len(self)))
         return places, wanted[places] if self._alive is None else self.live_rows[wanted[places]]
 
-    def check(self, ids: Ids | None) -> None:
+    def check_free(self, ids: Ids | None) -> None:
         """Raise ValueError if rows that were added without ids have some of ``ids`` (m,): 0, 1, ... until now."""
         if ids is None or self._ids is not None:
             return
@@ -135,8 +135,10 @@ class IdMap:
         self.n += n
         self._changed()
 
-    def shrink(self, n: int) -> None:
-        """Drop the rows from ``n`` on."""
+    def shrink(self, n: int, *, own: bool) -> None:
+        """Drop the rows from ``n`` on, and the user's ids of those before unless they are ``own``."""
+        if not own:
+            self._ids = None
         for rows in (self._ids, self._alive):
             if rows is not None:
                 rows.shrink(n)

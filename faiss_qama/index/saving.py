@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Ids
 from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.index.id_map import IdMap
@@ -78,7 +79,7 @@ def make(quantizer: Quantizer, rescore: str, base: CodeIndex, parts: Parts) -> T
     """Return the index of a bundle's parts, as ``bundle.read`` asks for it."""
     rescorer = read_rescorer(rescore, quantizer, base, parts)
     core = TwoStageIndex(quantizer, base, IdMap.from_parts(len(base), parts), rescorer)
-    core.commit = parts.commit
+    core.manifest_sha256 = parts.manifest_sha256
     return core
 
 
@@ -96,14 +97,14 @@ def compact(writer: Writer, core: TwoStageIndex) -> None:
     """
     rows = core.id_map.live_rows
     base, parts = core.base.copy(rows), _arrays(core.id_map.live().growing())
-    pieces = progress([rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)], "compacting")
+    compacted = pieces(rows, "compacting")
     if isinstance(core.rescorer, StoredVectors):
         stored = core.rescorer
-        parts["vectors"] = stream(stored, len(rows), (stored.encoded(some) for some in pieces))
+        parts["vectors"] = stream(stored, len(rows), (stored.encoded(some) for some in compacted))
     elif core.rescorer is not None:
         rescorer = make_rescorer(core.rescore, core.quantizer, base)
         assert rescorer is not None
-        for some in pieces:
+        for some in compacted:
             rescorer.append(core.rescorer.encoded(some))
         parts |= _arrays(rescorer.growing())
     writer.rewrite(Bundle(core.quantizer, core.rescore, base, parts))
@@ -113,6 +114,11 @@ def rewrite(writer: Writer, core: TwoStageIndex, quantizer: Quantizer, base: Cod
     """Write an index anew with another quantizer, as a commit; ``vectors`` fill ``base``. Errors as for compact."""
     parts = {"vectors": vectors, **_arrays(core.id_map.live().growing())}
     writer.rewrite(Bundle(quantizer, core.rescore, base, parts))
+
+
+def pieces(rows: Ids, what: str) -> Iterable[Ids]:
+    """Return ``rows`` (n,) in runs of ``CHUNK``, with a progress bar that says ``what``."""
+    return progress([rows[i : i + CHUNK] for i in range(0, len(rows), CHUNK)], what)
 
 
 def _arrays(growing: dict[str, GrowingArray]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class StoredIndex(IndexState):
         ``path`` as it was. :meth:`load` has an example.
         """
         with self._lock.read():
+            self._check_trained()
             saving.write(path, self._fitted)
 
     @classmethod
@@ -81,8 +82,8 @@ class StoredIndex(IndexState):
     def open(cls, path: PathLike) -> Self:
         """Open the index in the folder ``path`` for writing: changes go to its files, and :meth:`commit` keeps them.
 
-        Codes and vectors are mapped. Until :meth:`close`, or the end of this process, no other index writes to the
-        folder; any number of processes read it meanwhile.
+        Codes and vectors are mapped; their sizes are checked, not their checksums. Until :meth:`close`, or the end of
+        this process, no other index writes to the folder; any number of processes read it meanwhile.
 
         Parameters
         ----------
@@ -130,14 +131,16 @@ class StoredIndex(IndexState):
         Parameters
         ----------
         compact : str, optional
-            ``auto``: :meth:`compact` after that, if removed vectors and those added since the last time are a quarter.
+            ``auto``: :meth:`compact` after that, once a quarter of the rows is removed or, with ``IVF``, lies beside
+            the lists.
 
         Raises
         ------
         OSError
-            If writing fails. The last commit stays; a later commit may succeed.
+            If writing fails, or another process has written to the folder. The last commit stays. A later commit may
+            succeed, unless the disk failed under rows that were added: then the index is closed.
         ValueError
-            For an index that is not open for writing, and another ``compact``.
+            For an index that is not open for writing, another ``compact``, and a file that is damaged.
         """
         if compact not in (None, "auto"):
             raise ValueError(f"compact must be 'auto' or None; got {compact!r}")
@@ -153,7 +156,8 @@ class StoredIndex(IndexState):
         """Drop what :meth:`remove_ids` only marked, and build the base index anew.
 
         Of an index that is open for writing, everything is written to new files and committed. Other processes go on
-        reading meanwhile. If it is interrupted once it is committed, the index is closed: open it again.
+        reading meanwhile; searches of this index wait. If it is interrupted once it is committed, the index is closed:
+        open it again.
         """
         if not isinstance(self._place, Writer):
             with self._lock.write():
@@ -172,7 +176,7 @@ class StoredIndex(IndexState):
         """Return whether the vectors that the index keeps are like those of the fit, and what to do if not.
 
         Up to 20,000 of them are looked at, in some seconds. ``queries`` (nq, d) are unlabelled queries to measure with,
-        in place of documents. Raises ValueError for an index that keeps no vectors.
+        in place of documents. Raises ValueError for an index that keeps no vectors, and for too few to measure on.
         """
         with self._lock.read():
             return health.measured(self._fitted, queries)
@@ -180,22 +184,21 @@ class StoredIndex(IndexState):
     def recalibrate(self, queries: ArrayLike | None = None) -> None:
         """Measure anew how many candidates a recall needs, on vectors that the index keeps. No code changes.
 
-        ``queries`` and errors are those of :meth:`health`; too few vectors to hold any out are a ValueError too.
+        ``queries`` and errors are those of :meth:`health`. Searches of this index wait.
         """
         with self._lock.write():
             self._check_writable()
             core = self._fitted
             found = health.calibration(core.quantizer, health.sample(core, SAMPLE), queries)
-            if found is None:
-                raise ValueError(f"{len(core.id_map)} vectors are too few to calibrate on; 200 are needed")
             core.quantizer = replace(core.quantizer, calibration=found)
             core.watch = Watch(core.quantizer, core.quantizer)
 
     def refit(self, *, config: FitConfig | None = None, queries: ArrayLike | None = None) -> None:
         """Fit a new quantizer to the vectors that the index keeps, and encode them all anew.
 
-        The new index is built beside the old one, and takes its place in one step. Of an index that is open for writing
-        it is committed, as by :meth:`compact`. A training is not repeated, unless ``config`` says so.
+        The new index is built beside the old one, and takes its place in one step; searches of this index wait, those
+        of other processes do not. Of an index that is open for writing it is committed, as by :meth:`compact`. A
+        training is not repeated, unless ``config`` says so.
 
         Parameters
         ----------
@@ -239,22 +242,27 @@ class StoredIndex(IndexState):
     def refresh(self) -> bool:
         """Go on to the last commit of the index's folder, and return whether there was a new one.
 
-        For an index from ``load(mmap=True)``; others raise ValueError. Indexes that share its codes stay where they
-        are.
+        For an index from ``load(mmap=True)``; others raise ValueError. Its ``nprobe`` or ``efSearch`` stays. Indexes
+        from :meth:`truncate` stay on their commit; those from :meth:`with_rescore` must be made again.
         """
         path = self._place
         if not self._mapped or path is None or isinstance(path, Writer):
             raise ValueError("refresh is for an index from load(path, mmap=True)")
-        if read_manifest(Path(path))["sha256"] == self._fitted.commit:
-            return False
-        core = saving.read(path, mmap=True)
-        with self._lock.write():
-            self._core = core
-        return True
+        while read_manifest(Path(path))["sha256"] != (before := self._fitted).manifest_sha256:
+            core = saving.read(path, mmap=True)
+            if str(core.base) == str(before.base):
+                core.base.set(before.base.settings)
+            with self._lock.write():
+                if self._core is before:  # else another thread was first, perhaps with a later commit
+                    self._core = core
+                    return True
+        return False
 
     def close(self) -> None:
         """Let others write to the folder. What was not committed is lost; what is mapped can still be searched."""
-        self._writer("close").close()
+        writer = self._writer("close")
+        with self._lock.write():
+            writer.close()
 
     def __enter__(self) -> Self:
         return self

@@ -47,7 +47,7 @@ class TwoStageIndex:
     def __init__(self, quantizer: Quantizer, base: CodeIndex, id_map: IdMap, rescorer: Rescorer | None) -> None:
         self.quantizer, self.base, self.id_map, self.rescorer = quantizer, base, id_map, rescorer
         self._prefixes: tuple[int, dict[int, CodeIndex]] = 0, {}  # by number of components, at a version
-        self.commit = ""  # the checksum of the manifest that it was read by
+        self.manifest_sha256 = ""  # of the manifest that it was read by
         self.watch = Watch(quantizer, quantizer)
 
     @property
@@ -78,7 +78,7 @@ class TwoStageIndex:
         return limits.min if self.larger else limits.max
 
     def append(self, code: Codes, encoded: NDArray[Any], ids: Ids | None, *, replaced: Ids | None = None) -> None:
-        """Append rows; an error or Ctrl-C leaves everything as it was.
+        """Append rows. An error leaves everything as it was, and so does Ctrl-C, unless it comes when all is done.
 
         Parameters
         ----------
@@ -95,21 +95,28 @@ class TwoStageIndex:
         ------
         ValueError
             For ids of vectors that were added without, and as the second stage.
+        OSError
+            If a file that rows go to has no room.
         """
-        there = self.id_map.n
+        there, had_ids, done = self.id_map.n, self.id_map.ids is not None, False
         if replaced is None:
-            self.id_map.check(ids)
+            self.id_map.check_free(ids)
         if self.rescorer is not None:
             self.rescorer.append(encoded)
         try:
             self.base.append(code)
-            self.id_map.append(len(code), ids)
-            if replaced is not None and len(replaced):
-                self.id_map.remove(replaced)
+            with defer_interrupt():
+                self.id_map.append(len(code), ids)
+                if replaced is not None and len(replaced):
+                    self.id_map.remove(replaced)
+                done = True
         except BaseException:  # Ctrl-C too
-            for part in (self.rescorer, self.base, self.id_map):
+            if done:  # it was held back until here
+                raise
+            for part in (self.rescorer, self.base):
                 if part is not None:
                     part.shrink(there)
+            self.id_map.shrink(there, own=had_ids)
             raise
 
     @defer_interrupt()

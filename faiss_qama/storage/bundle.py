@@ -1,23 +1,7 @@
-"""The bundle on disk: a folder whose ``manifest.json`` names the files of one generation. Only this module writes it.
+"""The bundle on disk: a folder whose ``manifest.json`` names the files of one generation (``docs/file-format.md``).
 
 A save writes the files of the next generation, syncs them, and then replaces the manifest in one atomic step: a crash
-leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself. Format version 1::
-
-    manifest.json                quantizer's settings, and name, size, SHA-256 of the files
-    quantizer-G.safetensors      its arrays
-    codes-G.npy                  codes of the bases Flat and IVF: (groups, words, 16) uint32, see hamming.bit_planes
-    rows-G.npy, places-G.npy     of IVF, whose groups lie in the order of its lists: (groups, 16) int32, the rows of
-                                 the codes, -1 for none; (n,) int32, the place of each row's code
-    sizes-G.npy, centroids-G.npy of IVF: (nlist,) int64, codes per list; (nlist, units) uint8, the centroids of the
-                                 lists in 64ths of a level
-    codes-G.faissindex           codes of FAISS's bases: the faiss.IndexBinary; for hash tables, which a load rebuilds,
-                                 a flat one
-    vectors-G.npy                vectors to re-rank with, one row per code: float16, float32, or int8 (sq8)
-    residual-G.npy               residual codes to re-rank with: (groups, words, 16) uint32
-    norms-G.npy                  norms of the decoded sums: (n,) float16 of unit vectors, float32 under L2
-    ids-G.npy                    (n,) int64, the user's own ids
-    alive-G.npy                  (n,) bool, false for a removed row
-    documents-G.json             documents of the store of a framework
+leaves the old index or the new one. The manifest holds the SHA-256 of every file and of itself.
 """
 
 from __future__ import annotations
@@ -119,14 +103,14 @@ def check_writable(path: PathLike, sources: Iterable[Path] = ()) -> None:
             raise ValueError(f"{source}: the corpus lies inside {folder}, which would be replaced")
 
 
-def write(path: PathLike, bundle: Bundle) -> None:
+def write(path: PathLike, index: Bundle) -> None:
     """Write a bundle to a folder, replacing a bundle there in one atomic step.
 
     Parameters
     ----------
     path : str or path
         The folder.
-    bundle : Bundle
+    index : Bundle
         The index.
 
     Raises
@@ -142,8 +126,9 @@ def write(path: PathLike, bundle: Bundle) -> None:
     try:
         with atomic_files.naming(folder), filelock.FileLock(folder / LOCK, timeout=0):
             try:
+                atomic_files.sync(folder.absolute().parent)
                 previous = read_manifest(folder) if (folder / MANIFEST).exists() else {"generation": 0}
-                write_generation(folder, previous["generation"] + 1, bundle)
+                write_generation(folder, previous["generation"] + 1, index, {}, base=True)
             finally:
                 if not (folder / MANIFEST).exists():  # nothing was written, so remove the folder
                     with suppress(OSError):
@@ -217,7 +202,7 @@ def verify(path: PathLike) -> dict[str, Any]:
 
 
 def write_generation(
-    folder: Path, generation: int, bundle: Bundle, kept: Mapping[str, Mapping[str, Any]] | None = None
+    folder: Path, generation: int, index: Bundle, kept: Mapping[str, Mapping[str, Any]], *, base: bool
 ) -> None:
     """Write the parts of a bundle, then the manifest that names them, and remove what it does not name.
 
@@ -227,23 +212,27 @@ def write_generation(
         The folder, whose lock is held.
     generation : int
         The number of this generation.
-    bundle : Bundle
+    index : Bundle
         What to write.
-    kept : mapping, optional
-        Entries of files that are on the disk already, some of the base index among them unless it changed otherwise
-        than by growing.
+    kept : mapping
+        Entries of files that stay.
+    base : bool
+        Whether to write the codes; else ``kept`` has the entries of their files.
+
+    Raises
+    ------
+    OSError
+        If writing fails.
     """
     try:
-        paths = dict(_write_parts(folder, generation, bundle, kept is None or bundle.base.growing() is None))
-        arrays, settings = bundle.quantizer.to_state()
-        if "quantizer" not in (kept or {}):
+        paths = dict(_write_parts(folder, generation, index, base))
+        arrays, settings = index.quantizer.to_state()
+        if "quantizer" not in kept:
             paths["quantizer"] = folder / f"quantizer-{generation}.safetensors"
             paths["quantizer"].write_bytes(safetensors.numpy.save(arrays))
-        grow = GROW | (bundle.base.growing() or {}).keys()
+        grow = GROW | (index.base.growing() or {}).keys()
         files = {
-            name: RowFile(path).entry(RowFile(path).rows, lanes(name, bundle.base))
-            if name in grow
-            else file_entry(path)
+            name: _entry_of_rows(path, lanes(name, index.base)) if name in grow else file_entry(path)
             for name, path in paths.items()
         }
         manifest: dict[str, Any] = {
@@ -251,12 +240,12 @@ def write_generation(
             "version": VERSION,
             "written_by": f"faiss-qama {__version__}",
             "generation": generation,
-            "ntotal": len(bundle.base),
-            "base": str(bundle.base),
-            "base_settings": bundle.base.settings,
-            "rescore": bundle.rescore,
+            "ntotal": len(index.base),
+            "base": str(index.base),
+            "base_settings": index.base.settings,
+            "rescore": index.rescore,
             "quantizer": settings,
-            "files": {**(kept or {}), **files},
+            "files": {**kept, **files},
         }
         new = folder / (MANIFEST + ".new")
         new.write_bytes(sign(manifest))
@@ -268,15 +257,20 @@ def write_generation(
         remove_unnamed(folder, generation)
 
 
+def _entry_of_rows(path: Path, lanes: int) -> dict[str, Any]:
+    file = RowFile(path)
+    return file.entry(file.rows, lanes)
+
+
 def lanes(name: str, base: CodeIndex) -> int:
     """Return the codes in the last group of a part that is groups of codes in the order of rows; 0 if it is full."""
     grouped = name == "residual" or (name == "codes" and "codes" in (base.growing() or {}))
     return len(base) % LANES if grouped else 0
 
 
-def _write_parts(folder: Path, generation: int, bundle: Bundle, base: bool) -> Iterator[tuple[str, Path]]:
+def _write_parts(folder: Path, generation: int, index: Bundle, base: bool) -> Iterator[tuple[str, Path]]:
     """Write the arrays, texts and FAISS indexes of a bundle, and its base; yield names and files."""
-    for name, part in _parts_of(bundle, base):
+    for name, part in _parts_of(index, base):
         kind = "faissindex" if isinstance(part, faiss.IndexBinary) else "json" if isinstance(part, str) else "npy"
         path = folder / f"{name}-{generation}.{kind}"
         if isinstance(part, faiss.IndexBinary):
@@ -288,10 +282,10 @@ def _write_parts(folder: Path, generation: int, bundle: Bundle, base: bool) -> I
         yield name, path
 
 
-def _parts_of(bundle: Bundle, base: bool) -> Iterator[tuple[str, Any]]:
-    yield from bundle.parts.items()  # streams, which fill the base
+def _parts_of(index: Bundle, base: bool) -> Iterator[tuple[str, Any]]:
+    yield from index.parts.items()  # streams, which fill the base
     if base:
-        yield from bundle.base.parts().items()
+        yield from index.base.parts().items()
 
 
 def remove_unnamed(folder: Path, generation: int) -> None:
@@ -302,6 +296,16 @@ def remove_unnamed(folder: Path, generation: int) -> None:
         if generation_of(entry.name) <= generation and entry.name not in kept:
             with suppress(OSError):  # Windows keeps mapped files; the next save removes them
                 entry.unlink()
+
+
+def remove_leftovers(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Remove what an interrupted writer left: files, and rows that were not committed."""
+    remove_unnamed(folder, manifest["generation"] + 1)
+    for entry in manifest["files"].values():
+        path = folder / entry["name"]
+        if "rows" in entry and path.exists() and path.stat().st_size > entry["bytes"]:
+            with suppress(OSError):  # Windows keeps files that a reader maps
+                os.truncate(path, entry["bytes"])
 
 
 def _only_leftovers(folder: Path) -> bool:

@@ -36,7 +36,7 @@ class Parts:
 
     def __init__(self, folder: Path, manifest: Mapping[str, Any], mmap: bool, *, writable: bool = False) -> None:
         self._folder, self._files, self._mmap, self.writable = folder, manifest["files"], mmap, writable
-        self.commit: str = manifest["sha256"]  # which tells it from any other
+        self.manifest_sha256: str = manifest["sha256"]  # which tells it from any other
 
     def has(self, name: str) -> bool:
         """Return whether the manifest names a part ``name``."""

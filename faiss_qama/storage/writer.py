@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,7 +16,7 @@ from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.storage import atomic_files, bundle
 from faiss_qama.storage.bundle import Bundle, Make
-from faiss_qama.storage.manifest import read_manifest
+from faiss_qama.storage.manifest import MANIFEST, read_manifest
 from faiss_qama.storage.parts import Parts
 from faiss_qama.storage.row_file import RowFile
 from faiss_qama.threads import defer_interrupt
@@ -23,7 +24,7 @@ from faiss_qama.vectors import PathLike
 
 T = TypeVar("T")
 
-KEPT = {"documents"}
+CARRIED = {"documents"}  # which no change of the index changes
 LISTS = {"codes", "rows", "places", "sizes", "centroids"}  # of inverted lists, beside which a log grows
 
 
@@ -54,9 +55,13 @@ class Writer:
                 self._lock.acquire()
         except filelock.Timeout:
             raise bundle.being_written(self.folder) from None
-        self._manifest = read_manifest(self.folder)
         self._quantizer: Quantizer | None = None  # as it is on the disk
-        bundle.remove_unnamed(self.folder, self._manifest["generation"] + 1)
+        try:
+            self._note()
+            bundle.remove_leftovers(self.folder, self._manifest)
+        except BaseException:
+            self._lock.release()
+            raise
 
     @property
     def generation(self) -> int:
@@ -69,11 +74,18 @@ class Writer:
         return int(self._manifest["files"].get("newcodes", {}).get("rows", 0))
 
     def check(self) -> None:
-        """Raise ValueError in a process that was forked since, and after :meth:`close`."""
+        """Raise ValueError in a process that was forked since, and after :meth:`close`; OSError without the lock."""
         if os.getpid() != self._process:
             raise ValueError(f"this index was opened for writing before a fork: open {self.folder} again in the child")
         if not self._lock.is_locked:
             raise ValueError(f"this index is closed: open {self.folder} again")
+        with suppress(FileNotFoundError):
+            if self._stamp() == self._stamped:
+                return
+        raise OSError(
+            f"{self.folder}: another process has written to this index, or removed its lock; "
+            "what was not committed is lost: open it again"
+        )
 
     def read(self, make: Make[T]) -> T:
         """Return what ``make`` makes of the last commit, as :func:`~faiss_qama.storage.bundle.read`."""
@@ -97,13 +109,14 @@ class Writer:
         Raises
         ------
         OSError
-            If writing fails, or another process has written to the folder. The last commit stays.
+            If writing fails, or another process has written to the folder. The last commit stays. If rows that were
+            appended may not be on the disk, the writer is closed, as to sync them again would not show it.
         ValueError
-            As :meth:`check`.
+            As :meth:`check`, and for a file that is damaged.
         """
         self.check()
         known, grown = self._manifest["files"], index.base.growing()
-        new, kept = {}, {name: known[name] for name in KEPT & known.keys()}
+        new, kept = {}, self._carried()
         if index.quantizer is self._quantizer:
             kept["quantizer"] = known["quantizer"]
         if grown is not None:
@@ -111,10 +124,17 @@ class Writer:
         with atomic_files.naming(self.folder), defer_interrupt():
             for name, rows in growing.items():
                 if isinstance(rows.file, RowFile):
-                    kept[name] = rows.file.entry(len(rows), bundle.lanes(name, index.base), known.get(name))
+                    try:
+                        kept[name] = rows.file.entry(len(rows), bundle.lanes(name, index.base), known.get(name))
+                    except OSError:
+                        self.close()
+                        raise
                 else:
                     new[name] = rows
-            self._write(replace(index, parts={name: rows.array for name, rows in new.items()}), kept)
+            if not new and kept == known and index.base.settings == self._manifest["base_settings"]:
+                return  # nothing has changed
+            parts = {name: rows.array for name, rows in new.items()}
+            self._write(replace(index, parts=parts), kept, base=grown is None)
         for name, rows in new.items():
             rows.move_to(RowFile(self.folder / self._manifest["files"][name]["name"], writable=True))
         if grown is None:
@@ -128,18 +148,29 @@ class Writer:
         self.check()
         bundle.verify(self.folder)
         with atomic_files.naming(self.folder):
-            self._write(index, None)
+            self._write(index, self._carried(), base=True)
 
     def close(self) -> None:
         """Give the lock of the folder back. What was not committed is lost."""
         if os.getpid() == self._process:
             self._lock.release()
 
-    def _write(self, index: Bundle, kept: Mapping[str, Any] | None) -> None:
-        if read_manifest(self.folder) != self._manifest:
-            raise OSError(f"{self.folder}: another process has written to this index; nothing was committed")
+    def _carried(self) -> dict[str, Any]:
+        """Return the entries of files that every commit keeps."""
+        return {name: entry for name, entry in self._manifest["files"].items() if name in CARRIED}
+
+    def _write(self, index: Bundle, kept: Mapping[str, Any], *, base: bool) -> None:
+        self.check()
         try:
-            bundle.write_generation(self.folder, self._manifest["generation"] + 1, index, kept)
+            bundle.write_generation(self.folder, self._manifest["generation"] + 1, index, kept, base=base)
         finally:
-            self._manifest = read_manifest(self.folder)  # of this commit, or after an error perhaps of the last one
+            self._note()  # of this commit, or after an error perhaps of the last one
         self._quantizer = index.quantizer
+
+    def _note(self) -> None:
+        self._stamped, self._manifest = self._stamp(), read_manifest(self.folder)
+
+    def _stamp(self) -> tuple[int, int, int]:
+        """Return what changes if another process writes, or takes the lock."""
+        manifest, lock = (self.folder / name for name in (MANIFEST, bundle.LOCK))
+        return manifest.stat().st_ino, manifest.stat().st_mtime_ns, lock.stat().st_ino
