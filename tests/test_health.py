@@ -105,3 +105,71 @@ def test_norms_that_change_the_quantizer_are_committed_with_it(tmp_path):
             index.add_with_ids(3 * X[:400], np.arange(1000, 1400))
         index.commit()
         same(QamaIndex.load(path, mmap=True), index, recall=0.9)
+
+
+def test_vectors_of_other_norms_count_however_many_sessions_bring_them(tmp_path):
+    path, x, xq = tmp_path / "i.qama", make_vectors(4000), make_vectors(200, seed=1)
+    quantizer, rng = fit_quietly(x, layout="2x18", queries=make_vectors(300, seed=6)), np.random.default_rng(0)
+    longer = make_vectors(600, seed=2) * rng.uniform(0.5, 4, (600, 1)).astype(np.float32)
+    index = QamaIndex(quantizer, "fp32")
+    index.add_with_ids(x, np.arange(4000))
+    index.save(path)
+
+    def sessions():
+        for start in range(0, 600, 50):
+            with QamaIndex.open(path) as opened:
+                opened.add_with_ids(longer[start : start + 50], np.arange(4000 + start, 4050 + start))
+                opened.commit()
+
+    for change in (sessions, lambda: index.add_with_ids(longer, np.arange(4000, 4600))):
+        with pytest.warns(UserWarning, match="vectors of norm"):
+            change()
+    whole = np.concatenate([x, longer])
+    near = np.argsort(-xq @ whole.T, axis=1)[:, :10]
+    for options in ({}, {"recall": 0.95}):
+        recalls = [
+            np.mean([len(set(a) & set(b)) / 10 for a, b in zip(one.search(xq, 10, **options)[1], near, strict=True)])
+            for one in (QamaIndex.load(path), index)
+        ]
+        assert recalls[0] == pytest.approx(recalls[1], abs=0.02)
+        assert recalls[1] > 0.85
+
+
+def test_advice_can_be_followed():
+    """Of vectors of other norms that nothing adapted to, and of a calibration that reaches no recall of 0.95."""
+    x, rng = make_vectors(4000), np.random.default_rng(0)
+    longer = make_vectors(600, seed=2) * rng.uniform(0.5, 4, (600, 1)).astype(np.float32)
+    index = QamaIndex(fit_quietly(x, layout="2x18"), "fp32")
+    index.add(x)
+    core = index._fitted
+    core.append(core.quantizer.encode(longer), longer, None)
+    assert index.health().recall < 0.5
+    index.recalibrate()
+    assert index.health().recall > 0.93
+    index.refit()
+    assert index.health().advice == "keep"
+    held = index.quantizer.calibration
+    core = index._fitted
+    core.quantizer = replace(core.quantizer, calibration=replace(held, floats=0.9 * held.floats))
+    with pytest.raises(ValueError, match="out of reach"):
+        index.search(x[:1], 10, recall=0.95)
+    assert index.health().recall > 0.93
+
+
+def test_a_calibration_says_whose_queries_it_has():
+    x, xq = make_vectors(2000), make_vectors(300, seed=1)
+    index = QamaIndex(fit_quietly(x, layout="2x18", queries=xq), "fp16")
+    index.add(x)
+    assert index.quantizer.fit_record.real_queries
+    index.recalibrate()
+    assert not index.quantizer.fit_record.real_queries
+    index.recalibrate(queries=xq)
+    assert index.quantizer.fit_record.real_queries
+
+
+def test_distortion_is_that_of_the_whole_sample_in_any_order():
+    x = make_vectors(9000)
+    order = np.argsort(np.square(x - QUANTIZER.encode_decode(x)).sum(axis=1))
+    for rows in (order, order[::-1]):
+        quantizer = fit_quietly(x[rows], layout="2x18")
+        assert quantizer.fit_record.distortion == pytest.approx(quantizer.distortion(x), rel=0.05)

@@ -212,7 +212,8 @@ def _fitted(split: Split, config: FitConfig, metric: int) -> Quantizer:
     prefixes = config.rotation_borders(layout)[:-1] if whole else []
     with threads():
         quantizer = calibrate(with_residual(quantizer, layout.residual, split, config), split, prefixes)
-        record = replace(quantizer.fit_record, distortion=quantizer.distortion(split.train[:DISTORTION]))
+        some = split.train[:: -(-len(split.train) // DISTORTION)]
+        record = replace(quantizer.fit_record, distortion=quantizer.distortion(some))
     return replace(quantizer, fit_record=record)
 
 

@@ -41,13 +41,17 @@ class Health:
     distortion : tuple of float
         As :meth:`~faiss_qama.Quantizer.distortion`: of the fit, now.
     recall : float or None
-        Recall@10 that ``recall=0.95`` gets now; None if the quantizer has no calibration.
+        Recall@10 that ``recall=0.95`` gets now, before what lists or a graph lose; None if the quantizer has no
+        calibration.
+    reachable : float
+        The highest recall@10 that any number of candidates gets after ``recalibrate()``.
     """
 
     norms: tuple[float, float]
     shift: float
     distortion: tuple[float, float]
     recall: float | None
+    reachable: float = 1.0
 
     @property
     def advice(self) -> str:
@@ -55,7 +59,9 @@ class Health:
         fitted, now = self.distortion
         if fitted and now > (1 + MORE_DISTORTION) * fitted:
             return "refit"
-        return "keep" if self.recall is not None and self.recall >= RECALL - LESS_RECALL else "recalibrate"
+        if self.recall is not None and self.recall >= RECALL - LESS_RECALL:
+            return "keep"
+        return "recalibrate" if self.reachable >= RECALL else "refit"
 
     def __str__(self) -> str:
         recall = "no calibration" if self.recall is None else f"recall={RECALL} finds {self.recall:.3f}"
@@ -73,28 +79,54 @@ def measured(core: TwoStageIndex, queries: ArrayLike | None) -> Health:
     quantizer, x = core.quantizer, sample(core, SAMPLE)
     mean = x.mean(axis=0)
     spread = float(np.mean(row_norms(x - mean) ** 2)) or 1.0
-    recall, now = None, calibration(quantizer, x, queries)
+    asked = real_queries(quantizer, queries)
+    recall, now = None, _calibrated(quantizer, x, asked).calibration
+    best = recalibrated(quantizer, x, asked).calibration
+    assert now is not None
+    assert best is not None
     if quantizer.calibration is not None:
-        asked = quantizer.calibration.oversample(K, now.n, "floats", RECALL)
-        recall = float(now.floats[KS.index(K)][np.searchsorted(OVERSAMPLES, min(asked, OVERSAMPLES[-1]))])
+        at = np.searchsorted(OVERSAMPLES, _oversample(quantizer.calibration, now.n))
+        recall = float(now.floats[KS.index(K)][min(at, len(OVERSAMPLES) - 1)])
     return Health(
         norms=(quantizer.rms_norm, float(np.sqrt(np.mean(row_norms(x) ** 2)))),
         shift=float(np.sqrt(np.sum((mean - quantizer.decoder.offset) ** 2) / spread)),
         distortion=(quantizer.fit_record.distortion, quantizer.distortion(x)),
         recall=recall,
+        reachable=float(best.floats[KS.index(K)].max()),
     )
 
 
-def calibration(quantizer: Quantizer, x: Floats, queries: ArrayLike | None) -> Calibration:
-    """Return a calibration on vectors ``x`` (n, d), with real queries (nq, d) if there are any.
+def real_queries(quantizer: Quantizer, queries: ArrayLike | None) -> Corpus | None:
+    """Return queries (nq, d) as a corpus, if there are any."""
+    asked = None if queries is None else Corpus(queries, quantizer.d, "queries", queries=True)
+    return asked.normalized() if asked is not None and quantizer.cosine else asked
+
+
+def recalibrated(quantizer: Quantizer, x: Floats, queries: Corpus | None) -> Quantizer:
+    """Return the quantizer calibrated on vectors ``x`` (n, d); of any norm if that takes fewer candidates.
 
     Raises ValueError if too few vectors are there to hold any out.
     """
-    asked = None if queries is None else Corpus(queries, quantizer.d, "queries", queries=True)
-    found = norms.calibration(quantizer, x, asked.normalized() if asked is not None and quantizer.cosine else asked)
+    made = [_calibrated(quantizer, x, queries)]
+    if norms.other_norms(quantizer, x, "none") is not None:
+        made.append(_calibrated(quantizer.of_any_norm(), x, queries))
+    return min(made, key=lambda one: _oversample(one.calibration, len(x)))
+
+
+def _calibrated(quantizer: Quantizer, x: Floats, queries: Corpus | None) -> Quantizer:
+    found = norms.calibration(quantizer, x, queries)
     if found is None:
         raise ValueError(f"{len(x)} vectors are too few to calibrate on; 200 are needed")
-    return found
+    return quantizer.recalibrated(found, real_queries=queries is not None)
+
+
+def _oversample(calibration: Calibration | None, n: int) -> float:
+    """Return the oversample that ``recall=0.95`` gets; inf if none is enough."""
+    assert calibration is not None
+    try:
+        return calibration.oversample(K, n, "floats", RECALL)
+    except ValueError:
+        return np.inf
 
 
 def refitted(core: TwoStageIndex, config: FitConfig | None, queries: ArrayLike | None) -> Quantizer:

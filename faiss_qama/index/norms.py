@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +36,8 @@ class Watch:
         The quantizer to go on with: ``fitted``, or adapted to the norms of what was added.
     told : bool
         Whether a warning was given.
+    looked : bool
+        Whether vectors that the index held before were looked at.
     rows : tuple of ndarray of shape (n, d), float32
         The vectors.
     n : int
@@ -46,15 +49,17 @@ class Watch:
     fitted: Quantizer
     quantizer: Quantizer
     told: bool = False
+    looked: bool = False
     rows: tuple[Floats, ...] = ()
     n: int = 0
     due: int | None = 0
 
-    def after(self, x: Floats, rescore: str) -> Watch:
+    def after(self, x: Floats, rescore: str, latest: Callable[[], Floats]) -> Watch:
         """Return the state once ``x`` (n, d) is added; warn once of norms unlike those of the fit.
 
         The quantizer is adapted to 200 or more vectors of such norms, and again when these are twice as many, up to
-        2,000. ``rescore`` is the kind of the second stage.
+        2,000. ``rescore`` is the kind of the second stage, and ``latest`` returns the vectors (m, d) that the index got
+        last: those of such norms count too, as an index may have been closed since.
         """
         if self.due is None:
             return self
@@ -63,17 +68,24 @@ class Watch:
             return replace(self, rows=(*self.rows, x.copy()), n=n)
         x = np.concatenate((*self.rows, x)) if self.rows else x
         message = other_norms(self.fitted, x, rescore)
-        told = self.told or message is not None
+        if message is not None and not self.looked:
+            earlier = latest()
+            earlier = earlier[_unlike(self.fitted, row_norms(earlier))]
+            if self.fitted.is_of_any_norm and len(earlier) >= ENOUGH:
+                return replace(self, due=None)
+            x = np.concatenate((earlier, x[self.n :]))
+            n = len(x)
+        told, looked = self.told or message is not None, self.looked or message is not None
         if message is not None and not self.told:
             warnings.warn(message, stacklevel=4)
         if message is not None and n < MANY:
-            return replace(self, told=told, rows=(x.copy(),), n=n, due=MANY)
+            return replace(self, told=told, looked=looked, rows=(x.copy(),), n=n, due=MANY)
         quantizer = None if message is None else adapted(self.fitted, x)
         if quantizer is None:
-            return Watch(self.fitted, self.quantizer, told, due=max(self.due, MANY) if told else 0)
+            return Watch(self.fitted, self.quantizer, told, looked, due=max(self.due, MANY) if told else 0)
         if n < ENOUGH:
-            return Watch(self.fitted, quantizer, told, (x.copy(),), n, due=2 * n)
-        return Watch(self.fitted, quantizer, told, due=None)
+            return Watch(self.fitted, quantizer, told, looked, (x.copy(),), n, due=2 * n)
+        return Watch(self.fitted, quantizer, told, looked, due=None)
 
 
 def other_norms(quantizer: Quantizer, x: Floats, rescore: str) -> str | None:
@@ -87,7 +99,7 @@ def other_norms(quantizer: Quantizer, x: Floats, rescore: str) -> str | None:
         alike, fitted = not _odd(norms).any(), "norm 1"
     else:
         fitted = f"norm {quantizer.rms_norm:.3g} in the mean"
-        alike = len(norms) < FEW or 1 / NORM_RATIO <= np.sqrt(np.mean(norms**2)) / quantizer.rms_norm <= NORM_RATIO
+        alike = len(norms) < FEW or not _unlike(quantizer, np.sqrt(np.mean(norms**2, keepdims=True))).any()
     if alike:
         return None
     codes = ", and codes re-rank as if norms were 1" if quantizer.normalized and rescore == "codes" else ""
@@ -108,7 +120,7 @@ def adapted(quantizer: Quantizer, x: Floats) -> Quantizer | None:
     quantizer = quantizer.of_any_norm() if quantizer.normalized else quantizer
     with np.errstate(over="ignore", invalid="ignore"):  # what cannot be stored is refused where it is stored
         found = calibration(quantizer, x)
-    return None if found is None else replace(quantizer, calibration=found)
+    return None if found is None else quantizer.recalibrated(found)
 
 
 def calibration(quantizer: Quantizer, x: Floats, queries: Corpus | None = None) -> Calibration | None:
@@ -119,6 +131,14 @@ def calibration(quantizer: Quantizer, x: Floats, queries: Corpus | None = None) 
     split = split_corpus(Corpus(x), queries, SAMPLE, 0)
     prefixes = [] if quantizer.calibration is None else list(quantizer.calibration.prefixes)
     return calibrate(quantizer, split, prefixes).calibration if len(split.validation) else None
+
+
+def _unlike(quantizer: Quantizer, norms: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Return which ``norms`` (n,) are unlike those of the fit."""
+    if quantizer.normalized:
+        return _odd(norms)
+    ratio = norms / quantizer.rms_norm
+    return (ratio < 1 / NORM_RATIO) | (ratio > NORM_RATIO)
 
 
 def _odd(norms: NDArray[np.float64]) -> NDArray[np.bool_]:

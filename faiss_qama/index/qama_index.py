@@ -408,7 +408,7 @@ class QamaIndex(StoredIndex):
                 encoded = x if core.rescorer is None else core.rescorer.encode(x, code)
             if ids is None and core.id_map.ids is not None:
                 raise ValueError("this index has ids of its own: use add_with_ids")
-            watch = core.watch.after(x, core.rescore)
+            watch = core.watch.after(x, core.rescore, core.latest)
             replaced = core.id_map.matching(ids) if replace else None
             core.append(code, encoded, ids, replaced=replaced)
             core.watch, core.quantizer = watch, watch.quantizer

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -189,8 +188,8 @@ class StoredIndex(IndexState):
         with self._lock.write():
             self._check_writable()
             core = self._fitted
-            found = health.calibration(core.quantizer, health.sample(core, SAMPLE), queries)
-            core.quantizer = replace(core.quantizer, calibration=found)
+            asked = health.real_queries(core.quantizer, queries)
+            core.quantizer = health.recalibrated(core.quantizer, health.sample(core, SAMPLE), asked)
             core.watch = Watch(core.quantizer, core.quantizer)
 
     def refit(self, *, config: FitConfig | None = None, queries: ArrayLike | None = None) -> None:

@@ -14,11 +14,12 @@ from faiss_qama import topk
 from faiss_qama.arrays import WORST, Codes, Floats, Ids, Mask
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.index.id_map import IdMap
-from faiss_qama.index.norms import Watch
+from faiss_qama.index.norms import SAMPLE, Watch
 from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import Rescorer
+from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.rescore.user_vectors import UserVectors
 from faiss_qama.threads import defer_interrupt, even_slices, parallel_map
 
@@ -196,6 +197,12 @@ class TwoStageIndex:
         if self.rescorer is not None:
             return self.rescorer.take(rows)
         return self.quantizer.decode(self.base.take(rows))
+
+    def latest(self) -> Floats:
+        """Return the vectors (m, d) that were appended last and are kept, up to ``SAMPLE``."""
+        if not isinstance(self.rescorer, StoredVectors):
+            return np.empty((0, self.quantizer.d), np.float32)
+        return self.take(self.id_map.live_rows[-SAMPLE:])
 
     def search(self, xq: Floats, k: int, parameters: SearchParameters) -> tuple[NDArray[Any], Ids]:
         """Return the ``k`` nearest rows of each query, best first.

@@ -75,7 +75,7 @@ class FitRecord:
     fitted_on : int
         Vectors that the quantizer was fitted to.
     real_queries : bool
-        Whether queries were given; otherwise documents stood in for them.
+        Whether real queries have calibrated the quantizer; otherwise documents stood in for them.
     query_gain : float
         How far encoded queries spread around their centre; documents have 1.
     training : TrainingRecord, optional

@@ -273,6 +273,16 @@ class Quantizer:
         far = self.transform.then(LINEAR_GAIN, -LINEAR_GAIN * self.transform.bias)
         return replace(self, query_transform=far, fit_record=replace(self.fit_record, query_gain=LINEAR_GAIN))
 
+    @property
+    def is_of_any_norm(self) -> bool:
+        """Whether queries are encoded for documents of any norm, as :meth:`of_any_norm` does."""
+        return self.fit_record.query_gain == LINEAR_GAIN
+
+    def recalibrated(self, calibration: Calibration, *, real_queries: bool = False) -> Quantizer:
+        """Return the quantizer with another calibration, which real queries or documents have measured."""
+        record = replace(self.fit_record, real_queries=real_queries)
+        return replace(self, calibration=calibration, fit_record=record)
+
     def is_compatible_with(self, other: Quantizer) -> bool:
         """Return whether codes and stored vectors of ``other`` mean the same as those of this quantizer."""
         (a, settings), (b, others) = self.to_state(), other.to_state()
