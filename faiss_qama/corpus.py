@@ -15,8 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.formats.kinds import read_vectors
+from faiss_qama.formats.numpy_files import open_npy
 from faiss_qama.formats.paths import files_of
-from faiss_qama.formats.reader import Reader, Want, is_bfloat16
+from faiss_qama.formats.reader import Reader, Want, as_file_ids, is_bfloat16
 from faiss_qama.progress import progress
 from faiss_qama.vectors import PathLike, as_floats, bad_rows_text, check_dtype_and_shape
 
@@ -44,7 +45,7 @@ class Corpus:
         Whether these are queries: a file that holds both, as those of ann-benchmarks do, is read for them, and ids in
         a file are left aside.
     ids : str, optional
-        The column, array or dataset beside the vectors that holds their ids.
+        The column, array or dataset beside the vectors that holds their ids, or a .npy file of them.
     d_of : str, optional
         The name in error messages of what has dimension ``d``; of shards it is the first of them.
     drop_bad_rows : bool
@@ -93,7 +94,8 @@ class Corpus:
         drop_bad_rows: bool = False,
     ) -> None:
         self._factor, self._normalizes = np.float32(1), False
-        want = Want(ids=ids, d=d, queries=queries)
+        ids_file = Path(ids) if ids is not None and ids.endswith(".npy") else None
+        want = Want(ids=None if ids_file else ids, d=d, queries=queries)
         self._parts, self.paths = _parts(source, what, want)
         self.shape, self.nbytes = (0, d or 0), 0
         for part, name in self._parts:
@@ -104,7 +106,7 @@ class Corpus:
             self.dtype = "bfloat16" if is_bfloat16(part.dtype) else str(part.dtype)
         self.metric = self._parts[0][0].metric
         self.n_stored = self.shape[0]
-        self.ids = None if queries else self._stored_ids()
+        self.ids = None if queries else self._stored_ids() if ids_file is None else self._ids_in(ids_file)
         self._kept: Ids | None = None  # the stored rows that are read, if not all
         if drop_bad_rows:
             self._drop_bad_rows()
@@ -213,10 +215,18 @@ class Corpus:
         if all(part.ids is None for part, _ in self._parts):
             return None
         ids, first = [], 0
-        for part, _ in self._parts:
+        for part, name in self._parts:
+            if part.ids is not None and len(part.ids) != part.shape[0]:
+                raise ValueError(_uneven(name, len(part.ids), part.shape[0]))
             ids.append(np.arange(first, first + part.shape[0]) if part.ids is None else part.ids)
             first += part.shape[0]
         return np.concatenate(ids)
+
+    def _ids_in(self, path: Path) -> Ids:
+        ids = as_file_ids(open_npy(path, mmap=False), path, "the file")
+        if len(ids) != self.n_stored:
+            raise ValueError(_uneven(path, len(ids), self.n_stored))
+        return ids
 
     def _drop_bad_rows(self) -> None:
         bad, first = [], 0
@@ -244,6 +254,10 @@ def load_vectors(path: PathLike, d: int | None = None) -> Floats:
     return Corpus(path, d, queries=True).read()
 
 
+def _uneven(name: PathLike, ids: int, vectors: int) -> str:
+    return f"{name}: one id per vector is needed; got {ids:,} ids and {vectors:,} vectors"
+
+
 def _parts(source: Source, what: str, want: Want) -> tuple[list[tuple[Reader, str]], list[Path]]:
     """Return the readers of a source with their names, without empty shards, and the files."""
     if isinstance(source, str | os.PathLike):
@@ -256,8 +270,8 @@ def _parts(source: Source, what: str, want: Want) -> tuple[list[tuple[Reader, st
         return [(Reader.of(np.asarray(source)), what)], []
     files = [file for one in sources for file in files_of(one)]
     parts = [(read_vectors(path, replace(want, name=name)), str(path)) for path, name in files]
-    parts = [part for part in parts if part[0].shape[0]] or parts[:1]
-    d = next((part.shape[-1] for part, _ in parts if all(part.shape)), want.d)
+    parts = [part for part in parts if part[0].shape[:1] != (0,)] or parts[:1]
+    d = next((part.shape[-1] for part, _ in parts if part.shape and all(part.shape)), want.d)
     whole = [(_of_nulls(part, d) if part.null and d else part, name) for part, name in parts]
     return whole, [path for path, _ in files]
 

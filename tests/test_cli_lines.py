@@ -242,3 +242,72 @@ def test_a_change_that_cannot_be_is_one_line_and_changes_nothing(folder, run, co
     assert (status, len(said.splitlines())) == (2, 1)
     assert message in said
     assert QamaIndex.load("grows.qama").ntotal == len(X)
+
+
+def test_ids_come_from_a_file_and_one_per_vector_is_needed(folder, run):
+    ids = np.arange(400) + 1000
+    np.save("ids.npy", ids)
+    np.save("few.npy", ids[:399])
+    np.savez("short.npz", x=X, ids=ids[:399])
+    np.savez("long.npz", x=X, ids=np.append(ids, 7))
+    assert run("fit", "x.npy", "--ids", "ids.npy", "-o", "j.qama")[0] == 0
+    np.testing.assert_array_equal(QamaIndex.load("j.qama").ids, ids)
+    before = (folder / "j.qama" / "manifest.json").read_bytes()
+    for options in ([], ["--drop-bad-rows"]):
+        for command in (["fit"], ["build", "j.qama"]):
+            for source, name, found in (
+                ("short.npz:x", "ids", 399),
+                ("long.npz:x", "ids", 401),
+                ("x.npy", "few.npy", 399),
+            ):
+                code, _, errors = run(*command, source, "--ids", name, "-o", "j.qama", *options)
+                assert code == 2
+                assert f"got {found} ids and 400 vectors" in errors
+    assert (folder / "j.qama" / "manifest.json").read_bytes() == before
+    np.savez("longer.npz", x=X, ids=np.append(ids, 7))
+    code, _, errors = run("fit", "longer.npz:x", "short.npz:x", "--ids", "ids", "-o", "k.qama")
+    assert code == 2
+    assert "longer.npz: one id per vector is needed; got 401 ids and 400 vectors" in errors
+
+
+def test_ids_that_are_there_twice_or_move_are_said(folder, run):
+    np.save("ids.npy", np.arange(395, 405))
+    np.save("some.npy", X[:10])
+    assert "395 is taken" in run("add", "i.qama", "some.npy", "--ids", "ids.npy")[2]
+    (folder / "gone.txt").write_text("5\n")
+    code, out, _ = run("remove", "i.qama", "--ids", "gone.txt")
+    assert code == 0
+    assert "ids are row numbers: those after a removed vector have moved" in out
+    np.save("new.npy", np.arange(1000, 1010))
+    assert "were there already" not in run("add", "i.qama", "some.npy", "--ids", "new.npy")[1]
+    code, out, _ = run("add", "i.qama", "some.npy", "--ids", "new.npy")
+    assert code == 0
+    assert "10 of these ids were there already" in out
+    out = run("add", "i.qama", "some.npy", "--ids", "new.npy", "--replace")[1]
+    assert "were there already" not in out
+    assert QamaIndex.load("i.qama").ntotal == 409
+    assert "row numbers" not in run("remove", "i.qama", "--ids", "gone.txt")[1]
+
+
+@pytest.mark.filterwarnings("ignore:left out of some.npy")
+def test_bad_rows_that_are_left_out_of_an_add_give_no_ids(folder, run):
+    x = np.where(np.arange(10)[:, None] == 3, np.nan, X[:10]).astype(np.float32)
+    np.save("some.npy", x)
+    np.save("ids.npy", np.arange(1000, 1010))
+    for options, left in (([], 409), (["--ids", "ids.npy"], 418)):
+        assert run("add", "i.qama", "some.npy", "--drop-bad-rows", *options)[0] == 0
+        assert QamaIndex.load("i.qama").ntotal == left
+    assert set(range(1000, 1010)) - set(QamaIndex.load("i.qama").ids.tolist()) == {1003}
+    for options in ([], ["--replace"]):
+        code, _, errors = run("add", "i.qama", "some.npy", "--drop-bad-rows", *options)
+        assert code == 2
+        assert "needs --ids" in errors
+
+
+def test_a_file_of_one_number_is_no_corpus(folder, run):
+    np.save("number.npy", np.float32(3))
+    for command in (["fit", "number.npy"], ["fit", "x.npy", "--queries", "number.npy"]):
+        code, _, errors = run(*command, "-o", "n.qama")
+        assert code == 2
+        assert "number.npy: " in errors
+        assert "()" in errors

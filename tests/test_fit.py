@@ -386,3 +386,10 @@ def test_the_sample_of_large_embeddings_takes_no_more_memory():
     sizes = {d: FitConfig().sample_in(d) for d in (64, 384, 768, 1536, 3072, 4096, 100_000)}
     assert sizes == {64: 100_000, 384: 100_000, 768: 100_000, 1536: 50_000, 3072: 25_000, 4096: 25_000, 100_000: 25_000}
     assert FitConfig(sample=77).sample_in(4096) == 77
+
+
+def test_one_vector_may_be_very_long():
+    x = make_vectors(600, unit=False)
+    for factor in (1e10, 1e14, 1e16):
+        quantizer = fit_quietly(np.concatenate([x, np.float32(factor) * x[:1] / np.linalg.norm(x[0])]), layout="2x18")
+        assert np.isfinite(quantizer.calibration.floats).all()

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("haystack", reason="extra haystack")
@@ -189,3 +193,49 @@ def test_an_interrupt_comes_after_a_change_not_within(both, monkeypatch, ctrl_c,
     assert store.count_documents() == index.ntotal == (403 if change == "write" else 398)
     assert len(store.embedding_retrieval(QUERY, top_k=500)) == index.ntotal
     assert len(store.filter_documents()) == index.ntotal
+
+
+def test_filters_on_embeddings_are_those_of_the_store_in_memory():
+    ours, theirs = QamaDocumentStore(rescore="fp32"), InMemoryDocumentStore()
+    for store in (ours, theirs):
+        store.write_documents([Document(id="a", embedding=[1.0, 2.0, 3.0]), Document(id="b", content="x")])
+    for operator in ("==", "!="):
+        for value in (None, [1.0, 2.0, 3.0]):
+            one = {"field": "embedding", "operator": operator, "value": value}
+            for filters in (one, {"operator": "AND", "conditions": [one]}):
+                found, want = ([d.id for d in store.filter_documents(filters)] for store in (ours, theirs))
+                assert found == want
+    assert ours.delete_by_filter({"field": "embedding", "operator": "==", "value": None}) == 1
+    assert [d.id for d in ours.filter_documents()] == ["a"]
+
+
+def test_metadata_are_kept_or_refused_before_anything_is_written(tmp_path):
+    store, now = QamaDocumentStore(), datetime(2020, 1, 2, 3)
+    meta = {"at": now, "day": now.date(), "n": np.float32(0.5), "m": np.int64(7)}
+    store.write_documents([Document(id="a", meta=meta, embedding=[1.0, 0.0])])
+    store.save_to_disk(tmp_path / "s")
+    assert QamaDocumentStore.load_from_disk(tmp_path / "s").filter_documents()[0].meta == meta
+    for wrong in ({1}, b"x", Path("y")):
+        with pytest.raises(TypeError, match="document 'b' cannot be kept as JSON"):
+            store.write_documents([Document(id="c"), Document(id="b", meta={"m": wrong})])
+    assert store.count_documents() == 1
+
+
+def test_cosines_of_very_long_and_very_short_vectors():
+    store = QamaDocumentStore("cosine", rescore="fp32")
+    store.write_documents([Document(id=str(norm), embedding=[norm] * 16) for norm in (3.0, 1e30, 1e-25)])
+    assert [d.score for d in store.embedding_retrieval([1.0] * 16)] == pytest.approx([1, 1, 1], abs=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}"])
+def test_a_damaged_file_is_named(tmp_path, text):
+    (tmp_path / "s").write_text(text)
+    with pytest.raises(DocumentStoreError, match=re.escape(str(tmp_path / "s"))):
+        QamaDocumentStore.load_from_disk(tmp_path / "s")
+
+
+def test_a_retriever_takes_its_own_number_unless_another_is_given(both):
+    retriever = QamaEmbeddingRetriever(both[0], top_k=3)
+    assert len(retriever.run(QUERY)["documents"]) == 3
+    with pytest.raises(ValueError, match="k must be at least 1; got 0"):
+        retriever.run(QUERY, top_k=0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import zlib
 from datetime import date, datetime, timezone
 
@@ -516,3 +517,45 @@ def test_async_calls_the_asynchronous_model(index):
         assert (await store.asimilarity_search("text 3", k=1))[0].page_content != "text 3"
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("options", [{"distance_strategy": "COSINE"}, {"normalize_L2": True}])
+def test_a_store_that_began_with_an_empty_text_is_loaded_again(tmp_path, options):
+    class Empty(Embedder):
+        def embed_query(self, text):
+            return super().embed_query(text) if text else [0.0] * D
+
+    store = QamaVectorStore.from_texts([""], Empty(uneven=True), **options)
+    for texts in ([], TEXTS[:20]):
+        store.add_texts(texts)
+        store.save_local(str(tmp_path / "s"))
+        again = QamaVectorStore.load_local(str(tmp_path / "s"), Empty(uneven=True))
+        found, want = (s.similarity_search_with_score(TEXTS[3], k=1) for s in (again, store))
+        assert found == want
+
+
+def test_cosines_of_very_long_vectors():
+    class Long(Embedder):
+        def embed_documents(self, texts):
+            return [[1e30] * 16 for _ in texts]
+
+        def embed_query(self, text):
+            return [1.0] * 16
+
+    store = QamaVectorStore.from_texts(["a"], Long(), distance_strategy="COSINE")
+    assert store.similarity_search_with_score("a")[0][1] == pytest.approx(1, abs=1e-3)
+
+
+def test_ids_may_be_an_array(tmp_path):
+    store = QamaVectorStore.from_texts(TEXTS[:2], Embedder(), ids=np.array(["x", "y"]))
+    assert [d.id for d in store.get_by_ids(["x", "y"])] == ["x", "y"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null"])
+def test_a_damaged_file_is_named(tmp_path, text):
+    store = QamaVectorStore.from_texts(TEXTS[:2], Embedder())
+    store.save_local(str(tmp_path / "s"))
+    file = tmp_path / "s" / "index.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(file))):
+        QamaVectorStore.load_local(str(tmp_path / "s"), Embedder())

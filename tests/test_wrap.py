@@ -244,3 +244,24 @@ def test_what_faiss_holds_mapped_stays_read_only(tmp_path, factory, flag):
     with pytest.raises(ValueError, match="is read-only: it is mapped from a file; read it into memory"):
         wrapped.add(QUERIES)
     assert mapped.ntotal == wrapped.ntotal == N
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_inverted_lists_stay_as_useful_as_they_were(own):
+    for map_type in (faiss.DirectMap.NoMap, faiss.DirectMap.Hashtable, *([] if own else [faiss.DirectMap.Array])):
+        index = faiss.index_factory(36, "IVF8,Flat")
+        index.train(X)
+        index.add_with_ids(X, np.arange(N) * 3) if own else index.add(X)
+        index.set_direct_map_type(map_type)
+        QamaIndex.wrap(index, config=CONFIG)
+        if map_type == faiss.DirectMap.Array:
+            assert index.direct_map.type == map_type
+            continue
+        assert index.remove_ids(np.array([3])) == 1
+        index.add_with_ids(X[:1], np.array([10**6]))
+    refused = faiss.index_factory(36, "IVF8,RaBitQ4")
+    refused.train(X)
+    refused.add(X)
+    with pytest.raises(ValueError, match="gives back other vectors"):
+        QamaIndex.wrap(refused, config=CONFIG)
+    assert refused.direct_map.type == faiss.DirectMap.NoMap

@@ -100,6 +100,7 @@ class Split:
         if metric not in self._copies:
             _, near = faiss.knn(self.validation, self.train, 1, metric=metric)
             there = NearDuplicates(self.train, faiss.METRIC_L2).between(self.train[near[:, 0]], self.train).sum(axis=1)
+            there = np.maximum(there, 1)  # itself, which rounding may hide beside a very long vector
             copies = 1 + (there - 1) / self.share
             copies = np.maximum(copies, copies.mean())  # what is there once may have as many as the others
             self._copies[metric] = np.minimum(copies / there, 1 / self.share), float(np.mean(there > 1))

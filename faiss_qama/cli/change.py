@@ -8,7 +8,7 @@ import click
 import numpy as np
 
 from faiss_qama.arrays import Ids
-from faiss_qama.cli.options import PATH, drop_bad_rows_option, open_corpus
+from faiss_qama.cli.options import PATH, drop_bad_rows_option, ids_option, open_corpus
 from faiss_qama.formats.numpy_files import open_npy
 from faiss_qama.formats.reader import as_file_ids
 from faiss_qama.index.qama_index import QamaIndex
@@ -20,23 +20,18 @@ INDEX = click.argument("index_path", metavar="INDEX", type=PATH)
 @click.command(short_help="Add vectors to an index.")
 @INDEX
 @click.argument("corpus", nargs=-1, required=True, type=PATH)
-@click.option("--ids", metavar="NAME", help="Column or array of ids, or a .npy file of them.")
+@ids_option
 @click.option("--replace", is_flag=True, help="Replace the vectors that have these ids.")
 @drop_bad_rows_option
 def add(index_path: Path, corpus: tuple[Path, ...], ids: str | None, replace: bool, drop_bad_rows: bool) -> None:
     """Add the vectors of CORPUS to INDEX, all of them or, after an error, none."""
-    file = Path(ids) if ids is not None and ids.endswith(".npy") else None
     with QamaIndex.open(index_path) as index:
-        x = open_corpus(corpus, index.d, None if file else ids, drop_bad_rows, str(index_path))
+        x = open_corpus(corpus, index.d, ids, drop_bad_rows, str(index_path))
         own = x.ids if ids is not None else None  # else they would be numbers of the rows that are left
-        if file is not None:
-            own = _ids(file)
-            own = own[x.ids] if x.ids is not None and len(own) == x.n_stored else own
-        if own is not None and len(own) != len(x):
-            raise ValueError(f"{ids}: one id per vector is needed; got {len(own):,} ids and {len(x):,} vectors")
         if own is None and (replace or index.has_own_ids):
             what = "--replace" if replace else f"{index_path} has ids of its own and"
             raise ValueError(f"{what} needs --ids: a column or array of the corpus, or a .npy file")
+        known = 0 if own is None or replace else np.count_nonzero(np.isin(own, index.ids))
         first = 0
         for part in progress(x.chunks(), "adding", x.n_chunks):
             if own is None:
@@ -46,6 +41,8 @@ def add(index_path: Path, corpus: tuple[Path, ...], ids: str | None, replace: bo
             first += len(part)
         index.commit(compact="auto")
         click.echo(f"added {len(x):,}: {index_path} holds {index.ntotal:,} x {index.d}")
+        if known:
+            click.echo(f"{known:,} of these ids were there already, and stand for two vectors now; use --replace")
 
 
 @click.command(short_help="Remove vectors from an index.")
@@ -58,6 +55,8 @@ def remove(index_path: Path, ids: Path) -> None:
         gone = index.remove_ids(own)
         index.commit(compact="auto")
         click.echo(f"removed {gone:,} of {len(own):,}: {index_path} holds {index.ntotal:,} x {index.d}")
+        if gone and not index.has_own_ids:
+            click.echo("ids are row numbers: those after a removed vector have moved; fit --ids gives lasting ones")
 
 
 @click.command(short_help="Give back the room of removed vectors.")

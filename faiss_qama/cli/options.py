@@ -61,7 +61,9 @@ rescore_option = click.option(
 
 
 dim_option = click.option("--dim", type=click.IntRange(min=1), help="Dimension of vectors without a header.")
-ids_option = click.option("--ids", metavar="NAME", help="Column or array of ids.  [default: row numbers]")
+ids_option = click.option(
+    "--ids", metavar="NAME", help="Column or array of ids, or a .npy file of them.  [default: row numbers]"
+)
 drop_bad_rows_option = click.option(
     "--drop-bad-rows", is_flag=True, help="Leave out rows that hold null, NaN or infinity; the others keep their ids."
 )

@@ -17,6 +17,7 @@ from faiss_qama.progress import progress
 CHUNK = 16_384  # vectors that are read at a time
 PROBES, HITS = 16, 64  # vectors that the index is searched for, and hits of each, to compare its scores with ours
 TOLERANCE, ROUNDING = 0.1, 3e-6  # of the spread of scores, as fast scans round, and of the largest squared norm
+MAPPED = 1 << 26  # bytes from which on a file is mapped
 TRIAL = 1000  # vectors that are added to a copy of an empty index first
 METRICS = {faiss.METRIC_INNER_PRODUCT: "ip", faiss.METRIC_L2: "l2"}
 _INSIDE = (
@@ -31,7 +32,8 @@ _INSIDE = (
 class FaissVectors:
     """Reads the vectors of a filled faiss.Index without copying it.
 
-    Inverted lists get a direct map, which FAISS needs to find a vector by its id (8 bytes per vector or more).
+    Inverted lists without a direct map get one, a hash table, which FAISS needs to find a vector by its id (some 50
+    bytes per vector).
 
     Parameters
     ----------
@@ -66,8 +68,17 @@ class FaissVectors:
         self._checked = False
         self._keys: Ids | None = None
         if isinstance(self._innermost, faiss.IndexIVF):
-            self._keys = self._map_directly(self._innermost)
-        self.check()
+            self._keys = self._keys_in(self._innermost)
+        unmapped = getattr(self._innermost, "direct_map", None) is not None
+        unmapped = unmapped and self._innermost.direct_map.type == faiss.DirectMap.NoMap
+        if unmapped:
+            self._innermost.set_direct_map_type(faiss.DirectMap.Hashtable)
+        try:
+            self.check()
+        except BaseException:
+            if unmapped:
+                self._innermost.set_direct_map_type(faiss.DirectMap.NoMap)
+            raise
 
     def __len__(self) -> int:
         return int(self._inner.ntotal)
@@ -132,8 +143,8 @@ class FaissVectors:
     def _keys_of(self, places: Ids) -> Ids:
         return places if self._keys is None else self._keys[places]
 
-    def _map_directly(self, lists: Any) -> Ids | None:
-        """Give ``lists`` a direct map; return the key (n,) of each place, or None if keys are the places."""
+    def _keys_in(self, lists: Any) -> Ids | None:
+        """Return the key (n,) of each place in ``lists``, or None if keys are the places."""
         parts = [
             faiss.rev_swig_ptr(lists.invlists.get_ids(i), lists.invlists.list_size(i)).copy()
             for i in range(lists.nlist)
@@ -144,9 +155,7 @@ class FaissVectors:
         if len(twice):
             raise ValueError(f"id {twice[0]} stands for several vectors, which inverted lists cannot tell apart")
         if (keys == np.arange(len(keys))).all():
-            lists.set_direct_map_type(faiss.DirectMap.Array)
             return None
-        lists.set_direct_map_type(faiss.DirectMap.Hashtable)
         if self.ids is None:
             self.ids = keys
         return keys
@@ -155,13 +164,18 @@ class FaissVectors:
 def read_faiss(path: Path, want: Want) -> Reader:
     """Return a reader of the vectors in a FAISS index on disk, with its ids and its metric.
 
-    Its vectors are mapped where FAISS can map them. Raises ValueError for a file that FAISS cannot read, and for an
-    index without vectors of floats.
+    Vectors of a large file are mapped where FAISS can map them. Raises ValueError for a file that FAISS cannot read,
+    and for an index without vectors of floats.
     """
+    size = path.stat().st_size
     try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY)
+        # FAISS checks what it reads, but not all that it maps: a file that is cut off may end the process.
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY if size > MAPPED else 0)
+        *_, innermost = parts_of(index)
+        if index.ntotal * getattr(innermost, "code_size", 0) > size:
+            raise ValueError(f"{size:,} bytes are too few for {index.ntotal:,} vectors")
         vectors = FaissVectors(index)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, MemoryError) as error:
         raise ValueError(f"{path}: {str(error).splitlines()[-1].strip()}") from None
 
     def windows(step: int) -> Iterator[Floats]:

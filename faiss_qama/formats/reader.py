@@ -155,9 +155,11 @@ def as_file_ids(values: NDArray[Any], path: Path, name: str) -> Ids:
     if values.ndim != 1:
         raise ValueError(f"{what}: one number per row is needed; got shape {values.shape}")
     if len(values) and not np.issubdtype(values.dtype, np.integer):
-        got = f"text such as {values[0][:40]!r}" if isinstance(values[0], str) else values.dtype
+        if not isinstance(values[0], str):
+            raise TypeError(f"{what}: int64 is needed; got {values.dtype}")
         raise TypeError(
-            f"{what}: int64 is needed; got {got}; without --ids, ids are row numbers, by which you can look names up"
+            f"{what}: int64 is needed; got text such as {values[0][:40]!r}; without --ids, ids are row numbers, by "
+            "which you can look names up"
         )
     if len(values) and (values.min() < 0 or int(values.max()) > np.iinfo(np.int64).max):
         wrong = values.min() if values.min() < 0 else values.max()

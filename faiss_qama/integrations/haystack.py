@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +16,8 @@ from haystack.document_stores.errors import DocumentStoreError, DuplicateDocumen
 from haystack.document_stores.types import DuplicatePolicy, FilterPolicy, apply_filter_policy
 from haystack.utils.filters import document_matches_filter
 
-from faiss_qama.arrays import Floats
+from faiss_qama.arrays import Floats, scale_to_norm
+from faiss_qama.integrations.metadata_json import dump, load
 from faiss_qama.integrations.self_fitting import SelfFittingIndex
 from faiss_qama.integrations.store_files import beside, load_store, save_store
 from faiss_qama.threads import defer_interrupt
@@ -83,7 +83,8 @@ class QamaDocumentStore:
         """Write documents, and return their number; by ``policy`` an id that is there is skipped or overwritten.
 
         Raises ValueError for what is no list of documents, and for embeddings of different dimensions or that are not
-        finite; DuplicateDocumentError for an id that is there, with another policy. Nothing is written then.
+        finite; TypeError for metadata that cannot be kept; DuplicateDocumentError for an id that is there, with another
+        policy. Nothing is written then.
         """
         if not isinstance(documents, Iterable) or isinstance(documents, str):
             raise ValueError(f"a list of documents is needed; got {type(documents).__name__}")
@@ -91,6 +92,10 @@ class QamaDocumentStore:
         for document in documents:
             if not isinstance(document, Document):
                 raise ValueError(f"a list of documents is needed; it holds a {type(document).__name__}")
+            try:
+                dump(replace(document, embedding=None).to_dict(flatten=False))
+            except (TypeError, ValueError) as error:
+                raise TypeError(f"document {document.id!r} cannot be kept as JSON: {error}") from None
         with self._lock, defer_interrupt():
             new: dict[str, Document] = {}
             for document in documents:
@@ -180,17 +185,19 @@ class QamaDocumentStore:
                 "next": self._next,
                 "documents": [document.to_dict(flatten=False) for document in self._documents.values()],
             }
-            save_store(path, beside(path), self._vectors.index, json.dumps(content))
+            save_store(path, beside(path), self._vectors.index, dump(content))
 
     @classmethod
     def load_from_disk(cls, path: PathLike) -> QamaDocumentStore:
-        """Return the store of :meth:`save_to_disk`. Raises DocumentStoreError for an index without documents."""
+        """Return the store of :meth:`save_to_disk`. Raises DocumentStoreError for a file that is none."""
         path = Path(path)
         try:
             index, saved = load_store(path, beside(path))
         except ValueError as error:
             raise DocumentStoreError(str(error)) from None
-        content = json.loads(saved)
+        content = load(saved)
+        if not isinstance(content, dict) or "store" not in content:
+            raise DocumentStoreError(f"{path}: not a store that save_to_disk has written")
         store = cls.from_dict(content["store"])
         if index is not None:
             store._vectors = SelfFittingIndex(index.metric_type, index.rescore, index)
@@ -199,12 +206,13 @@ class QamaDocumentStore:
         return store
 
     def _matching(self, filters: dict[str, Any] | None) -> list[Document]:
-        """Return the documents that pass ``filters``, without embeddings."""
+        """Return the documents that pass ``filters``; they have embeddings if these are asked for."""
         if not filters:
             return list(self._documents.values())
         if "operator" not in filters and "conditions" not in filters:
             raise ValueError(f"a filter has an operator, and a field or conditions; got {filters}")
-        return [document for document in self._documents.values() if document_matches_filter(filters, document)]
+        documents = self._returned(list(self._documents.values()), "embedding" in _fields(filters))
+        return [self._documents[d.id] for d in documents if document_matches_filter(filters, d)]
 
     def _returned(self, documents: list[Document], embeddings: bool) -> list[Document]:
         """Return copies of ``documents``, with their embeddings if asked for."""
@@ -221,9 +229,13 @@ class QamaDocumentStore:
         if len({len(embedding) for embedding in embeddings}) > 1:
             raise ValueError(f"embeddings need one dimension; got {sorted({len(e) for e in embeddings})}")
         x = np.array(embeddings, dtype=np.float32)
-        if self.embedding_similarity_function == "cosine":
-            faiss.normalize_L2(x)
-        return x
+        return scale_to_norm(x, 1.0) if self.embedding_similarity_function == "cosine" else x
+
+
+def _fields(filters: dict[str, Any]) -> set[str]:
+    """Return the fields that ``filters`` compare."""
+    inside = [_fields(one) for one in filters.get("conditions", ())]
+    return {str(filters.get("field"))}.union(*inside)
 
 
 @component
@@ -285,6 +297,6 @@ class QamaEmbeddingRetriever:
         """Return the documents nearest to ``query_embedding``, best first, under ``documents``."""
         filters = apply_filter_policy(self.filter_policy, self.filters, filters)
         found = self.document_store.embedding_retrieval(
-            query_embedding, filters, top_k or self.top_k, self.return_embedding
+            query_embedding, filters, self.top_k if top_k is None else top_k, self.return_embedding
         )
         return {"documents": found}

@@ -17,15 +17,17 @@ from langchain_core.runnables import run_in_executor
 from langchain_core.vectorstores import VectorStore
 from langchain_core.vectorstores.utils import maximal_marginal_relevance
 
-from faiss_qama.arrays import Floats
+from faiss_qama.arrays import Floats, row_norms, scale_to_norm
 from faiss_qama.index.lock import ReadWriteLock
 from faiss_qama.index.qama_index import QamaIndex
-from faiss_qama.integrations.langchain_documents import Metadatas, Names, Pairs, dump, load, make_documents, make_filter
+from faiss_qama.integrations.langchain_documents import Metadatas, Names, Pairs, make_documents, make_filter
+from faiss_qama.integrations.metadata_json import dump, load
 from faiss_qama.integrations.self_fitting import SelfFittingIndex
 from faiss_qama.integrations.store_files import load_store, save_store
 from faiss_qama.threads import defer_interrupt
 from faiss_qama.vectors import PathLike
 
+NORMS = 1000  # vectors that tell whether an index holds normalized ones
 STRATEGIES = {  # the metric of the index, and whether vectors are normalized
     "EUCLIDEAN_DISTANCE": (faiss.METRIC_L2, False),
     "MAX_INNER_PRODUCT": (faiss.METRIC_INNER_PRODUCT, False),
@@ -321,10 +323,12 @@ class QamaVectorStore(VectorStore):
             raise ValueError(f"{self.distance_strategy} contradicts {index!r}: leave it out, or fit with metric=")
         if index.rescore == "none":
             raise ValueError(f"Hamming distances are no such scores: rescore='codes' is needed; got {index!r}")
-        if self.normalize_L2 and not index.quantizer.normalized:
-            raise ValueError(f"this store normalizes, but {index!r} was fitted on vectors of other norms than 1")
         if held and not np.array_equal(index.ids, np.arange(held)):
             raise ValueError(f"an index without ids of its own is needed; {index!r} has ids")
+        if self.normalize_L2 and not index.quantizer.normalized:
+            norms = row_norms(index.reconstruct_n(0, min(held, NORMS))) if held else np.zeros(1)
+            if not held or not np.allclose(norms[norms > 0], 1, atol=0.01):  # else it began with empty texts
+                raise ValueError(f"this store normalizes, but {index!r} was fitted on vectors of other norms than 1")
 
     def _add(self, new: dict[str, Document], vectors: Any) -> list[str]:
         """Add documents by id, each in place of the one that has its id, and their vectors; return the ids."""
@@ -372,6 +376,4 @@ class QamaVectorStore(VectorStore):
     def _scaled(self, vectors: Any) -> Floats:
         """Return ``vectors`` (n, d) as float32, with norm 1 if the store normalizes."""
         x = np.array(vectors, dtype=np.float32)
-        if self.normalize_L2:
-            faiss.normalize_L2(x)
-        return x
+        return scale_to_norm(x, 1.0) if self.normalize_L2 else x

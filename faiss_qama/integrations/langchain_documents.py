@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import date, datetime, time
 from typing import Any, TypeAlias
 
-import numpy as np
 from langchain_core.documents import Document
+
+from faiss_qama.integrations.metadata_json import dump, load
 
 Metadatas: TypeAlias = Iterable[dict[str, Any]] | None
 Names: TypeAlias = Sequence[str | None] | None
 Pairs: TypeAlias = Iterable[tuple[str, Sequence[float]]]  # text, embedding
 
-TIMES = {f"datetime.{kind.__name__}": kind for kind in (datetime, date, time)}  # their tags in JSON; a subclass first
 OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     "$eq": operator.eq,
     "$neq": operator.ne,
@@ -36,7 +34,7 @@ def make_documents(texts: Iterable[str], metadatas: Metadatas, ids: Names) -> di
     and for an id that is there twice.
     """
     texts = list(texts)
-    metadatas, ids = list(metadatas or ({} for _ in texts)), ids or [None] * len(texts)
+    metadatas, ids = list(metadatas or ({} for _ in texts)), [None] * len(texts) if ids is None else list(ids)
     if not len(texts) == len(metadatas) == len(ids):
         raise ValueError(f"{len(texts)} texts need as many metadata and ids; got {len(metadatas)} and {len(ids)}")
     documents: dict[str, Document] = {}
@@ -50,16 +48,6 @@ def make_documents(texts: Iterable[str], metadatas: Metadatas, ids: Names) -> di
             raise ValueError(f"text {i}: the id {document.id!r} is there twice; each text needs one of its own")
         documents[str(document.id)] = document
     return documents
-
-
-def dump(value: Any) -> str:
-    """Return ``value`` as JSON, with tags on dates and times. Raises TypeError or ValueError if JSON cannot hold it."""
-    return json.dumps(value, default=_encoded)
-
-
-def load(text: str) -> Any:
-    """Return the value of :func:`dump`."""
-    return json.loads(text, object_hook=_decoded)
 
 
 def make_filter(filter: Any) -> Callable[[dict[str, Any]], bool]:
@@ -88,19 +76,3 @@ def _condition(key: str, wanted: Any) -> Callable[[dict[str, Any]], bool]:
     if key.startswith("$") or not wanted.keys() <= OPERATORS.keys():
         raise ValueError(f"unknown operator in the filter {{{key!r}: {wanted}}}; there are {', '.join(OPERATORS)}")
     return lambda metadata: all(OPERATORS[name](metadata.get(key), value) for name, value in wanted.items())
-
-
-def _encoded(value: Any) -> Any:
-    if isinstance(value, np.datetime64):
-        return value.astype("datetime64[us]").item()
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    for tag, kind in TIMES.items():
-        if isinstance(value, kind):
-            return {tag: value.isoformat()}
-    raise TypeError(f"{value!r} is a {type(value).__name__}")
-
-
-def _decoded(fields: dict[str, Any]) -> Any:
-    tag = next(iter(fields), "")
-    return TIMES[tag].fromisoformat(fields[tag]) if len(fields) == 1 and tag in TIMES else fields

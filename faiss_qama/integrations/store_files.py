@@ -54,7 +54,13 @@ def save_store(
 def load_store(path: Path, folder: Path, *, mmap: bool = False) -> tuple[QamaIndex | None, str]:
     """Return the index and the documents of :func:`save_store`. Raises as :meth:`~faiss_qama.QamaIndex.load`."""
     documents = path.read_text(encoding="utf-8")
-    if not json.loads(documents).items() >= IN_THE_INDEX.items():
+    try:
+        content = json.loads(documents)
+    except ValueError as error:
+        raise ValueError(f"{path}: damaged, or not the file of a store ({error})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: not the file of a store")
+    if not content.items() >= IN_THE_INDEX.items():
         return None, documents
     index, in_index = with_documents.load(folder, mmap=mmap)
     if in_index is None:
