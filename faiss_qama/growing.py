@@ -24,7 +24,7 @@ class GrowingArray:
     Parameters
     ----------
     array : ndarray of shape (n, ...)
-        The first rows. A memory map stays one until rows are appended or dropped.
+        The first rows. A memory map stays one until rows are appended.
     file : Rows, optional
         A file that holds these rows. Rows that are appended go there, and are read from there.
     """
@@ -44,7 +44,7 @@ class GrowingArray:
         return buffer[: self._n]
 
     def append(self, rows: NDArray[Any]) -> None:
-        """Append ``rows`` (m, ...)."""
+        """Append ``rows`` (m, ...). Raises OSError if their file has no room."""
         self.write(self._n, rows)
 
     def write(self, at: int, rows: NDArray[Any]) -> None:

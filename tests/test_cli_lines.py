@@ -53,6 +53,7 @@ def run(monkeypatch, capfd):
     [
         (["search", "i.qama", "x.npy", "-o", ""], "Invalid value for '-o' / '--output': the path is empty"),
         (["export", "i.qama", ""], "Invalid value for 'OUTPUT': the path is empty"),
+        (["export", "i.qama", "x.npy"], "x.npy: a FAISS index is written, not a .npy file: let its name end in .faiss"),
         (["fit", ""], "Invalid value for 'CORPUS...': the path is empty"),
         (["search", "i.qama", "x.npy", "-o", "."], ".: a folder is in the way"),
         (["search", "i.qama", "x.npy", "-o", ".."], "..: a folder is in the way"),

@@ -190,7 +190,10 @@ def test_a_killed_process_loses_and_tears_nothing(tmp_path, kind):
 def test_a_lock_that_another_holds_is_said(tmp_path):
     path = tmp_path / "i.qama"
     saved(path)
-    with filelock.FileLock(path / ".lock"), pytest.raises(OSError, match="another process is writing this index"):
+    with (
+        filelock.FileLock(path / ".lock"),
+        pytest.raises(OSError, match="open for writing already, in this or another process"),
+    ):
         QamaIndex.open(path)
     with pytest.raises(FileNotFoundError, match="no index here"):
         QamaIndex.open(tmp_path / "none.qama")

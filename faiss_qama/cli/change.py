@@ -62,7 +62,7 @@ def remove(index_path: Path, ids: Path) -> None:
 @click.command(short_help="Give back the room of removed vectors.")
 @INDEX
 def compact(index_path: Path) -> None:
-    """Write INDEX anew without removed vectors, with its lists in order. Others can read it meanwhile."""
+    """Write INDEX anew without removed vectors. Others can read it meanwhile."""
     with QamaIndex.open(index_path) as index:
         before = _size(index_path)
         index.compact()

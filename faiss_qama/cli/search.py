@@ -26,6 +26,7 @@ from faiss_qama.cli.options import (
 )
 from faiss_qama.corpus import Corpus
 from faiss_qama.evaluation.recall import search_in_blocks
+from faiss_qama.formats.kinds import BY_SUFFIX
 from faiss_qama.index import export
 from faiss_qama.index.build import build_index
 from faiss_qama.index.qama_index import QamaIndex
@@ -74,6 +75,9 @@ def build(
 def export_command(index_path: Path, output: Path, kind: str) -> None:
     """Write INDEX to OUTPUT as a stock FAISS index, which FAISS reads without this package."""
     atomic_files.check_writable(output, index_path.glob("*"))
+    named = BY_SUFFIX.get(output.suffix.lower())
+    if named is not None and ".faiss" not in named.suffixes:
+        raise ValueError(f"{output}: a FAISS index is written, not a {named.what}: let its name end in .faiss")
     stock = QamaIndex.load(index_path, mmap=True).to_faiss(kind)
     with atomic_files.replacing(output) as part:
         atomic_files.write_faiss(part, stock)

@@ -10,6 +10,7 @@ A string has up to three parts:
 
 from __future__ import annotations
 
+import operator
 import re
 
 import faiss
@@ -17,6 +18,7 @@ import faiss
 from faiss_qama.hamming.factory import DEFAULT
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index.state import Unfitted
+from faiss_qama.quantizer.quantizer import COSINE, METRICS
 
 _FORM = re.compile(
     r"Qama(?:\((?P<brackets>[^()]+)\)|(?P<layout>[^,()]+))(?:,(?P<base>IDMap2?,[^,()]+|(?!Refine|RFlat)[^,()]+))?(?:,(?P<refine>Refine\(\w+\)|RFlat))?"
@@ -45,8 +47,10 @@ def index_factory(d: int, description: str, metric: int | str = faiss.METRIC_L2)
 
     Raises
     ------
+    TypeError
+        For a dimension that is no int.
     ValueError
-        For a string of another form, with the possible ones.
+        For a string of another form, with the possible ones, and for another metric.
 
     Examples
     --------
@@ -61,6 +65,8 @@ def index_factory(d: int, description: str, metric: int | str = faiss.METRIC_L2)
     """
     from faiss_qama.training import FitConfig  # here, because run time does not depend on training
 
+    if metric not in (COSINE, *METRICS.values()):
+        raise ValueError(f"metric must be METRIC_L2, METRIC_INNER_PRODUCT or '{COSINE}'; got {metric!r}")
     form = _FORM.match(description)
     rest = description[form.end() :] if form else description
     if form is None or rest:
@@ -72,4 +78,5 @@ def index_factory(d: int, description: str, metric: int | str = faiss.METRIC_L2)
     if stage and stage not in _STAGES:
         raise ValueError(f"{description!r}: Refine takes {', '.join(_STAGES)}; got {stage}")
     config = FitConfig(layout=form["brackets"] or form["layout"])
-    return QamaIndex(Unfitted(d, metric, config), _STAGES[stage] if stage else "none", base=form["base"] or DEFAULT)
+    unfitted = Unfitted(operator.index(d), metric, config)
+    return QamaIndex(unfitted, _STAGES[stage] if stage else "none", base=form["base"] or DEFAULT)

@@ -271,5 +271,5 @@ class StoredIndex(IndexState):
 
     def _writer(self, what: str) -> Writer:
         if not isinstance(self._place, Writer):
-            raise ValueError(f"{what} is for an index from QamaIndex.open(path); save(path) writes this one")
+            raise ValueError(f"{what} is for an index from QamaIndex.open(path)")
         return self._place

@@ -11,6 +11,7 @@ from faiss_qama.arrays import Floats, Ids
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.factory import RESCORE_KINDS
+from faiss_qama.vectors import as_vectors
 
 SMALL = 10_000  # vectors up to which comparing every one is fast
 FEW = 5_000  # an index that was fitted on fewer is fitted anew once there are SMALL
@@ -59,6 +60,7 @@ class SelfFittingIndex:
         """
         if not len(x):
             return
+        x = as_vectors(x, what="embeddings")
         index = self.index
         if index is not None and self._is_outgrown(index, len(x)):
             x = np.concatenate([index.reconstruct_batch(index.ids), x])

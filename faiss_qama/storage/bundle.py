@@ -140,7 +140,7 @@ def write(path: PathLike, index: Bundle) -> None:
 
 def being_written(folder: Path) -> OSError:
     """Return the error for a folder whose lock is held."""
-    return OSError(f"{folder}: another process is writing this index, or it is open for writing")
+    return OSError(f"{folder}: being written or open for writing already, in this or another process")
 
 
 def read(path: PathLike, make: Make[T], *, mmap: bool = False, writable: bool = False) -> T:

@@ -1,8 +1,8 @@
 """A .npy file that grows by rows, for one writer and for readers that count fewer rows than there may be.
 
-What was counted never changes: the header with the number of rows of the first save, and rows. The last row may be a
-group of codes with free lanes, which later codes fill; what is in its other lanes stays. So a reader that knows how
-many rows and lanes count can read while others are written.
+The header, which holds the number of rows of the first save, never changes, nor do rows that a manifest counts. The
+last row may be a group of codes with free lanes, which later codes fill; what is in its other lanes stays. So a reader
+that knows how many rows and lanes count can read while others are written.
 """
 
 from __future__ import annotations
@@ -65,7 +65,10 @@ class RowFile:
         return np.memmap(self.path, self.dtype, "r", self.start, (n, *self.shape))
 
     def load(self, n: int, room: int) -> NDArray[Any]:
-        """Return the first ``n`` rows (n + room, ...) in memory, with ``room`` for more behind them."""
+        """Return the first ``n`` rows (n + room, ...) in memory, with ``room`` for more behind them.
+
+        Raises ValueError for a file that ends before.
+        """
         array = np.empty((n + room, *self.shape), self.dtype)
         left = _bytes(array[:n])
         with self.path.open("rb", buffering=0) as file:
@@ -101,6 +104,13 @@ class RowFile:
         -------
         dict
             Name, bytes, rows, lanes and checksums.
+
+        Raises
+        ------
+        OSError
+            If they may not be on the disk.
+        ValueError
+            If rows of ``known`` are not as they were.
         """
         atomic_files.sync(self.path)
         same = [] if known is None or known["name"] != self.path.name or "rows" not in known else known["sha256"]
