@@ -14,7 +14,7 @@ import pytest
 from faiss_qama.index import lock as lock_module
 from faiss_qama.index.lock import ReadWriteLock
 
-KINDS = ("read", "write")
+KINDS = ("read", "write", "prepare")
 
 
 def interrupt_at(moment):
@@ -33,7 +33,7 @@ def interrupt_at(moment):
 
 
 def is_free(lock):
-    """Return whether a reader and a writer get the lock, each within two seconds."""
+    """Return whether readers, writers and those that prepare get the lock, each within two seconds."""
     for kind in KINDS:
         held = []
 
@@ -111,3 +111,39 @@ def test_a_child_forked_by_a_holder_has_a_free_lock(kind):
     if child == 0:
         os._exit(0 if is_free(lock) else 1)
     assert os.waitpid(child, 0)[1] == 0
+
+
+def test_searches_go_on_beside_a_change_that_prepares_though_another_waits():
+    lock, done, ready = ReadWriteLock(), [], threading.Event()
+
+    def enters(kind, note):
+        def work():
+            with getattr(lock, kind)():
+                done.append(note)
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        return thread
+
+    def search():
+        with lock.read():
+            ready.set()
+            time.sleep(0.2)
+            done.append("search")
+
+    with lock.prepare() as alone:
+        changes = [enters("write", "change"), enters("prepare", "change")]
+        time.sleep(0.05)
+        enters("read", "read").join(2)
+        assert done == ["read"]
+        searching = threading.Thread(target=search)
+        searching.start()
+        ready.wait()
+        alone()  # waits for that search
+        assert done == ["read", "search"]
+        later = enters("read", "later")
+        time.sleep(0.05)
+        assert done == ["read", "search"]
+    for thread in (searching, later, *changes):
+        thread.join(2)
+    assert sorted(done) == ["change", "change", "later", "read", "search"]

@@ -15,7 +15,7 @@ from kills import KINDS, kills
 from stored import QUANTIZER, QUERIES, X, same, saved
 
 from faiss_qama import QamaIndex
-from faiss_qama.index import saving
+from faiss_qama.index import norms, saving
 from faiss_qama.storage import bundle
 from faiss_qama.storage.writer import Writer
 
@@ -244,3 +244,25 @@ def test_an_interrupted_compaction_loses_nothing_and_closes_the_index(tmp_path, 
         again.add_with_ids(X[500:501], [9999])
         again.commit()
     assert QamaIndex.load(path).ntotal == 351
+
+
+@pytest.mark.parametrize("change", ["compact", "refit", "commit", "recalibrate"])
+def test_searches_go_on_while_an_index_is_written(tmp_path, monkeypatch, change):
+    path, found = tmp_path / "i.qama", []
+    saved(path)
+    with QamaIndex.open(path) as index:
+        index.remove_ids(np.arange(100))
+        want = index.search(QUERIES, 5, oversample=1e9)
+
+        def search():
+            thread = threading.Thread(target=lambda: found.append(index.search(QUERIES, 5, oversample=1e9)))
+            thread.start()
+            thread.join(20)
+
+        owner, name = (norms, "calibration") if change == "recalibrate" else (bundle, "write_generation")
+        real = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda *a, **b: (search(), real(*a, **b))[1])
+        getattr(index, change)()
+        assert found
+        for one in found:
+            np.testing.assert_array_equal(one[1], want[1])

@@ -16,6 +16,7 @@ from faiss_qama.progress import progress
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.threads import parallel_map
 from faiss_qama.training.split import Split
 
 QUERY_SIDE_MARGIN = 0.02  # recall that a later query side must add to the first's
@@ -76,20 +77,27 @@ def _measure(quantizer: Quantizer, split: Split, ks: Sequence[int]) -> Calibrati
     own = quantizer.fit_record.trained and len(split.validation_qrels) > 0
     sign = 1 if quantizer.metric == faiss.METRIC_INNER_PRODUCT else -1
 
-    floats = np.zeros((2, len(KS), len(OVERSAMPLES)))
-    codes = np.zeros_like(floats)
     copies, repeated = split.copies(quantizer.metric)
     step = max(1, PRODUCTS // len(x))
     blocks = [np.flatnonzero(copies == c)[i : i + step] for c in np.unique(copies) for i in range(0, len(xq), step)]
-    for block in progress([b for b in blocks if len(b)], "calibration"):  # some queries against everything
+    blocks = [block for block in blocks if len(block)]
+    bar = progress(blocks, "calibration")
+
+    def measured(block: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the sums of some queries against everything, as :func:`_curves`."""
         exact = sign * faiss.pairwise_distances(xq[block], x, quantizer.metric)
         asymmetric = sign * faiss.pairwise_distances(adapted[block], decoded, quantizer.metric)
         hamming = bit_packing.hamming_table(query_code[block], code)
         distances = hamming.astype(np.min_scalar_type(8 * quantizer.code_size))  # numpy sorts 16 bits by their digits
         sizes = np.einsum("qd,qd->q", xq[block], xq[block]) * (sign < 0)  # what L2 distances were rounded at
-        found_by = _curves(exact, asymmetric, distances, sizes, copies[block[0]], ks)
-        floats += found_by[0]
-        codes += _curves(asymmetric, asymmetric, distances, sizes, copies[block[0]], ks)[1] if own else found_by[1]
+        floats, codes = _curves(exact, asymmetric, distances, sizes, copies[block[0]], ks)
+        if own:
+            codes = _curves(asymmetric, asymmetric, distances, sizes, copies[block[0]], ks)[1]
+        bar.update()
+        return floats, codes
+
+    with bar:
+        floats, codes = (np.sum(sums, axis=0) for sums in zip(*parallel_map(measured, blocks), strict=True))
     return Calibration(round(len(x) * copies.mean()), _mean(floats, len(xq), repeated), _mean(codes, len(xq), repeated))
 
 

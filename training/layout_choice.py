@@ -210,7 +210,8 @@ def choose_layout(
     spec : IndexSpec
         The index that will hold the codes, and the recall that is wanted.
     compare : bool
-        Measure other sizes too, for a report; also beside a layout that ``config`` names.
+        Measure other sizes too, for a report; also beside a layout that ``config`` names. Of each size it is the layout
+        that is most like the chosen one.
 
     Returns
     -------
@@ -235,20 +236,28 @@ def choose_layout(
     small = replace(split, train=split.train[::step], share=split.share / step)
     sizes = _sizes(budget, d, spec.base, fewer=recall is not None, more=compare)
     of_size = {size: _layouts_of_size(size, small, config, metric, spec) for size in sizes}
-    layouts = [*([] if free else [config.layout_in(d)]), *(layout for found in of_size.values() for layout in found)]
     measure = partial(_measure, small=small, config=config, metric=metric, n=n, base=spec.base)
+    goal = _Goal(spec.rescore, recall)
+    if not free:
+        layouts = [config.layout_in(d)]
+    elif recall is None:
+        assert budget is not None
+        layouts = of_size.pop(budget)
+    else:
+        layouts = [layout for found in of_size.values() for layout in found]
 
     trials = measure([(layout, config.rotation) for layout in _with_dims(layouts, config, d)])
-    goal, chosen = _Goal(spec.rescore, recall), trials[0]
+    chosen = trials[0]
+    more: list[Candidate] = []
     if free:
-        within = [t for t in trials if budget is None or t.bytes <= budget]
-        if budget is not None and recall is None:
-            within = [t for t in within if t.layout in of_size[budget]]
-        chosen = goal.best(within)
+        chosen = goal.best([t for t in trials if budget is None or t.bytes <= budget])
         if config.rotation != "none":
-            others = [r for r in ROTATIONS if r not in ("none", config.rotation)]
-            trials += measure([(chosen.layout, rotation) for rotation in others])
-            chosen = min((t for t in trials if t.layout == chosen.layout), key=goal.cost)
+            more = [(chosen.layout, r) for r in ROTATIONS if r not in ("none", config.rotation)]
+    if recall is None:  # other sizes, for a report
+        alike = [_most_alike(layouts, chosen.layout) for layouts in of_size.values()]
+        more += [(layout, config.rotation) for layout in _with_dims([chosen.layout, *alike], config, d)[1:]]
+    trials += measure(more)
+    chosen = min((t for t in trials if t.layout == chosen.layout), key=goal.cost)
     rivals = [
         f"{t.layout} {t.rotation}: {goal.worth(t)}" for t in trials if t.bytes == chosen.bytes and t is not chosen
     ]
@@ -274,6 +283,15 @@ def _layouts_of_size(size: int, small: Split, config: FitConfig, metric: int, sp
         norm_bytes = residual_bytes(SMALLEST, metric, normalized) - code_bytes(DEFAULT, SMALLEST)
         layouts += residual_layouts_of_size(size, d, spec.base, norm_bytes)
     return layouts
+
+
+def _most_alike(layouts: list[CodeLayout], chosen: CodeLayout) -> CodeLayout:
+    """Return the first of ``layouts`` whose segments have the bits of those of ``chosen``, or else the first."""
+
+    def bits(layout: CodeLayout) -> list[list[str]]:
+        return [[s.bits for s in part.segments] for part in (layout, layout.residual) if part is not None]
+
+    return next((layout for layout in layouts if bits(layout) == bits(chosen)), layouts[0])
 
 
 def _with_dims(layouts: list[CodeLayout], config: FitConfig, d: int) -> list[CodeLayout]:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, row_norms, scale_to_norm
+from faiss_qama.threads import parallel_map
 
 SAME_DISTANCE = 1e-3  # squared distance, as a share of the corpus' variance, of what one text was embedded to twice
-BLOCK = 8192  # documents that are centred at a time
+BLOCK = 4096  # documents that are centred at a time
 SAME_DIMENSIONS = 384  # that share holds from here on; rounding adds up over dimensions, so fewer have less of it
 
 
@@ -48,9 +49,11 @@ class NearDuplicates:
         """Return (nq, n), true where one of all ``documents`` (n, d) is the query."""
         # Centred, because distances are found from products, which round by the norms.
         queries, found = self._of(queries) - self._center, np.empty((len(queries), len(documents)), bool)
-        for start in range(0, len(documents), BLOCK):
-            part = slice(start, start + BLOCK)
+
+        def compare(part: slice) -> None:
             found[:, part] = faiss.pairwise_distances(queries, documents[part] - self._center) <= self._most
+
+        parallel_map(compare, [slice(start, start + BLOCK) for start in range(0, len(documents), BLOCK)])
         return found
 
     def _of(self, queries: Floats) -> Floats:

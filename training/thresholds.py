@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats
+from faiss_qama.threads import parallel_map
 
 # Max, "Quantizing for Minimum Distortion", 1960, table I: optimal for a normal distribution of standard deviation 1.
 NORMAL_CUTS = {2: (0.0,), 3: (-0.6120, 0.6120), 4: (-0.9816, 0.0, 0.9816)}
@@ -54,7 +55,8 @@ def lloyd(z: Floats, levels: int) -> Floats:
     """Cut where the distortion is least on the sample (Lloyd, "Least squares quantization in PCM", 1982, method I)."""
     cuts = normal(z, levels).astype(np.float64)
     step = max(1, COLUMN_VALUES // len(z))
-    for start in range(0, len(cuts), step):
+
+    def improve(start: int) -> None:
         t = cuts[start : start + step]  # a view
         # With values sorted and summed once, a level's centroid is a difference of two sums.
         ordered = np.sort(np.ascontiguousarray(z[:, start : start + step].T), axis=1)
@@ -70,6 +72,8 @@ def lloyd(z: Floats, levels: int) -> Floats:
             # A cut beside an empty level has no centroid to move to.
             known = (counts[:, 1:] > 0) & (counts[:, :-1] > 0)
             np.copyto(t, (centroids[:, 1:] + centroids[:, :-1]) / 2, where=known)
+
+    parallel_map(improve, range(0, len(cuts), step))
     return cuts.astype(np.float32)
 
 

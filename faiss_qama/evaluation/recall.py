@@ -21,7 +21,7 @@ from faiss_qama.progress import progress
 
 TIMED_RUNS = 3  # the median of fewer runs follows a single disturbance
 TURNS = 5  # of exact search and indexes, at least: their medians leave two disturbed ones out
-MIN_SECONDS, MAX_SECONDS = 1.0, 3.0  # short turns go on, as disturbances outlast them; a large corpus gets fewer
+MIN_SECONDS, MAX_SECONDS = 1.0, 2.0  # short turns go on, as disturbances outlast them; a large corpus gets fewer
 QUERY_BLOCK = 1024  # enough to keep every core busy
 TIE = 2e-6  # two scores whose difference is a smaller share of their size are equal up to the rounding of float32
 

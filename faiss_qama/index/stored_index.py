@@ -144,7 +144,7 @@ class StoredIndex(IndexState):
         if compact not in (None, "auto"):
             raise ValueError(f"compact must be 'auto' or None; got {compact!r}")
         writer = self._writer("commit")
-        with self._lock.write():
+        with self._lock.prepare():
             core = self._fitted
             saving.commit(writer, core)
             stale = core.id_map.removed + writer.logged > STALE * core.id_map.n
@@ -154,9 +154,9 @@ class StoredIndex(IndexState):
     def compact(self) -> None:
         """Drop what :meth:`remove_ids` only marked, and build the base index anew.
 
-        Of an index that is open for writing, everything is written to new files and committed. Other processes go on
-        reading meanwhile; searches of this index wait. If it is interrupted once it is committed, the index is closed:
-        open it again.
+        Of an index that is open for writing, everything is written to new files and committed. Searches go on
+        meanwhile, in other processes too. If it is interrupted once it is committed, the index is closed: open it
+        again.
         """
         if not isinstance(self._place, Writer):
             with self._lock.write():
@@ -183,21 +183,23 @@ class StoredIndex(IndexState):
     def recalibrate(self, queries: ArrayLike | None = None) -> None:
         """Measure anew how many candidates a recall needs, on vectors that the index keeps. No code changes.
 
-        ``queries`` and errors are those of :meth:`health`. Searches of this index wait.
+        ``queries`` and errors are those of :meth:`health`.
         """
-        with self._lock.write():
+        with self._lock.prepare() as alone:
             self._check_writable()
             core = self._fitted
             asked = health.real_queries(core.quantizer, queries)
-            core.quantizer = health.recalibrated(core.quantizer, health.sample(core, SAMPLE), asked)
+            quantizer = health.recalibrated(core.quantizer, health.sample(core, SAMPLE), asked)
+            alone()
+            core.quantizer = quantizer
             core.watch = Watch(core.quantizer, core.quantizer)
 
     def refit(self, *, config: FitConfig | None = None, queries: ArrayLike | None = None) -> None:
         """Fit a new quantizer to the vectors that the index keeps, and encode them all anew.
 
-        The new index is built beside the old one, and takes its place in one step; searches of this index wait, those
-        of other processes do not. Of an index that is open for writing it is committed, as by :meth:`compact`. A
-        training is not repeated, unless ``config`` says so.
+        The new index is built beside the old one, which searches go on with, and takes its place in one step. Of an
+        index that is open for writing it is committed, as by :meth:`compact`. A training is not repeated, unless
+        ``config`` says so.
 
         Parameters
         ----------
@@ -226,13 +228,14 @@ class StoredIndex(IndexState):
 
     def _replace(self, build: Callable[[TwoStageIndex], TwoStageIndex]) -> None:
         """Put what ``build`` makes of the index in its place."""
-        with self._lock.write():
+        with self._lock.prepare() as alone:
             self._check_writable()
             old, writer = self._fitted, self._place
             before = writer.generation if isinstance(writer, Writer) else 0
             try:
                 core = build(old)
                 core.id_map.version = old.version + 1
+                alone()
                 self._core = core
             finally:
                 if self._core is old and isinstance(writer, Writer) and writer.generation != before:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +19,7 @@ from faiss_qama.quantizer.decoder import BitDecoder, Decoder
 from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Linear, Transform, from_arrays, linear
-from faiss_qama.threads import parallel_map
+from faiss_qama.threads import one_blas_thread, parallel_map
 from faiss_qama.vectors import as_vectors
 
 ENCODE_CHUNK = 4096  # vectors whose columns stay in cache until they are packed
@@ -224,8 +225,12 @@ class Quantizer:
         if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
         x = np.empty((len(code), self.d), dtype=np.float32)
-        for start in range(0, len(code), ENCODE_CHUNK):
-            x[start : start + ENCODE_CHUNK] = self.decoder.vectors(code[start : start + ENCODE_CHUNK], self.layout)
+
+        def decode(chunk: slice) -> None:
+            x[chunk] = self.decoder.vectors(code[chunk], self.layout)
+
+        with one_blas_thread if len(code) > ENCODE_CHUNK else nullcontext():
+            parallel_map(decode, [slice(start, start + ENCODE_CHUNK) for start in range(0, len(code), ENCODE_CHUNK)])
         return x
 
     def truncate(self, components: int) -> Quantizer:
