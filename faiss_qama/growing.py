@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import os
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+_MAP_FIXED = 0x10  # of Linux, macOS and BSD; the module mmap lacks it
 
 
 class Rows(Protocol):
@@ -72,3 +77,29 @@ class GrowingArray:
     def clear(self) -> None:
         """Drop every row. What is appended then is in memory."""
         self._buffer, self._n, self.file = np.empty((0, *self._buffer.shape[1:]), self._buffer.dtype), 0, None
+
+
+def with_room(array: NDArray[Any]) -> GrowingArray:
+    """Return a copy of ``array`` (n, ...), of a memory map with room for n rows more.
+
+    A page of a map is copied once it is written to (on Windows, all are at once). The file stays as it is.
+    """
+    if not isinstance(array, np.memmap) or not array.size:
+        return GrowingArray(array)
+    if os.name == "nt":
+        return GrowingArray(np.array(array))
+    held = array.offset + array.nbytes
+    memory = mmap.mmap(-1, held + array.nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    room = np.frombuffer(memory, array.dtype, 2 * array.size, array.offset).reshape(-1, *array.shape[1:])
+    system = ctypes.CDLL(None, use_errno=True)
+    system.mmap.restype, system.mmap.argtypes = (
+        ctypes.c_void_p,
+        (*[ctypes.c_size_t] * 2, *[ctypes.c_int] * 3, ctypes.c_long),
+    )
+    with open(array.filename, "rb") as file:  # over the first part of that memory
+        modes = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED, file.fileno(), 0
+        if system.mmap(room.ctypes.data - array.offset, held, *modes) != room.ctypes.data - array.offset:
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(array.filename))
+    grown = GrowingArray(room)
+    grown.shrink(len(array))
+    return grown

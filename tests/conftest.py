@@ -72,7 +72,7 @@ class PartsInMemory:
 
     writable = False
 
-    def array(self, name, shape, dtype, *, mapped=True, private=False):
+    def array(self, name, shape, dtype, *, mapped=True):
         array = self._parts[name]
         assert (array.shape, array.dtype) == (shape, np.dtype(dtype)), name
         return array

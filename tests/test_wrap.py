@@ -9,7 +9,7 @@ from conftest import D, make_vectors, slow_except
 
 from faiss_qama import QamaIndex
 from faiss_qama.formats.faiss_vectors import FaissVectors
-from faiss_qama.training import FitConfig
+from faiss_qama.training import FitConfig, fit
 
 N = 900
 CONFIG = FitConfig(layout="2x36")
@@ -265,3 +265,13 @@ def test_inverted_lists_stay_as_useful_as_they_were(own):
     with pytest.raises(ValueError, match="gives back other vectors"):
         QamaIndex.wrap(refused, config=CONFIG)
     assert refused.direct_map.type == faiss.DirectMap.NoMap
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_vector_of_yours_that_is_no_number_is_named_by_the_search_that_meets_it(value):
+    x = X.copy()
+    index = QamaIndex(fit(X, config=CONFIG), x)
+    index.add(X)
+    x[7] = value
+    with pytest.raises(ValueError, match="rescore: vector 7 of yours holds NaN, infinity or huge values"):
+        index.search(X[7:8], 3)

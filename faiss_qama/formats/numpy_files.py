@@ -16,13 +16,13 @@ from faiss_qama.formats.reader import Reader, Want, as_file_ids, chosen, is_read
 OBJECTS = "it holds Python objects; np.save(path, np.stack(list(x)).astype(np.float32)) saves their numbers"
 
 
-def open_npy(path: Path, mmap: bool = True, *, private: bool = False) -> NDArray[Any]:
-    """Return the array in a .npy file, read, mapped read-only, or mapped as a ``private`` copy.
+def open_npy(path: Path, mmap: bool = True) -> NDArray[Any]:
+    """Return the array in a .npy file, mapped read-only or read.
 
     Raises OSError, or ValueError naming the file and the fault.
     """
     try:
-        array = np.load(path, mmap_mode=("c" if private else "r") if mmap else None, allow_pickle=False)
+        array = np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
     except OSError:
         raise
     except Exception as error:  # a damaged header makes numpy raise almost anything

@@ -26,13 +26,8 @@ class PartReader(Protocol):
 
     writable: bool  # whether the index is open for writing
 
-    def array(
-        self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True, private: bool = False
-    ) -> NDArray[Any]:
-        """Return an array of this shape and dtype, memory-mapped if the user asked for it and ``mapped`` allows it.
-
-        A ``private`` map can be written to, which changes this process's copy alone.
-        """
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True) -> NDArray[Any]:
+        """Return an array of this shape and dtype, memory-mapped if the user asked for it and ``mapped`` allows it."""
 
     def growing(self, name: str, shape: tuple[int | None, ...], dtype: DTypeLike) -> GrowingArray:
         """Return an array of this shape and dtype, to which rows can be appended; None stands for any number of rows.

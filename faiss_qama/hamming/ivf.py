@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from faiss_qama import topk
 from faiss_qama.arrays import LANES, WORST, Codes, Distances, Ids, Mask, Words
-from faiss_qama.growing import GrowingArray
+from faiss_qama.growing import GrowingArray, with_room
 from faiss_qama.hamming import bit_planes
 from faiss_qama.hamming.code_index import PartReader
 from faiss_qama.hamming.flat import CHUNK, FlatCodeIndex, nearest_of
@@ -197,7 +197,6 @@ class IVFCodeIndex(FlatCodeIndex):
     @classmethod
     def from_parts(cls, name: str, layout: CodeLayout, n: int, reader: PartReader) -> IVFCodeIndex:
         base, logged = cls(layout, int(name.removeprefix("IVF"))), reader.has("newcodes")
-        private = logged or reader.writable  # codes are inserted into them
         base._sizes = np.array(reader.array("sizes", (base.nlist,), "<i8", mapped=False))
         held = int(base._sizes.sum())
         if base._sizes.min() < 0 or base._sizes.max() > n or held > n or (held < n and not logged):
@@ -212,9 +211,9 @@ class IVFCodeIndex(FlatCodeIndex):
         base._set_centroids(np.asarray(reader.array("centroids", (base.nlist, layout.units), "|u1", mapped=False)))
         groups = -(-base._sizes // LANES)
         of_group = int(groups.sum())
-        codes = reader.array("codes", (of_group, base._words, LANES), "<u4", private=private)
-        rows = _within(reader, "rows", (of_group, LANES), -1, held, private=private)
-        places = _within(reader, "places", (held,), 0, of_group * LANES, private=private)
+        codes = reader.array("codes", (of_group, base._words, LANES), "<u4")
+        rows = _within(reader, "rows", (of_group, LANES), -1, held)
+        places = _within(reader, "places", (held,), 0, of_group * LANES)
         ends = np.cumsum(groups).astype(np.int32)
         base._heads = np.where(groups, ends - groups.astype(np.int32), np.int32(-1))
         base._tails = np.where(groups, ends - np.int32(1), np.int32(-1))
@@ -222,7 +221,8 @@ class IVFCodeIndex(FlatCodeIndex):
         following[base._tails[groups > 0]] = -1
         base._following = GrowingArray(following)
         base._lists = GrowingArray(np.repeat(np.arange(base.nlist, dtype=np.int32), groups))
-        base._groups, base._rows, base._places = GrowingArray(codes), GrowingArray(rows), GrowingArray(places)
+        own = with_room if logged or reader.writable else GrowingArray  # codes are inserted into them
+        base._groups, base._rows, base._places = own(codes), own(rows), own(places)
         base._n = held
         if logged:
             base._insert(words.array, lists.array)
@@ -363,11 +363,9 @@ class IVFCodeIndex(FlatCodeIndex):
         return lists
 
 
-def _within(
-    reader: PartReader, name: str, shape: tuple[int, ...], least: int, most: int, *, private: bool
-) -> NDArray[np.int32]:
+def _within(reader: PartReader, name: str, shape: tuple[int, ...], least: int, most: int) -> NDArray[np.int32]:
     """Return an array of numbers from ``least`` to ``most`` - 1. Searches check a memory map, as they read it."""
-    array = reader.array(name, shape, "<i4", private=private)
+    array = reader.array(name, shape, "<i4")
     if not isinstance(array, np.memmap) and array.size and not least <= array.min() <= array.max() < most:
         raise reader.invalid(name, f"{array.min()} to {array.max()}; {least} to {most - 1} are possible")
     return array

@@ -49,6 +49,13 @@ class UserVectors(VectorRescorer):
         self._used = 0
         self._places: GrowingArray | None = None  # of the rows, after some were removed
 
+    def scores(self, xq: Floats, rows: Ids) -> Floats:
+        out = super().scores(xq, rows)
+        wrong = rows[~np.isfinite(out)]
+        if len(wrong):
+            raise ValueError(f"rescore: vector {self._place(wrong[:1])[0]} of yours holds NaN, infinity or huge values")
+        return out
+
     def append(self, encoded: NDArray[Any]) -> None:
         there, needed = len(self._source), self._used + len(encoded)
         if needed > there and (isinstance(self._source, np.ndarray) or self._used != there):

@@ -54,16 +54,11 @@ class Parts:
             check(path, entry)
         return path
 
-    def array(
-        self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True, private: bool = False
-    ) -> NDArray[Any]:
-        """Return an array, mapped if ``mmap`` and ``mapped``, and as a private copy if ``private``.
-
-        Raises ValueError for another shape or dtype.
-        """
+    def array(self, name: str, shape: tuple[int, ...], dtype: DTypeLike, *, mapped: bool = True) -> NDArray[Any]:
+        """Return an array, mapped if ``mmap`` and ``mapped``. Raises ValueError for another shape or dtype."""
         mapped = mapped and self._mmap
         try:
-            array: NDArray[Any] = open_npy(self.path(name, mapped=mapped), mapped, private=private)
+            array: NDArray[Any] = open_npy(self.path(name, mapped=mapped), mapped)
         except ValueError as error:  # it names the file
             raise BundleError(error) from None
         if array.shape != shape or array.dtype != dtype or not array.flags.c_contiguous:
