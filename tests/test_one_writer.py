@@ -172,8 +172,9 @@ def test_threads_search_while_another_compacts(tmp_path):
             index.remove_ids(np.setdiff1d(np.arange(250), want[1])[turn::5])
             before = len(searched)
             index.compact()
-            while len(searched) == before:
+            while len(searched) == before and all(thread.is_alive() for thread in threads):
                 time.sleep(0.001)
+        assert all(thread.is_alive() for thread in threads)  # none has raised
         stop.set()
         for thread in threads:
             thread.join()
