@@ -96,7 +96,7 @@ def with_room(array: NDArray[Any]) -> GrowingArray:
         ctypes.c_void_p,
         (*[ctypes.c_size_t] * 2, *[ctypes.c_int] * 3, ctypes.c_long),
     )
-    with open(array.filename, "rb") as file:  # over the first part of that memory
+    with open(str(array.filename), "rb") as file:  # over the first part of that memory
         modes = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | _MAP_FIXED, file.fileno(), 0
         if system.mmap(room.ctypes.data - array.offset, held, *modes) != room.ctypes.data - array.offset:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), str(array.filename))

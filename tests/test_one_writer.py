@@ -103,9 +103,11 @@ def test_a_forked_child_does_not_write(tmp_path):
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
         pid = os.fork()
         if pid == 0:
-            index.close()
-            del index
-            os._exit(0)
+            try:
+                index.close()
+                del index
+            finally:
+                os._exit(0)
         os.waitpid(pid, 0)
         with pytest.raises(OSError, match="open for writing"):
             QamaIndex.open(path)
