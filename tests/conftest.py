@@ -13,11 +13,18 @@ import numpy as np
 import pytest
 import tabulate
 
+from faiss_qama.evaluation import recall
 from faiss_qama.growing import GrowingArray
 from faiss_qama.training import FitConfig, fit
 
 D = 36  # no multiple of 8
 LAYOUTS = ("2x18", "1x36", "1.5x35", "0.5x36", "0.5orx36", "2x9,1.5x9,1x9,0.5x8", "2x5,0.5orx10,1x3", "1x1", "2x36")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def speeds_are_measured_briefly():
+    """No test looks at a speed, and a fit would measure its own for a second."""
+    recall.MIN_SECONDS = 0.0
 
 
 def slow_except(quick, values):

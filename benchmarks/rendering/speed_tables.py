@@ -195,7 +195,9 @@ def changes_table(data: dict[str, Any]) -> str:
     if "ten million" not in changes:
         return markdown(["", ""], rows)
     ten = changes["ten million"]
-    rows.append(["10,000,000 vectors of 384 dimensions fitted and indexed, codes alone", f"{ten['seconds'] / 60:.1f} min"])
+    rows.append(
+        ["10,000,000 vectors of 384 dimensions fitted and indexed, codes alone", f"{ten['seconds'] / 60:.1f} min"]
+    )
     rows.append(["peak memory then, less the codes", f"{(ten['peak'] - ten['codes']) / 1e9:.2f} GB"])
     rows.append(["opening them, to the first answer, in a new process, which loads numba", f"{ten['opened']:.2f} s"])
     rows.append(["the same in a process that has searched before", f"{ten['opened again']:.2f} s"])
