@@ -20,6 +20,7 @@ from conftest import make_vectors
 from faiss_qama import QamaIndex
 from faiss_qama.cli.app import cli
 from faiss_qama.corpus import Corpus, load_vectors
+from faiss_qama.formats import faiss_vectors
 from faiss_qama.index.build import build_index
 from faiss_qama.training import fit
 from faiss_qama.training.pairs import read_pairs
@@ -760,3 +761,20 @@ def test_pairs_name_documents_and_queries_by_their_ids(tmp_path, monkeypatch):
     np.testing.assert_array_equal(pairs.qrels[:, 2], [1, 1, 3])
     with pytest.warns(UserWarning, match="qrels: 1 of 2 pairs"):
         assert read_pairs(queries, [(5, 2, 1), (6, 2, 1)], corpus).qrels.tolist() == [[5, 4, 1]]
+
+
+def test_small_faiss_files_are_read_and_large_ones_mapped_and_measured(tmp_path, monkeypatch):
+    """FAISS checks what it reads, but not all that it maps."""
+    index, path, flags = faiss.IndexFlatL2(36), tmp_path / "x.faiss", []
+    index.add(X)
+    faiss.write_index(index, str(path))
+    read = faiss.read_index
+    monkeypatch.setattr(faiss, "read_index", lambda name, flag: (flags.append(flag), read(name, flag))[1])
+    np.testing.assert_array_equal(load_vectors(path), X)
+    monkeypatch.setattr(faiss_vectors, "MAPPED", 100)
+    np.testing.assert_array_equal(load_vectors(path), X)
+    assert flags == [0, faiss.IO_FLAG_MMAP_IFC | faiss.IO_FLAG_READ_ONLY]
+    monkeypatch.setattr(faiss, "read_index", lambda name, flag: index)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(ValueError, match="x.faiss: 2,000 bytes are too few for 700 vectors"):
+        load_vectors(path)
