@@ -15,9 +15,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.formats.kinds import read_vectors
-from faiss_qama.formats.numpy_files import open_npy
+from faiss_qama.formats.numpy_files import read_ids
 from faiss_qama.formats.paths import files_of
-from faiss_qama.formats.reader import Reader, Want, as_file_ids, is_bfloat16
+from faiss_qama.formats.reader import Reader, Want, is_bfloat16
 from faiss_qama.progress import progress
 from faiss_qama.vectors import PathLike, as_floats, bad_rows_text, check_dtype_and_shape
 
@@ -223,7 +223,7 @@ class Corpus:
         return np.concatenate(ids)
 
     def _ids_in(self, path: Path) -> Ids:
-        ids = as_file_ids(open_npy(path, mmap=False), path, "the file")
+        ids = read_ids(path)
         if len(ids) != self.n_stored:
             raise ValueError(_uneven(path, len(ids), self.n_stored))
         return ids

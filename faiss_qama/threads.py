@@ -118,10 +118,14 @@ def parallel_map(do: Callable[[T], R], tasks: Sequence[T]) -> list[R]:
     return done
 
 
+def slices(n: int, step: int) -> list[slice]:
+    """Return slices of ``step``, the last of what is left, that divide 0 to ``n``."""
+    return [slice(start, start + step) for start in range(0, n, step)]
+
+
 def even_slices(n: int) -> list[slice]:
     """Return slices that divide 0 to ``n`` evenly, as many as FAISS may use threads."""
-    step = -(-n // faiss.omp_get_max_threads()) or 1
-    return [slice(start, start + step) for start in range(0, n, step)]
+    return slices(n, -(-n // faiss.omp_get_max_threads()) or 1)
 
 
 @cache

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, row_norms, scale_to_norm
-from faiss_qama.threads import parallel_map
+from faiss_qama.threads import parallel_map, slices
 
 SAME_DISTANCE = 1e-3  # squared distance, as a share of the corpus' variance, of what one text was embedded to twice
 BLOCK = 4096  # documents that are centred at a time
@@ -53,7 +53,7 @@ class NearDuplicates:
         def compare(part: slice) -> None:
             found[:, part] = faiss.pairwise_distances(queries, documents[part] - self._center) <= self._most
 
-        parallel_map(compare, [slice(start, start + BLOCK) for start in range(0, len(documents), BLOCK)])
+        parallel_map(compare, slices(len(documents), BLOCK))
         return found
 
     def _of(self, queries: Floats) -> Floats:

@@ -9,7 +9,7 @@ import numpy as np
 
 from faiss_qama.arrays import Ids
 from faiss_qama.cli.options import PATH, drop_bad_rows_option, ids_option, open_corpus
-from faiss_qama.formats.numpy_files import open_npy
+from faiss_qama.formats.numpy_files import read_ids
 from faiss_qama.formats.reader import as_file_ids
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.progress import progress
@@ -76,7 +76,7 @@ def _size(folder: Path) -> int:
 def _ids(path: Path) -> Ids:
     """Return the ids (n,) int64 in a file. Raises OSError, TypeError or ValueError naming it."""
     if path.suffix == ".npy":
-        return as_file_ids(open_npy(path, mmap=False), path, "the file")
+        return read_ids(path)
     try:
         lines = path.read_text(encoding="utf-8-sig").split()
         return as_file_ids(np.array([int(line) for line in lines], np.int64), path, "the file")

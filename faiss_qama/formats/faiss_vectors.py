@@ -67,10 +67,10 @@ class FaissVectors:
         self._mapped = any(map(_is_mapped, parts))
         self._checked = False
         self._keys: Ids | None = None
+        unmapped = False
         if isinstance(self._innermost, faiss.IndexIVF):
             self._keys = self._keys_in(self._innermost)
-        unmapped = getattr(self._innermost, "direct_map", None) is not None
-        unmapped = unmapped and self._innermost.direct_map.type == faiss.DirectMap.NoMap
+            unmapped = self._innermost.direct_map.type == faiss.DirectMap.NoMap
         if unmapped:
             self._innermost.set_direct_map_type(faiss.DirectMap.Hashtable)
         try:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
+from faiss_qama.arrays import Ids
 from faiss_qama.formats.reader import Reader, Want, as_file_ids, chosen, is_readable, mapped, slices
 
 OBJECTS = "it holds Python objects; np.save(path, np.stack(list(x)).astype(np.float32)) saves their numbers"
@@ -31,6 +32,11 @@ def open_npy(path: Path, mmap: bool = True) -> NDArray[Any]:
     if not isinstance(array, np.ndarray):
         raise ValueError(f"{path}: one array in a .npy file is needed; this is an archive")
     return array
+
+
+def read_ids(path: Path) -> Ids:
+    """Return the ids (n,) int64 in a .npy file. Raises OSError, TypeError or ValueError naming it."""
+    return as_file_ids(open_npy(path, mmap=False), path, "the file")
 
 
 def read_npy(path: Path, want: Want) -> Reader:

@@ -17,7 +17,7 @@ from faiss_qama.index import norms
 from faiss_qama.index.norms import SAMPLE
 from faiss_qama.index.saving import pieces
 from faiss_qama.index.two_stage import TwoStageIndex
-from faiss_qama.quantizer.calibration import KS, OVERSAMPLES, RECALL, Calibration, K
+from faiss_qama.quantizer.calibration import KS, OVERSAMPLES, RECALL, K
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.factory import make_rescorer
 from faiss_qama.rescore.stored_vectors import StoredVectors
@@ -79,13 +79,12 @@ def measured(core: TwoStageIndex, queries: ArrayLike | None) -> Health:
     quantizer, x = core.quantizer, sample(core, SAMPLE)
     mean = x.mean(axis=0)
     spread = float(np.mean(row_norms(x - mean) ** 2)) or 1.0
-    asked = real_queries(quantizer, queries)
-    recall, now = None, _calibrated(quantizer, x, asked).calibration
-    best = recalibrated(quantizer, x, asked).calibration
+    made = _calibrated(quantizer, x, real_queries(quantizer, queries))
+    recall, now, best = None, made[0].calibration, min(made, key=_candidates).calibration
     assert now is not None
     assert best is not None
     if quantizer.calibration is not None:
-        at = np.searchsorted(OVERSAMPLES, _oversample(quantizer.calibration, now.n))
+        at = np.searchsorted(OVERSAMPLES, _candidates(quantizer, now.n))
         recall = float(now.floats[KS.index(K)][min(at, len(OVERSAMPLES) - 1)])
     return Health(
         norms=(quantizer.rms_norm, float(np.sqrt(np.mean(row_norms(x) ** 2)))),
@@ -107,24 +106,25 @@ def recalibrated(quantizer: Quantizer, x: Floats, queries: Corpus | None) -> Qua
 
     Raises ValueError if too few vectors are there to hold any out.
     """
-    made = [_calibrated(quantizer, x, queries)]
+    return min(_calibrated(quantizer, x, queries), key=_candidates)
+
+
+def _calibrated(quantizer: Quantizer, x: Floats, queries: Corpus | None) -> list[Quantizer]:
+    """Return the quantizer calibrated on ``x`` as it is, and if norms are other than those of the fit, of any norm."""
+    made = [quantizer]
     if norms.other_norms(quantizer, x, "none") is not None:
-        made.append(_calibrated(quantizer.of_any_norm(), x, queries))
-    return min(made, key=lambda one: _oversample(one.calibration, len(x)))
-
-
-def _calibrated(quantizer: Quantizer, x: Floats, queries: Corpus | None) -> Quantizer:
-    found = norms.calibration(quantizer, x, queries)
-    if found is None:
+        made.append(quantizer.of_any_norm())
+    found = [norms.calibration(one, x, queries) for one in made]
+    if found[0] is None:
         raise ValueError(f"{len(x)} vectors are too few to calibrate on; 200 are needed")
-    return quantizer.recalibrated(found, real_queries=queries is not None)
+    return [one.recalibrated(c, real_queries=queries is not None) for one, c in zip(made, found, strict=True) if c]
 
 
-def _oversample(calibration: Calibration | None, n: int) -> float:
-    """Return the oversample that ``recall=0.95`` gets; inf if none is enough."""
-    assert calibration is not None
+def _candidates(quantizer: Quantizer, n: int = 0) -> float:
+    """Return the oversample that ``recall=0.95`` gets among ``n`` vectors; inf if none is enough."""
+    assert quantizer.calibration is not None
     try:
-        return calibration.oversample(K, n, "floats", RECALL)
+        return quantizer.calibration.oversample(K, n, "floats", RECALL)
     except ValueError:
         return np.inf
 

@@ -330,8 +330,8 @@ class QamaIndex(StoredIndex):
         ----------
         index : faiss.Index
             A filled Flat, IVF, HNSW, SQ or PQ, also inside IDMap, PreTransform or Refine. It is not copied, so do not
-            change it yourself; vectors added here are added to it too. Inverted lists without
-            a direct map get a hash table, some 50 bytes per vector.
+            change it yourself; vectors added here are added to it too. Inverted lists without a direct map get a
+            hash table, some 50 bytes per vector.
         config : FitConfig, optional
             Settings of the fit.
         queries : array of shape (nq, d), optional

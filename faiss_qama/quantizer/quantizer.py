@@ -19,7 +19,7 @@ from faiss_qama.quantizer.decoder import BitDecoder, Decoder
 from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Linear, Transform, from_arrays, linear
-from faiss_qama.threads import one_blas_thread, parallel_map
+from faiss_qama.threads import one_blas_thread, parallel_map, slices
 from faiss_qama.vectors import as_vectors
 
 ENCODE_CHUNK = 4096  # vectors whose columns stay in cache until they are packed
@@ -230,7 +230,7 @@ class Quantizer:
             x[chunk] = self.decoder.vectors(code[chunk], self.layout)
 
         with one_blas_thread if len(code) > ENCODE_CHUNK else nullcontext():
-            parallel_map(decode, [slice(start, start + ENCODE_CHUNK) for start in range(0, len(code), ENCODE_CHUNK)])
+            parallel_map(decode, slices(len(code), ENCODE_CHUNK))
         return x
 
     def truncate(self, components: int) -> Quantizer:
@@ -384,5 +384,5 @@ class Quantizer:
         def encode(chunk: slice) -> None:
             out[chunk] = bit_packing.encode(transform(x[chunk]), self.thresholds, self.layout)
 
-        parallel_map(encode, [slice(start, start + ENCODE_CHUNK) for start in range(0, len(x), ENCODE_CHUNK)])
+        parallel_map(encode, slices(len(x), ENCODE_CHUNK))
         return out

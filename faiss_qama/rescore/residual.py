@@ -18,7 +18,7 @@ from faiss_qama.hamming.flat import FlatCodeIndex
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import ENCODE_CHUNK, Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
-from faiss_qama.threads import one_blas_thread, parallel_map
+from faiss_qama.threads import one_blas_thread, parallel_map, slices
 
 
 def norm_dtype(metric: int, normalized: bool) -> np.dtype[Any] | None:
@@ -88,7 +88,7 @@ class ResidualRescorer(CodeRescorer):
         return rescorer
 
     def encode(self, x: Floats, code: Codes, first: int = 0) -> NDArray[Any]:  # noqa: ARG002
-        chunks = [slice(start, start + ENCODE_CHUNK) for start in range(0, len(x), ENCODE_CHUNK)]
+        chunks = slices(len(x), ENCODE_CHUNK)
         if len(chunks) <= 1:
             return self._encoded(x, code)
         with one_blas_thread:

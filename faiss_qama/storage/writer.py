@@ -172,5 +172,5 @@ class Writer:
 
     def _stamp(self) -> tuple[int, int, int]:
         """Return what changes if another process writes, or takes the lock."""
-        manifest, lock = (self.folder / name for name in (MANIFEST, bundle.LOCK))
-        return manifest.stat().st_ino, manifest.stat().st_mtime_ns, lock.stat().st_ino
+        manifest, lock = ((self.folder / name).stat() for name in (MANIFEST, bundle.LOCK))
+        return manifest.st_ino, manifest.st_mtime_ns, lock.st_ino
