@@ -15,10 +15,12 @@ from measure import changes, speed, training
 from measure.dimensions import PARTS as DIMENSIONS_PARTS
 from measure.dimensions import dimensions
 from measure.equal_bytes import equal_bytes
+from measure.fits import fits
 from measure.qama import QAMA_SETS, qama_table
 from measure.results import results, wide_results
 from measure.rotated import rotated_study
 from measure.side_by_side import side_by_side
+from measure.user_data import user_data
 from measure.whole_searches import SIZES, whole_searches
 from rendering.pictures import draw
 from tables import remake
@@ -133,6 +135,22 @@ def run_dimensions(data: Path, parts: tuple[str, ...]) -> None:
 def run_changes(other: Path, data: Path, python: str | None, parts: tuple[str, ...]) -> None:
     """Measure what changes of an index on disk cost, beside an OTHER checkout that saves all of it."""
     changes.changes(python or str(other.resolve() / ".venv/bin/python"), data, parts)
+
+
+@main.command("fits")
+@click.argument("other", type=FOLDER)
+@DATA
+@click.option("--python", help="Of the other checkout, where that is not OTHER/.venv/bin/python.")
+def run_fits(other: Path, data: Path, python: str | None) -> None:
+    """Measure the recall of codes that this checkout and an OTHER one fit, with five seeds."""
+    fits(python or str(other.resolve() / ".venv/bin/python"), data.resolve())
+
+
+@main.command("user-data")
+@DATA
+def run_user_data(data: Path) -> None:
+    """Measure a calibrated recall where texts repeat and where norms are not those fitted."""
+    user_data(data)
 
 
 @main.command("render")

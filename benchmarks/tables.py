@@ -13,12 +13,14 @@ from rendering.evidence_tables import equal_bytes_table, qama_table, rotated_tab
 from rendering.recall_tables import (
     bases_table,
     choices_table,
+    fits_table,
     growth_table,
     lengths_table,
     main_table,
     methods_table,
     rabitq_table,
     stock_table,
+    user_data_table,
 )
 from rendering.speed_tables import (
     asymmetric_table,
@@ -30,6 +32,7 @@ from rendering.speed_tables import (
     peers_table,
     scale_table,
     scans_table,
+    side_by_side_table,
     stages_table,
 )
 from rendering.training_tables import ablation_table, pairs_table, prefixes_table, training_table
@@ -38,12 +41,15 @@ from rendering.training_tables import ablation_table, pairs_table, prefixes_tabl
 BY_FILE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "changes": ("changes", changes_table),
     "dimensions": ("dimensions", dimensions_table),
+    "fits": ("fits", fits_table),
+    "side-by-side": ("side by side", side_by_side_table),
     "rotated-study": ("rotated study", lambda data: rotated_table(data["rotated-study"])),
     f"equal-bytes-{SETS[0]}": ("equal bytes", equal_bytes_table),
     WIDE_SETS[0]: ("main, wide", lambda data: main_table(data, WIDE_SETS)),
     f"equal-bytes-{WIDE_SETS[0]}": ("equal bytes, wide", lambda data: equal_bytes_table(data, WIDE_SETS)),
     "qama-table-384": ("qama", lambda data: qama_table(data, 384)),
     "qama-table-768": ("qama, 768", lambda data: qama_table(data, 768)),
+    "user-data": ("user data", user_data_table),
     "training-ablation": ("ablation", ablation_table),
 }
 

@@ -27,6 +27,7 @@ class Unit(NamedTuple):
 
 
 UNITS = {"2": Unit(1, 1, 4), "1.5": Unit(1, 1, 3), "1": Unit(1, 1, 2), "0.5": Unit(2, 1, 2), "0.5or": Unit(2, 2, 2)}
+UNITS["0"] = Unit(1, 1, 1)  # of a trellis
 
 
 def parse_layout(text: str) -> list[Unit]:
@@ -110,7 +111,9 @@ def levels_of(code: Array, units: list[Unit]) -> Array:
     """
     bits = (code[:, :, None] >> np.arange(8) & 1).reshape(len(code), -1)
     widths = [unit.levels - 1 for unit in units]
-    levels: Array = np.add.reduceat(bits[:, : sum(widths)], np.cumsum([0, *widths[:-1]]), axis=1)
+    ends = np.cumsum(widths)
+    total = np.pad(np.cumsum(bits, axis=1), ((0, 0), (1, 0)))  # bits before each place
+    levels: Array = total[:, ends] - total[:, ends - widths]
     return levels.astype(int)
 
 
@@ -141,6 +144,53 @@ def float_scores(xq: Array, x: Array, metric: str) -> Array:
     return scores
 
 
+def parities(low: Array) -> Array:
+    """Return the bits that a trellis does not store, from the lowest stored bits ``low`` (n, columns).
+
+    The parity p and the low bit b of column j obey a check of Ungerboeck's code (1987): the sum of p[j - i] over the
+    ones i of 515 (octal), and of b[j - i] over those of 362, is even.
+
+    >>> parities(np.array([[1, 0, 0, 1]]))
+    array([[0, 1, 0, 1]])
+    """
+    out = np.zeros_like(low)
+    for j in range(low.shape[1]):
+        of = [i for i in range(1, min(j, 8) + 1)]
+        terms = [out[:, j - i] for i in of if 0o515 >> i & 1] + [low[:, j - i] for i in of if 0o362 >> i & 1]
+        out[:, j] = sum(terms, np.zeros(len(low), int)) % 2
+    return out
+
+
+def best_points(z: Array, values: Array, held: list[int]) -> Array:
+    """Return the points (n, columns) nearest to ``z`` (n, columns) of all whose lowest bits are the right parities.
+
+    Viterbi's algorithm: of all ways into a state, only the best goes on. Bit i of a state is what the check of the next
+    column but i will have had from the columns before it. ``values`` (columns, points) has the points of a column, of
+    which it takes 2 ** (1 + held).
+    """
+    states = np.arange(256)
+    cost, ways = np.where(states == 0, 0, np.inf) + np.zeros((len(z), 1)), []
+    for column, points, bits in zip(z.T, values, held, strict=True):
+        error = (column[:, None] - points[: 2 << bits]) ** 2
+        best, way = np.full(cost.shape, np.inf), np.zeros((2, *cost.shape), int)
+        for point in range(2 << bits):
+            start = states[states & 1 == point & 1]
+            end = start >> 1 ^ (start & 1) * (0o515 >> 1) ^ (point >> 1 & 1) * (0o362 >> 1)
+            total = cost[:, start] + error[:, [point]]
+            better = total < best[:, end]
+            best[:, end] = np.where(better, total, best[:, end])
+            way[:, :, end] = np.where(
+                better, [np.broadcast_to(start, total.shape), np.full(total.shape, point)], way[:, :, end]
+            )
+        cost = best
+        ways.append(way)
+    rows, state, out = np.arange(len(z)), cost.argmin(axis=1), []
+    for came, point in reversed(ways):
+        out.append(point[rows, state])
+        state = came[rows, state]
+    return np.stack(out[::-1], axis=1)
+
+
 class ReferenceQuantizer:
     """A fitted quantizer. All its floats are float64.
 
@@ -149,7 +199,8 @@ class ReferenceQuantizer:
     arrays : mapping of str to ndarray
         ``transform.matrix`` (columns, d), ``.bias`` (columns,) and ``.gain`` (1,), the same of ``query_transform`` and
         perhaps of ``query_adapter``; ``thresholds``; ``decoder.values`` (columns, most levels), ``decoder.matrix``
-        (columns, d) and ``decoder.offset`` (d,); the same under ``residual.`` if the layout has a residual code. A
+        (columns, d) and ``decoder.offset`` (d,); the same under ``residual.`` if the layout has a residual code, or
+        ``trellis.values`` (columns, points) if it is trellis-coded. A
         missing matrix is ``transform.matrix``, a missing gain 1.
     settings : mapping
         ``layout``, ``metric`` (``inner product``, ``L2``, or ``cosine``, which is the inner product of vectors that are
@@ -170,11 +221,14 @@ class ReferenceQuantizer:
 
     def __init__(self, arrays: Mapping[str, Array], settings: Mapping[str, Any]) -> None:
         self.arrays = {name: np.asarray(array, np.float64) for name, array in arrays.items()}
-        self.units = parse_layout(settings["layout"].split("+")[0])
         self.metric, self.normalized, self.rms_norm = settings["metric"], settings["normalized"], settings["rms_norm"]
         self.cosine = self.metric == "cosine"
         if self.cosine:
             self.metric = "inner product"
+        first, _, rest = settings["layout"].partition("+")
+        self.units = parse_layout(first.removeprefix("t"))
+        # The bits of a trellis-coded column in each code.
+        self.trellis, self.rest = first.startswith("t"), parse_layout(rest) if rest else []
         self.residual: ReferenceQuantizer | None = None
         if "residual" in settings:
             own = {name[len("residual.") :]: a for name, a in arrays.items() if name.startswith("residual.")}
@@ -183,7 +237,11 @@ class ReferenceQuantizer:
     def encode(self, x: Array, name: str = "transform") -> Array:
         """Return the codes (n, code size) uint8 of documents (n, d)."""
         z = transform(scale_to_norm(x, 1.0) if self.cosine and name == "transform" else x, self.arrays, name)
-        return pack(thermometer(cut(z, self.arrays["thresholds"], self.units), self.units))
+        if self.trellis and name == "transform":
+            levels = self._points(z) >> 1 + self._rest_bits()
+        else:
+            levels = cut(z, self.arrays["thresholds"], self.units)
+        return pack(thermometer(levels, self.units))
 
     def encode_queries(self, xq: Array) -> Array:
         """Return the codes of queries: under the inner product their norm is brought to that of the documents first."""
@@ -196,20 +254,40 @@ class ReferenceQuantizer:
 
         Chen et al., "Approximate Nearest Neighbor Search by Residual Vector Quantization", 2010.
         """
+        if self.trellis:
+            points = self._points(transform(x, self.arrays, "transform"))
+            return pack(thermometer((points >> 1 & (1 << self._rest_bits()) - 1)[:, : len(self.rest)], self.rest))
         assert self.residual is not None
         return self.residual.encode(x - self.decode_unnormalized(code))
 
-    def decode_unnormalized(self, code: Array) -> Array:
-        """Return offset + sum over columns of value[column, level] * matrix[column], (n, d)."""
+    def _rest_bits(self) -> Array:
+        """Return the bits of each column in the residual code of a trellis."""
+        held = [unit.levels // 2 for unit in self.rest]
+        return np.pad(np.array(held, int), (0, len(self.units) - len(held)))
+
+    def _points(self, z: Array) -> Array:
+        held = [unit.levels // 2 for unit in self.units] + self._rest_bits()
+        return best_points(z, self.arrays["trellis.values"], held.tolist())
+
+    def decode_unnormalized(self, code: Array, residual_code: Array | None = None) -> Array:
+        """Return offset + sum over columns of value[column, level] * matrix[column], (n, d).
+
+        Of a trellis it is value[column, point], unless a residual code is missing.
+        """
         values, columns = self.arrays["decoder.values"], [unit.columns for unit in self.units]
         level = np.repeat(levels_of(code, self.units), columns, axis=1)  # of each column
+        if self.trellis and (residual_code is not None or not self.rest):
+            stored = level << self._rest_bits()
+            if residual_code is not None:
+                stored[:, : len(self.rest)] += levels_of(residual_code, self.rest)
+            values, level = self.arrays["trellis.values"], 2 * stored + parities(stored % 2)
         matrix = self.arrays.get("decoder.matrix", self.arrays["transform.matrix"])
         decoded: Array = values[np.arange(len(values)), level] @ matrix
         return decoded + self.arrays["decoder.offset"]
 
     def decode(self, code: Array, residual_code: Array | None = None) -> Array:
         """Return the vectors (n, d) that codes, and residual codes if given, stand for."""
-        x = self.decode_unnormalized(code)
+        x = self.decode_unnormalized(code, residual_code)
         if self.residual is not None and residual_code is not None:
             x = x + self.residual.decode_unnormalized(residual_code)
         return scale_to_norm(x, 1.0) if self.normalized else x
@@ -254,7 +332,8 @@ class ReferenceQuantizer:
         D = hamming(self.encode_queries(xq), code)
         I = np.argsort(D, axis=1, kind="stable")[:, : int(np.ceil(k * oversample))]
         if rescore == "codes":
-            D = self.decoded_scores(xq, code, None if self.residual is None else self.encode_residual(x, code))
+            finer = None if self.residual is None and not self.rest else self.encode_residual(x, code)
+            D = self.decoded_scores(xq, code, finer)
         elif rescore == "fp32":
             D = float_scores(xq, x, self.metric)
         larger = rescore != "none" and self.metric == "inner product"

@@ -16,12 +16,13 @@ from conftest import D, fit_quietly, make_vectors, slow_except
 
 from faiss_qama import QamaIndex, index_factory
 from faiss_qama.index import two_stage
+from faiss_qama.quantizer import bit_packing
 
 LISTS = ("IVF", "BIVF")
 BASES = ("Flat", "IVF8", "BFlat", "BIVF8", "BIVF8_HNSW4", "BHNSW8", "BHash8", "BHash3x8")
-RESCORE_KINDS = ("none", "codes", "residual", "sq8", "fp16", "fp32", "array", "faiss.Index")
+RESCORE_KINDS = ("none", "codes", "residual", "trellis", "sq8", "fp16", "fp32", "array", "faiss.Index")
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
-DECODED = ("none", "codes", "residual")  # stores that keep no vectors
+DECODED = ("none", "codes", "residual", "trellis")  # stores that keep no vectors
 N, K = 240, 5
 OPERATIONS = {}
 
@@ -37,6 +38,13 @@ def world(metric):
     x = make_vectors(1000, unit=False)
     quantizer = fit_quietly(x, layout="2x18+2x9,1x20", matryoshka_dims=(9, 18), metric=metric)
     return quantizer, x[:N], make_vectors(7, seed=1, unit=False)
+
+
+@pytest.fixture(scope="module")
+def coded_world(metric, world):
+    """The same with a trellis-coded quantizer."""
+    settings = {"layout": "t2x9,1x10,0x8+2x3,1x10,0x6,1x8", "matryoshka_dims": (9, 18)}
+    return fit_quietly(make_vectors(1000, unit=False), metric=metric, **settings), *world[1:]
 
 
 @pytest.fixture(params=slow_except(["codes", "fp16"], RESCORE_KINDS))
@@ -60,6 +68,7 @@ class Subject:
             layout = dataclasses.replace(self.quantizer.layout, residual=None)
             self.quantizer = dataclasses.replace(self.quantizer, layout=layout, residual=None)
         kept = {"array": self.x.copy(), "faiss.Index": faiss.IndexFlat(D, self.quantizer.metric), "residual": "codes"}
+        kept["trellis"] = "codes"
         rescore = kept.get(store, store)
         self.index = QamaIndex(self.quantizer, rescore, base=base)
         assert self.index.is_trained == (not base.startswith(LISTS))
@@ -124,7 +133,7 @@ class Subject:
         got = self.index.reconstruct_batch(keys)
         if self.store in ("none", "codes"):
             want = self.quantizer.decode(self.quantizer.encode(want)) if len(keys) else want
-        elif self.store == "residual":
+        elif self.store in ("residual", "trellis"):
             want = self.quantizer.encode_decode(want) if len(keys) else want
         error = {"sq8": 2e-2, "fp16": 1e-3}.get(self.store, 1e-5)
         np.testing.assert_allclose(got, want, atol=error * np.abs(self.x).max())
@@ -395,6 +404,11 @@ def sa_codec(s):
 def truncate(s):
     short = s.index.truncate(9)
     assert short.factory_string.startswith(f"Qama(2x9),{s.base}")
+    if s.store == "trellis":  # the prefix of the best sequence is a code, but not the best one of so few components
+        code = bit_packing.truncate(s.quantizer.encode(s.x), short.quantizer.layout)
+        want = short.quantizer.decode(code)
+        np.testing.assert_allclose(short.reconstruct_n(0, N), want, atol=1e-5 * np.abs(want).max())
+        return
     np.testing.assert_array_equal(short.sa_encode(s.x), s.quantizer.truncate(9).encode(s.x))
     t = Subject((s.quantizer.truncate(9), s.x, s.xq), s.store, s.base)
     t.index = short
@@ -452,7 +466,7 @@ def save_and_load(s, tmp_path):
             np.testing.assert_array_equal(got[0], want[0])
             np.testing.assert_array_equal(got[1], want[1])
             refine = {"none": "", "sq8": ",Refine(SQ8)", "fp16": ",Refine(SQfp16)"}
-            refine |= dict.fromkeys(("codes", "residual"), ",Refine(codes)")
+            refine |= dict.fromkeys(("codes", "residual", "trellis"), ",Refine(codes)")
             assert loaded.factory_string == f"Qama({s.quantizer.layout}),{s.base}{refine.get(s.store, ',Refine(Flat)')}"
             assert loaded.is_trained
 
@@ -524,11 +538,12 @@ def to_faiss(s):
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-def test_contract(name, world, metric, store, base, tmp_path, monkeypatch, record_property):
+def test_contract(name, world, coded_world, metric, store, base, tmp_path, monkeypatch, record_property):
     check = OPERATIONS[name]
     fixtures = {"tmp_path": tmp_path, "monkeypatch": monkeypatch}
     check(
-        Subject(world, store, base), **{n: f for n, f in fixtures.items() if n in inspect.signature(check).parameters}
+        Subject(coded_world if store == "trellis" else world, store, base),
+        **{n: f for n, f in fixtures.items() if n in inspect.signature(check).parameters},
     )
     record_property("combination", (name, base))
 

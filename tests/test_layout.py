@@ -8,7 +8,7 @@ from faiss_qama.quantizer.layout import LEVELS, CodeLayout, Segment
 
 segments = st.builds(
     lambda bits, n: Segment(bits, 2 * n if bits.startswith("0.5") else n),
-    st.sampled_from(list(LEVELS)),
+    st.sampled_from([bits for bits in LEVELS if bits != "0"]),
     st.integers(1, 40),
 )
 layouts = st.lists(segments, min_size=1, max_size=5).map(lambda s: CodeLayout(tuple(s)))

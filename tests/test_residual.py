@@ -155,7 +155,7 @@ def test_a_compaction_that_fails_leaves_both_codes_as_they_were(corpus, queries,
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(flat.FlatCodeIndex, "_gather", full)
+        patched.setattr(flat.FlatCodeIndex, "words", full)
         assert index.remove_ids(np.arange(900, 1003)) == 103  # they are marked
         with pytest.raises(MemoryError):
             index.compact()

@@ -72,7 +72,7 @@ def _measure(quantizer: Quantizer, split: Split, ks: Sequence[int]) -> Calibrati
     adapted = quantizer.adapt_queries(xq)
     code = quantizer.encode(x)
     query_code = quantizer.encode_queries(xq)
-    decoded = quantizer.decode(code, None if quantizer.residual is None else quantizer.encode_residual(x, code))
+    decoded = quantizer.decode(code, None if quantizer.layout.residual is None else quantizer.encode_residual(x, code))
     # A quantizer trained on pairs need not find the neighbours of the floats: its own best hits are the truth.
     own = quantizer.fit_record.trained and len(split.validation_qrels) > 0
     sign = 1 if quantizer.metric == faiss.METRIC_INNER_PRODUCT else -1

@@ -4,15 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice, pairwise
 
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama.arrays import Floats
+from faiss_qama.hamming.bit_planes import WORD
 from faiss_qama.hamming.factory import DEFAULT, code_bytes
 from faiss_qama.quantizer.layout import CodeLayout, Segment
+from faiss_qama.rescore.residual import residual_bytes
 
 SMALLEST = CodeLayout((Segment("1", 1),))  # the least that a base index holds per code
 EARLY_SHARES = (1.0, 2 / 3, 0.5, 0.0)  # of the bytes, for early components of more than two levels
 # Shares of the bytes for the first code, where residual codes are tried. They are tried from MIN_RESIDUAL_SHARE * d
 # bytes on: below that the two bytes of the norm cost more than the residual code gains.
 FIRST_CODE_SHARES, MIN_RESIDUAL_SHARE = (1 / 3, 1 / 2), 1 / 10
+
+FIRST_WORDS = 10  # of a trellis' first code, in which candidates are found
+TRELLIS_POWERS = (1.0, 1.3)
+TRELLIS_ERRORS = (1, 0.2916, 0.0822, 0.0225, 0.0063)  # of 0 to 4 bits of a normal distribution (trellis_points)
 
 
 def layouts_of_size(
@@ -72,6 +84,63 @@ def residual_layouts_of_size(size: int, d: int, base: str, norm_bytes: int) -> I
         for first in layouts_of_size(int(share * size), d, base, (1.0,)):
             left = size - code_bytes(base, first) - norm_bytes
             yield from (replace(first, residual=second) for second in layouts_of_size(left, d, shares=(1.0, 0.0)))
+
+
+def trellis_layouts_of_size(size: int, variances: Floats, base: str) -> Iterator[CodeLayout]:
+    """Yield trellis-coded layouts that take ``size`` bytes, or a little less.
+
+    Each word of bits goes to the 32 components whose error it lowers most (reverse water-filling; Cover and Thomas,
+    "Elements of Information Theory", section 10.3.3). The error of a component counts as a power of its variance: 1 for
+    the squared error of vectors, and more for that of scores, as queries spread as documents do.
+
+    Parameters
+    ----------
+    size : int
+        Bytes per vector, of both codes.
+    variances : ndarray of shape (d,)
+        The variance of each component, largest first.
+    base : str
+        The base index that will hold the first codes.
+
+    Yields
+    ------
+    CodeLayout
+        One for each of ``TRELLIS_POWERS``, if there are so many components.
+    """
+    d, gains = len(variances), -np.diff(TRELLIS_ERRORS)
+    starts = np.arange(0, d, WORD)
+    for power in TRELLIS_POWERS:
+        weight = np.add.reduceat(np.maximum(variances, 0) ** power, starts)
+        # Words in the order of what they gain: of which block of components, and which bit of theirs.
+        gain = gains[:, None] * weight
+        order = np.stack(np.unravel_index(np.argsort(-gain, axis=None, kind="stable"), gain.shape), axis=1)
+        layouts = (_trellis_layout(order[:words], d) for words in range(len(order), 0, -1))
+        yield from islice((own for own in layouts if _trellis_bytes(own, base) <= size), 1)
+
+
+def _trellis_layout(words: NDArray[np.int64], d: int) -> CodeLayout:
+    """Return the layout of the first ``words``, (n, 2) pairs of a bit's number and a block of components.
+
+    The first code has at most ``FIRST_WORDS`` of them, but what the residual code has no room for; more find little.
+    """
+    blocks = words[:, 1].max() + 1
+    held = np.bincount(words[:, 1], minlength=blocks)
+    first = np.maximum(held - 2, 0)
+    for bit, block in words:
+        if bit < 2 and first[block] == bit and first.sum() < FIRST_WORDS:
+            first[block] += 1
+    rest = np.trim_zeros(held - first, "b")
+    return CodeLayout(_segments(first, d), CodeLayout(_segments(rest, d)) if len(rest) else None, True)
+
+
+def _segments(bits: NDArray[np.int64], d: int) -> tuple[Segment, ...]:
+    """Return the segments of blocks of ``WORD`` components, of ``d`` in all, with these ``bits``."""
+    ends = [i for i in range(1, len(bits) + 1) if i == len(bits) or bits[i] != bits[i - 1]]
+    return tuple(Segment(str(bits[end - 1]), min(d, WORD * end) - WORD * start) for start, end in pairwise([0, *ends]))
+
+
+def _trellis_bytes(layout: CodeLayout, base: str) -> int:
+    return code_bytes(base, layout) + residual_bytes(layout, faiss.METRIC_INNER_PRODUCT, False)
 
 
 def default_layout(size: int, d: int, base: str = DEFAULT) -> CodeLayout:

@@ -10,14 +10,15 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.arrays import Codes, Floats, are_normalized, row_norms, scale_to_norm
+from faiss_qama.arrays import Floats, are_normalized, row_norms, scale_to_norm
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.decoder import Decoder
 from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import COSINE, LINEAR_GAIN, METRICS, Quantizer
 from faiss_qama.quantizer.transform import Linear
-from faiss_qama.training import rotation, thresholds
+from faiss_qama.quantizer.trellis import levels_of
+from faiss_qama.training import rotation, thresholds, trellis_points
 from faiss_qama.training.calibrate import choose_query_side
 from faiss_qama.training.config import FitConfig
 from faiss_qama.training.split import Split
@@ -28,6 +29,7 @@ Explained: TypeAlias = tuple[tuple[int, float, float], ...]  # as FitRecord has 
 QUERY_GAIN = 1.25
 # The L1 distance to a query whose levels lie at the edges is an inner product with its signs. So where norms of
 # documents differ, which is where inner product and L2 distance rank differently, far out and not centred is best.
+CODED = 10_000  # vectors whose trellis codes tell what a level is worth alone: half a second
 LINEAR_GAINS = (2.0, 4.0, LINEAR_GAIN)
 
 
@@ -56,7 +58,9 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
     if metric not in METRICS.values():
         raise ValueError(f"metric must be '{COSINE}', METRIC_INNER_PRODUCT or METRIC_L2; got {metric!r}")
     x = split.train
-    layout = replace(config.layout_in(x.shape[1]), residual=None)
+    layout = config.layout_in(x.shape[1])
+    if not layout.trellis:
+        layout = replace(layout, residual=None)
     if len(x) < 4 * layout.components:
         warnings.warn(
             f"fitted on {len(x)} vectors; {layout.components} components need {4 * layout.components} or more: "
@@ -75,13 +79,19 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
     matrix = transform.matrix  # which all parts share
 
     # Cut into levels.
-    z = transform(x)
-    cuts = np.full((layout.columns, layout.max_levels - 1), np.inf, dtype=np.float32)
-    for segment, columns, _ in layout.slices():
-        cuts[columns, : segment.levels - 1] = thresholds.RULES[config.thresholds](z[:, columns], segment.levels)
+    z, trellis, coded = transform(x), None, slice(None)
+    if layout.trellis:
+        trellis = trellis_points.fit(z, layout)
+        cuts, coded = trellis.thresholds(layout), slice(None, None, -(-len(x) // CODED))
+        levels, _ = levels_of(trellis.encode(z[coded], layout), layout)
+    else:
+        cuts = np.full((layout.columns, layout.max_levels - 1), np.inf, dtype=np.float32)
+        for segment, columns, _ in layout.slices():
+            cuts[columns, : segment.levels - 1] = thresholds.RULES[config.thresholds](z[:, columns], segment.levels)
+        levels = bit_packing.levels(bit_packing.encode(z, cuts, layout), layout)
 
     # Back to floats.
-    decoder = fit_decoder(x, z, bit_packing.encode(z, cuts, layout), center, matrix, layout, config.decoder)
+    decoder = fit_decoder(x[coded], z[coded], levels, center, matrix, layout, config.decoder)
     scale = float(np.sqrt(np.mean(norms**2))) or 1.0
 
     # Queries spread around a centre of their own, which is moved to the documents' mean.
@@ -99,6 +109,7 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
         normalized=are_normalized(norms),
         rms_norm=scale,
         query_transform=transform,
+        trellis=trellis,
         fit_record=FitRecord(
             config=config.to_dict(),
             center=config.center,
@@ -135,9 +146,9 @@ def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:
 
 
 def fit_decoder(
-    x: Floats, z: Floats, code: Codes, center: Floats, matrix: Floats, layout: CodeLayout, kind: str
+    x: Floats, z: Floats, levels: NDArray[np.uint8], center: Floats, matrix: Floats, layout: CodeLayout, kind: str
 ) -> Decoder:
-    """Return the decoder of ``code``: the mean of each level, then the rotation's transpose or a fitted map.
+    """Return the decoder of ``levels``: the mean of each level, then the rotation's transpose or a fitted map.
 
     With orthogonal rows the transpose and the means are the least-squares solution for a fixed map. Fitting the map as
     well lowers the squared error but also the recall, because it shrinks uncertain directions (docs/results).
@@ -148,8 +159,8 @@ def fit_decoder(
         Vectors.
     z : ndarray of shape (n, columns), float32
         Their columns.
-    code : ndarray of shape (n, code_size), uint8
-        Their codes.
+    levels : ndarray of shape (n, units), uint8
+        The levels of their codes.
     center : ndarray of shape (d,), float32
         What was subtracted from the vectors.
     matrix : ndarray of shape (columns, d), float32
@@ -164,7 +175,7 @@ def fit_decoder(
     Decoder
         The decoder.
     """
-    levels = np.repeat(bit_packing.levels(code, layout), layout.columns_per_unit, axis=1)
+    levels = np.repeat(levels, layout.columns_per_unit, axis=1)
     means = z.mean(axis=0)
     values = np.tile(means[:, None], (1, layout.max_levels))  # a level that nobody has stays at the mean
     for level in range(layout.max_levels):
@@ -211,6 +222,8 @@ def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConf
     for start, end in zip(borders, borders[1:], strict=False):
         part = matrix[start:end]
         levels = layout.segments[int(np.searchsorted(ends, start, side="right"))].levels
+        if layout.trellis:
+            levels = min(max(thresholds.NORMAL_CENTROIDS), 1 << sum(layout.bits_of_components[start]))
         if config.rotation == "itq":
             centroids = np.array(thresholds.NORMAL_CENTROIDS[levels], dtype=np.float32)
             rows.append(rotation.itq(centred @ part.T, centroids, rng) @ part)

@@ -174,8 +174,13 @@ class FitConfig:
 
     @property
     def has_residual(self) -> bool:
-        """Whether the named layout has a residual code."""
-        return "+" in (self.layout or "")
+        """Whether the named layout has a residual code of its own, not one that refines a trellis."""
+        return "+" in (self.layout or "") and not self.has_trellis
+
+    @property
+    def has_trellis(self) -> bool:
+        """Whether the named layout is trellis-coded."""
+        return self.layout not in LAYOUTS and (self.layout or "").startswith("t")
 
     def for_pairs(self) -> FitConfig:
         """Return these settings with those of a training, because pairs are always trained on.
@@ -233,7 +238,11 @@ class FitConfig:
 
     def rotation_borders(self, layout: CodeLayout) -> list[int]:
         """Return the component counts that no rotation crosses; the last is all of them."""
-        return sorted({*self.dims_in(layout), *np.cumsum([s.components for s in layout.segments]).tolist()})
+        ends = np.cumsum([segment.components for segment in layout.segments]).tolist()
+        if layout.trellis:  # components of as many bits are alike, whichever code has them
+            held = [sum(bits) for bits in layout.bits_of_components]
+            ends = [end for end, (a, b) in enumerate(pairwise([*held, 0]), 1) if a != b]
+        return sorted({*self.dims_in(layout), *ends})
 
 
 def _listed(dims: Iterable[int] | str) -> tuple[int, ...]:

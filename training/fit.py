@@ -129,9 +129,9 @@ def normalized(
 def default_rescore(config: FitConfig, *, pairs: bool) -> str:
     """Return the second stage where none is named.
 
-    After a training on pairs floats would rank as they did before it, and only codes read a residual code.
+    After a training on pairs floats would rank as they did before it, and only codes read a residual code or parities.
     """
-    return "codes" if pairs or config.has_residual else "fp16"
+    return "codes" if pairs or config.has_residual or config.has_trellis else "fp16"
 
 
 def fit_split(
@@ -208,7 +208,7 @@ def _fitted(split: Split, config: FitConfig, metric: int) -> Quantizer:
     if config.train is not None:
         quantizer = _trained(quantizer, split, config, config.train)
     layout = config.layout_in(quantizer.d)
-    whole = quantizer.layout == replace(layout, residual=None)  # not pruned
+    whole = quantizer.layout.components == layout.components  # not pruned
     prefixes = config.rotation_borders(layout)[:-1] if whole else []
     with threads():
         quantizer = calibrate(with_residual(quantizer, layout.residual, split, config), split, prefixes)

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from faiss_qama.arrays import are_normalized, row_norms
+from faiss_qama.arrays import Floats, are_normalized, row_norms
 from faiss_qama.hamming.factory import AUTO, DEFAULT, check_memory, code_bytes
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.progress import progress
@@ -25,10 +25,12 @@ from faiss_qama.training.candidate_layouts import (
     default_layout,
     layouts_of_size,
     residual_layouts_of_size,
+    trellis_layouts_of_size,
 )
 from faiss_qama.training.closed_form import closed_form
 from faiss_qama.training.config import ROTATIONS, FitConfig
 from faiss_qama.training.residual import with_residual
+from faiss_qama.training.rotation import scatter_matrix
 from faiss_qama.training.split import Split
 from faiss_qama.training.thresholds import SINGLE
 
@@ -280,9 +282,19 @@ def _layouts_of_size(size: int, small: Split, config: FitConfig, metric: int, sp
     # After a training on pairs a residual code would bring documents back to what they were before.
     if spec.rescore == "codes" and not single and not len(small.train_qrels):
         normalized = are_normalized(row_norms(small.train))
-        norm_bytes = residual_bytes(SMALLEST, metric, normalized) - code_bytes(DEFAULT, SMALLEST)
+        smallest = replace(SMALLEST, residual=SMALLEST)
+        norm_bytes = residual_bytes(smallest, metric, normalized) - code_bytes(DEFAULT, SMALLEST)
         layouts += residual_layouts_of_size(size, d, spec.base, norm_bytes)
+        layouts += trellis_layouts_of_size(size, _variances(small, config), spec.base)
     return layouts
+
+
+@cache
+def _variances(small: Split, config: FitConfig) -> Floats:
+    """Return the variance of each component, largest first, (d,)."""
+    center = small.train.mean(axis=0) * config.center
+    scatter = scatter_matrix(small.train, center)
+    return np.linalg.eigvalsh(scatter)[::-1] if config.projection == "pca" else np.diag(scatter)
 
 
 def _most_alike(layouts: list[CodeLayout], chosen: CodeLayout) -> CodeLayout:
@@ -319,12 +331,12 @@ def _measure(
 
     def trial(candidate: Candidate) -> LayoutTrial:
         layout, rotation = candidate
-        first = first_code(replace(layout, residual=None), rotation)
+        first = first_code(layout if layout.trellis else replace(layout, residual=None), rotation)
         quantizer = with_residual(first, layout.residual, small, replace(config, rotation=rotation))
         calibration = calibrate(quantizer, small, ks=(K,)).calibration
         assert calibration is not None
         bar.update()
-        size = code_bytes(base, layout) + residual_bytes(layout.residual, metric, normalized)
+        size = code_bytes(base, layout) + residual_bytes(layout, metric, normalized)
         return LayoutTrial(layout, rotation, size, calibration, n)
 
     # A trial keeps one thread busy; FAISS's are counted by FAISS.
@@ -355,7 +367,12 @@ class _Goal:
         """Return the first of the best, or with a recall that of fewest bytes. Raises ValueError if none reaches it."""
         nearest = min(trials, key=self.cost)
         if self.recall is None:
-            return next(t for t in trials if self.cost(t) <= self.cost(nearest) + SAME_RECALL * self.codes_alone)
+            return next(
+                t
+                for t in trials
+                if t is nearest
+                or (not t.layout.trellis and self.cost(t) <= self.cost(nearest) + SAME_RECALL * self.codes_alone)
+            )
         if self.cost(nearest) > (-self.recall if self.codes_alone else np.finfo(np.float64).max):
             raise ValueError(
                 f"recall {self.recall} takes more than the {nearest.bytes} bytes of {nearest.layout}, which comes "

@@ -14,12 +14,14 @@ from faiss_qama.training.split import Split
 
 
 def with_residual(quantizer: Quantizer, layout: CodeLayout | None, split: Split, config: FitConfig) -> Quantizer:
-    """Return ``quantizer`` with a residual code of ``layout``, fitted without training; as it is if that is None.
+    """Return ``quantizer`` with a residual code of ``layout``, fitted without training.
+
+    It is as it is if that is None, and where a trellis has the bits of both codes.
 
     Residuals have principal components of their own. Those that the first layout has no room for are among them, so
     bits go where most is still to be gained.
     """
-    if layout is None:
+    if layout is None or quantizer.trellis is not None:
         return quantizer
     x = split.train
     left = replace(split, train=quantizer.residual_of(x, quantizer.encode(x)), train_queries=None)

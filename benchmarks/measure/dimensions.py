@@ -1,9 +1,9 @@
-"""Times of a default fit at 768 to 3,072 dimensions, and of a million vectors, into docs/results/dimensions.json.
+"""Times of fits at 768 to 3,072 dimensions, of loading and of a million vectors, into docs/results/dimensions.json.
 
 Each run is a process of its own: with one thread, then with as many as the fit takes by itself, on a quiet machine and
 beside two processes that never rest. FAISS's training of ``OPQ48,PQ48`` runs once, with one thread, for a minute at
 most. A million vectors of 1,536 dimensions are fitted and indexed from a memory map of float16, beside the bare matrix
-product of encoding.
+product of encoding. A saved index of 4,096 dimensions and 384 components is opened from files.
 """
 
 from __future__ import annotations
@@ -22,14 +22,17 @@ from typing import Any
 
 import click
 import numpy as np
-from common import BLOCK, PAUSE, million, read, seconds_of, write
+from common import BLOCK, PAUSE, median_seconds, million, read, seconds_of, write
 
+from faiss_qama import QamaIndex
 from faiss_qama.arrays import Floats
+from faiss_qama.training import FitConfig, fit
 
 N, DIMENSIONS, ROUNDS, BUSY = 10_000, (768, 1536, 3072), 3, 2
 FACTORY, LIMIT = "OPQ48,PQ48", 60  # seconds after which FAISS's training is stopped
 MANY, WIDTH = 1_000_000, 1536
-PARTS = ("fits", "million")
+WIDEST, COMPONENTS, OPENED = 4096, 384, 9
+PARTS = ("fits", "load", "million")
 SECONDS_OF_FITS = f"""
 import json, sys, time, warnings
 import numpy as np
@@ -68,6 +71,8 @@ def dimensions(data: Path, parts: tuple[str, ...] = PARTS) -> None:
     record = read("dimensions") | about
     if "fits" in parts:
         record["rows"] = _fits(x[:N])
+    if "load" in parts:
+        record["load"] = _load(widened(x[:N], WIDEST))
     if "million" in parts:
         record["many"] = _many(x)
     write("dimensions", record)
@@ -87,6 +92,21 @@ def _fits(x: Floats) -> list[dict[str, Any]]:
                 rows.append({"d": d, "what": what, "threads": threads, "busy": busy, "wall": wall, "processor": used})
                 click.echo(str(rows[-1]))
     return rows
+
+
+def _load(x: Floats) -> dict[str, float]:
+    """Return the median seconds of opening an index of ``x``, and the bytes of its quantizer."""
+    quantizer = fit(x, config=FitConfig(layout=f"2x{COMPONENTS}"))
+    index = QamaIndex(quantizer, "codes")
+    index.add(x)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "wide.qama"
+        index.save(path)
+        seconds = median_seconds(lambda: QamaIndex.load(path, mmap=True), OPENED)
+        size = sum(file.stat().st_size for file in path.glob("quantizer*"))
+    row = {"d": x.shape[1], "components": COMPONENTS, "seconds": seconds, "quantizer": size}
+    click.echo(str(row))
+    return row
 
 
 def _many(x: Floats) -> list[dict[str, Any]]:

@@ -87,6 +87,30 @@ def lengths_table(data: dict[str, Any]) -> str:
     return markdown(header, rows)
 
 
+def user_data_table(data: dict[str, Any]) -> str:
+    """Return what a calibrated recall is worth where texts repeat and where norms are not those fitted."""
+    rows = []
+    for part, label in (("copies", "each text {}x"), ("norms", "norms that vary by {:.0%}")):
+        by: dict[float, dict[str, dict[str, Any]]] = {}
+        for row in data["user-data"][part]:
+            by.setdefault(row["copies" if part == "copies" else "spread"], {})[row["set"]] = row
+        for value, found in by.items():
+            told = sum(row["warnings"] for row in found.values())
+            cells = [f"{found[name]['recall']:.3f}" for name in SETS]
+            rows.append([label.format(value), *cells, f"{told} of {len(found)}"])
+    return markdown(["", *SETS, "indexes that warned"], rows)
+
+
+def fits_table(data: dict[str, Any]) -> str:
+    """Return the recall of fits beside those of another checkout, as means over seeds."""
+    rows = []
+    for row in data["fits"]["rows"]:
+        this, other = (row["recall"][side] for side in ("this", "other"))
+        cells = [f"{np.mean(side):.3f} ({min(side):.3f} to {max(side):.3f})" for side in (this, other)]
+        rows.append([row["set"], *cells, f"{row['gain']:+.4f}"])
+    return markdown(["", "recall@10", "before", "difference of the means"], rows)
+
+
 def stock_table(data: dict[str, Any]) -> str:
     """Return stock FAISS exports beside the index."""
     stock = data["stock"]

@@ -165,7 +165,22 @@ def dimensions_table(data: dict[str, Any]) -> str:
         cells += [f"{row['peak'] / 1e9:.2f} GB", f"{row['disk'] / 1e9:.2f} GB"]
         many.append([f"`--rescore {row['rescore']}`", *cells])
     header_of_many = ["", "fit", "encode and index", "product of encoding", "peak memory", "index on disk"]
-    return f"{markdown(header, rows)}\n\n{markdown(header_of_many, many)}"
+    load = data["dimensions"]["load"]
+    opened = f"A saved index of {load['d']:,} dimensions and {load['components']} components opens in "
+    opened += f"{1000 * load['seconds']:.0f} ms from files."
+    return f"{markdown(header, rows)}\n\n{opened}\n\n{markdown(header_of_many, many)}"
+
+
+def side_by_side_table(data: dict[str, Any]) -> str:
+    """Return times of two checkouts, and their ratio."""
+    rows = []
+    for row in data["side-by-side"]["rows"]:
+        this, other = (f"{row['seconds'][side]:.1f} s" for side in ("this", "other"))
+        low, high = row["quartiles"]
+        rows.append(
+            [f"{row['name']}, {row['threads']} threads", this, other, f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"]
+        )
+    return markdown(["", "now", "before", "ratio (quartiles)"], rows)
 
 
 def changes_table(data: dict[str, Any]) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Codes, Floats, Words
+from faiss_qama.kernels import kernel
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
@@ -74,6 +75,16 @@ def pack(code: Codes, layout: CodeLayout) -> Words:
     out = _words(rest)
     out[:, 0 : 2 * pairs : 2], out[:, 1 : 2 * pairs : 2] = _words(h), _words(g)
     return out
+
+
+def packed(code: Codes, layout: CodeLayout) -> Words:
+    """Return :func:`pack` of the same, compiled if numba is there."""
+    compiled = kernel("plane_packing")
+    if compiled is None:
+        return pack(code, layout)
+    words = np.empty((len(code), n_words(layout)), np.uint32)
+    compiled.pack(np.ascontiguousarray(code), segments(layout), words)
+    return words
 
 
 def unpack(words: Words, layout: CodeLayout) -> Codes:

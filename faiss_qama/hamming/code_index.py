@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from faiss_qama import topk
-from faiss_qama.arrays import Codes, Distances, Floats, Ids, Mask
+from faiss_qama.arrays import Codes, Distances, Floats, Ids, Mask, Words
 from faiss_qama.growing import GrowingArray
+from faiss_qama.hamming import bit_planes
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.layout import CodeLayout
 
@@ -82,6 +83,10 @@ class CodeIndex(ABC):
     @abstractmethod
     def take(self, rows: Ids) -> Codes:
         """Return the codes (m, code_size) uint8 of ``rows`` (m,)."""
+
+    def words(self, rows: Ids) -> Words:
+        """Return the words of bit planes (m, words) uint32 of ``rows`` (m,)."""
+        return bit_planes.packed(self.take(rows), self.layout)
 
     def distances(self, queries: Codes, rows: Ids) -> Distances:
         """Return the Hamming distances (nq, k) int32 of ``queries`` (nq, code_size) to codes of ``rows`` (nq, k)."""

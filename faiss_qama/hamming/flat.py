@@ -43,7 +43,6 @@ class FlatCodeIndex(CodeIndex):
     def __init__(self, layout: CodeLayout, groups: GrowingArray | None = None, n: int = 0) -> None:
         super().__init__(layout)
         self._words = bit_planes.n_words(layout)
-        self._segments = bit_planes.segments(layout)
         self._groups = GrowingArray(np.empty((0, self._words, LANES), np.uint32)) if groups is None else groups
         self._n = n
         # The last shared weights and their tables, as they seldom change.
@@ -72,14 +71,14 @@ class FlatCodeIndex(CodeIndex):
         code = np.empty((len(rows), self.layout.code_size), np.uint8)
         for start in range(0, len(rows), UNPACKED):
             part = slice(start, start + UNPACKED)
-            code[part] = bit_planes.unpack(self._gather(rows[part]), self.layout)
+            code[part] = bit_planes.unpack(self.words(rows[part]), self.layout)
         return code
 
     def append(self, codes: Codes) -> None:
-        self._append(self._pack(codes))
+        self._append(bit_planes.packed(codes, self.layout))
 
     def keep(self, kept: Mask) -> None:
-        words = self._gather(np.flatnonzero(kept))
+        words = self.words(np.flatnonzero(kept))
         groups = np.zeros((-(-len(words) // LANES), self._words, LANES), np.uint32)
         rows = np.arange(len(words))
         groups[rows // LANES, :, rows % LANES] = words
@@ -92,7 +91,7 @@ class FlatCodeIndex(CodeIndex):
     def copy(self, rows: Ids) -> FlatCodeIndex:
         other = FlatCodeIndex(self.layout)
         for start in range(0, len(rows), CHUNK):
-            other._append(self._gather(rows[start : start + CHUNK]))
+            other._append(self.words(rows[start : start + CHUNK]))
         return other
 
     def clear(self) -> None:
@@ -133,7 +132,7 @@ class FlatCodeIndex(CodeIndex):
             scan_rows(groups, ends[part], ends[part + 1], block, allowed, D, I)
             return D, I
 
-        words = self._pack(queries)
+        words = bit_planes.packed(queries, self.layout)
         tasks = [(words[start : start + QUERIES], part) for start in starts for part in range(parts)]
         done = parallel_map(scanned, tasks)
         if parts > 1:
@@ -148,7 +147,7 @@ class FlatCodeIndex(CodeIndex):
             return super().distances(queries, rows)
         D = np.empty(rows.shape, np.int32)
         compiled.scans(*bit_planes.widths(self.layout)).distances(
-            self.groups, self._place(rows), self._pack(queries), D
+            self.groups, self._place(rows), bit_planes.packed(queries, self.layout), D
         )
         return D
 
@@ -176,16 +175,7 @@ class FlatCodeIndex(CodeIndex):
         parallel_map(summed, even_slices(len(rows)))
         return own, common
 
-    def _pack(self, code: Codes) -> Words:
-        compiled = kernel("plane_packing")
-        if compiled is None:
-            return bit_planes.pack(code, self.layout)
-        words = np.empty((len(code), self._words), np.uint32)
-        compiled.pack(np.ascontiguousarray(code), self._segments, words)
-        return words
-
-    def _gather(self, rows: Ids) -> Words:
-        """Return the words (m, words) uint32 of ``rows`` (m,)."""
+    def words(self, rows: Ids) -> Words:
         places = self._place(rows)
         words: Words = self.groups[places // LANES, :, places % LANES]
         return words

@@ -119,26 +119,26 @@ class IVFCodeIndex(FlatCodeIndex):
         self._set_centroids(np.rint(STEPS * kmeans.centroids).astype(np.uint8))
 
     def append(self, codes: Codes) -> None:
-        words, lists = self._pack(codes), self._own_lists(codes)
+        words, lists = bit_planes.packed(codes, self.layout), self._own_lists(codes)
         if self._log is not None:
             before, *log = self._log
             for rows, more in zip(log, (words, lists), strict=True):
                 rows.write(self._n - before, more)  # first: what is logged beyond the last code does not count
         if len(codes) >= BULK * self._n:
             there = np.arange(self._n)
-            both = np.concatenate([self._gather(there), words])
+            both = np.concatenate([self.words(there), words])
             self._fill(both, np.concatenate([self._lists_of(there), lists]))
         else:
             self._insert(words, lists)
 
     def keep(self, kept: Mask) -> None:
         rows = np.flatnonzero(kept)
-        self._fill(self._gather(rows), self._lists_of(rows))
+        self._fill(self.words(rows), self._lists_of(rows))
         self._log = None
 
     def copy(self, rows: Ids) -> IVFCodeIndex:
         other = copy(self)
-        other._fill(self._gather(rows), self._lists_of(rows))
+        other._fill(self.words(rows), self._lists_of(rows))
         other._log = None
         return other
 
@@ -245,7 +245,7 @@ class IVFCodeIndex(FlatCodeIndex):
         held = self._sizes > 0
         nprobe, filled = min(nprobe, int(held.sum())), None if held.all() else held
         D, I = np.full((len(queries), k), WORST, np.int32), np.full((len(queries), k), -1)
-        compiled, words = kernel("scanning"), self._pack(queries)
+        compiled, words = kernel("scanning"), bit_planes.packed(queries, self.layout)
         allowed = np.empty(0, bool) if rows is None else rows
 
         def scanned(part: slice) -> None:

@@ -14,7 +14,8 @@ from faiss_qama.threads import defer_interrupt
 def kernel(name: str) -> Any:
     """Return the module ``name`` of this package, or None without numba (a warning says so for ``scanning``).
 
-    The modules are ``decoding``, ``encoding``, ``plane_packing``, ``scanning``, ``scoring`` and ``weighted_sums``.
+    The modules are ``decoding``, ``encoding``, ``plane_packing``, ``scanning``, ``scoring``, ``trellis`` and
+    ``weighted_sums``.
     """
     try:
         with defer_interrupt():

@@ -98,8 +98,8 @@ def levels(codes: Codes, layout: CodeLayout) -> NDArray[np.uint8]:
     for segment, _, where in layout.slices():
         of_segment = out[:, unit : unit + segment.units]
         cuts = segment.levels - 1
-        of_segment[:] = bits[:, where.start : where.stop : cuts]
-        for cut in range(1, cuts):
+        of_segment[:] = 0
+        for cut in range(cuts):
             of_segment += bits[:, where.start + cut : where.stop : cuts]
         unit += segment.units
     return out

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,24 @@ class Calibration:
                 raise ValueError(
                     f"calibration.{name} has shape {getattr(self, name).shape}; {(len(KS), len(OVERSAMPLES))} is needed"
                 )
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return its arrays by name, ``calibration.*``, and ``calibration.8.*`` of the prefix of 8 components."""
+        named = {"calibration": self} | {f"calibration.{prefix}": c for prefix, c in self.prefixes.items()}
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, own in named.items():
+            arrays |= {f"{name}.n": np.array([own.n]), f"{name}.floats": own.floats, f"{name}.codes": own.codes}
+        return arrays
+
+    @staticmethod
+    def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Calibration | None:
+        """Return the calibration of :meth:`arrays`, None if there is none among them."""
+        found = {}
+        for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):
+            found[name] = Calibration(int(arrays[f"{name}.n"][0]), arrays[f"{name}.floats"], arrays[f"{name}.codes"])
+        own = found.pop("calibration", None)
+        prefixes = {int(name.removeprefix("calibration.")): c for name, c in found.items()}
+        return None if own is None else replace(own, prefixes=prefixes)
 
     def oversample(self, k: int, ntotal: int, stage: str, recall: float | None = None) -> float:
         """Return the smallest measured oversample that reaches ``recall``, with a margin.

@@ -8,6 +8,7 @@ Search", 2011, section III.B) a sum of weights over the bits that are set, one w
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,11 @@ class Decoder:
 
     def vectors(self, code: Codes, layout: CodeLayout) -> Floats:
         """Return the vectors (n, d) of ``code`` (n, code_size)."""
-        x: Floats = bit_packing.decode(code, self.values, layout) @ self.matrix
+        return self.of_columns(bit_packing.decode(code, self.values, layout))
+
+    def of_columns(self, z: Floats) -> Floats:
+        """Return the vectors (n, d) of columns ``z`` (n, columns)."""
+        x: Floats = z @ self.matrix
         x += self.offset
         return x
 
@@ -44,20 +49,29 @@ class Decoder:
         """Return the decoder of the first ``columns``."""
         return Decoder(self.values[:columns, :max_levels], self.matrix[:columns], self.offset)
 
-    def of_bits(self, layout: CodeLayout) -> BitDecoder:
-        """Return what each bit adds to scores and to squared norms."""
+    def energies(self, z: Floats) -> Floats:
+        """Return what columns ``z`` (..., columns) add to |x|^2, less |offset|^2, if the rows are orthogonal."""
+        squares = np.einsum("cd,cd->c", self.matrix, self.matrix)
+        out: Floats = z * z * squares + 2 * z * (self.matrix @ self.offset)
+        return out
+
+    @cached_property
+    def is_orthogonal(self) -> bool:
+        """Whether the rows of the matrix are orthogonal: |x|^2 then is a sum over columns, without cross terms."""
         gram = self.matrix @ self.matrix.T
         squares = np.diag(gram)
-        orthogonal = bool(np.abs(gram - np.diag(squares)).max() <= 1e-4 * max(squares.max(), 1e-30))
-        # With orthogonal rows |x|^2 has no cross terms, so it too is a sum over units, hence affine in the bits.
-        energy = self.values**2 * squares[:, None] + 2 * self.values * (self.matrix @ self.offset)[:, None]
+        return bool(np.abs(gram - np.diag(squares)).max() <= 1e-4 * max(squares.max(), 1e-30))
+
+    def of_bits(self, layout: CodeLayout) -> BitDecoder:
+        """Return what each bit adds to scores and to squared norms."""
+        energy = self.energies(self.values.T).T
         numbers = np.broadcast_to(np.arange(layout.columns)[:, None], (layout.columns, layout.max_levels - 1))
         return BitDecoder(
             product=Linear(self.matrix, np.zeros(len(self.matrix), np.float32)),
             first=self.values[:, 0],
             columns=_per_bit(numbers, layout),
             steps=_per_bit(np.diff(self.values, axis=1), layout),
-            energy_steps=_per_bit(np.diff(energy, axis=1), layout).sum(axis=0) if orthogonal else None,
+            energy_steps=_per_bit(np.diff(energy, axis=1), layout).sum(axis=0) if self.is_orthogonal else None,
             energy_offset=float(self.offset @ self.offset + energy[:, 0].sum()),
         )
 
@@ -105,6 +119,6 @@ def _per_bit(of_columns: NDArray[Any], layout: CodeLayout) -> NDArray[Any]:
     out = np.zeros((width, layout.n_bits), of_columns.dtype)
     for segment, columns, bits in layout.slices():
         cuts = segment.levels - 1
-        parts = of_columns[columns, :cuts].reshape(segment.units, -1, cuts)
-        out[: parts.shape[1], bits] = parts.swapaxes(0, 1).reshape(parts.shape[1], -1)
+        parts = of_columns[columns, :cuts].reshape(segment.units, segment.columns // segment.units, cuts)
+        out[: parts.shape[1], bits] = parts.swapaxes(0, 1).reshape(parts.shape[1], segment.n_bits)
     return out

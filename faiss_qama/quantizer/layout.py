@@ -9,16 +9,21 @@ in one of two forms:
 - ``0.5or``: the transform gives both, and the bit is 0 if both lie under their thresholds, else 1.
 
 The layout of a residual code follows a plus sign, ``2x128+2x256``. Only re-ranking reads residual codes.
+
+``t2x192`` is trellis-coded: codes have the same form, and hold more (:mod:`faiss_qama.quantizer.trellis`). The residual
+code of ``t2x96,1x64,0x64+1x32,0x128,1x64`` is not a code of its own, but more bits of the same components: one of the
+first 32, and of the last 64, which have none in the first code.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 
-LEVELS = {"2": 4, "1.5": 3, "1": 2, "0.5": 2, "0.5or": 2}
+LEVELS = {"2": 4, "1.5": 3, "1": 2, "0.5": 2, "0.5or": 2, "0": 1}
 _SEGMENT = re.compile(rf"\s*({'|'.join(map(re.escape, LEVELS))})x([1-9]\d*)\s*")
 
 
@@ -46,7 +51,7 @@ class Segment:
 
     @property
     def levels(self) -> int:
-        """Number of levels of a unit: 2, 3 or 4."""
+        """Number of levels of a unit: 2, 3 or 4, or 1 if the code says nothing of it."""
         return LEVELS[self.bits]
 
     @property
@@ -74,26 +79,46 @@ class Segment:
 class CodeLayout:
     """Segments in order of importance; every prefix of components is a layout too.
 
-    ``residual`` is the layout of the residual code, or None. No count below includes it.
+    ``residual`` is the layout of the residual code, or None. No count below includes it. ``trellis`` says whether the
+    code is trellis-coded; then components have up to two bits in each code, and at least one in both.
     """
 
     segments: tuple[Segment, ...]
     residual: CodeLayout | None = None
+    trellis: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.trellis:
+            return
+        parts = [part for part in (self, self.residual) if part is not None]
+        if not all(segment.bits in ("0", "1", "2") for part in parts for segment in part.segments):
+            raise ValueError(f"layout {self}: a trellis takes 0, 1 or 2 bits per component in each code")
+        if parts[-1].components > self.components:
+            raise ValueError(
+                f"layout {self}: a trellis refines components of the first code, which has {self.components}; "
+                f"the second has {parts[-1].components}"
+            )
+        if not self.n_bits or not all(map(any, self.bits_of_components)):
+            raise ValueError(f"layout {self}: each component needs a bit in either code, and the first code needs one")
 
     @classmethod
     def parse(cls, text: str) -> CodeLayout:
         """Read a layout string such as ``2x96,1x192`` or ``2x96+1x192``. Raises ValueError on anything else."""
-        parts = [[_SEGMENT.fullmatch(segment) for segment in part.split(",")] for part in text.split("+")]
+        trellis, listed = text.startswith("t"), text.removeprefix("t")
+        parts = [[_SEGMENT.fullmatch(segment) for segment in part.split(",")] for part in listed.split("+")]
         if len(parts) > 2 or not all(all(matches) for matches in parts):
             raise ValueError(
-                f"layout {text!r} is not BITSxCOMPONENTS[,...][+BITSxCOMPONENTS[,...]] with bits {', '.join(LEVELS)}, "
-                "such as 2x192"
+                f"layout {text!r} is not BITSxCOMPONENTS[,...][+BITSxCOMPONENTS[,...]], perhaps after a t, with bits "
+                f"{', '.join(LEVELS)}, such as 2x192"
             )
         layouts = [cls(tuple(Segment(m[1], int(m[2])) for m in matches if m)) for matches in parts]
-        return replace(layouts[0], residual=layouts[1]) if layouts[1:] else layouts[0]
+        if not trellis and any(segment.bits == "0" for part in layouts for segment in part.segments):
+            raise ValueError(f"layout {text!r}: only trellis-coded components, after a t, may have 0 bits")
+        return cls(layouts[0].segments, layouts[1] if layouts[1:] else None, trellis)
 
     def __str__(self) -> str:
-        return ",".join(map(str, self.segments)) + (f"+{self.residual}" if self.residual else "")
+        text = ",".join(map(str, self.segments)) + (f"+{self.residual}" if self.residual else "")
+        return "t" * self.trellis + text
 
     @cached_property
     def components(self) -> int:
@@ -114,6 +139,15 @@ class CodeLayout:
     def columns_per_unit(self) -> list[int]:
         """Number of columns that each unit has the level of: 2 for ``0.5or``, else 1."""
         return [s.columns // s.units for s in self.segments for _ in range(s.units)]
+
+    @cached_property
+    def bits_of_components(self) -> list[tuple[int, int]]:
+        """Bits of each component of a trellis in the first code and in the residual code."""
+        listed = [
+            [int(segment.bits) for segment in part.segments for _ in range(segment.components)] if part else []
+            for part in (self, self.residual)
+        ]
+        return [(first, rest) for first, rest in zip_longest(*listed, fillvalue=0)]
 
     @cached_property
     def n_bits(self) -> int:
@@ -140,6 +174,8 @@ class CodeLayout:
     def truncate(self, components: int) -> CodeLayout:
         """Return the layout of the first ``components``, without residual code: its bits are the first of this one's.
 
+        Where a trellis has a residual code, the first code alone does not tell the parities, so it is a plain one.
+
         Raises ValueError for fewer than 1 or more than there are, or if a pair of components would be split.
         """
         if not 1 <= components <= self.components:
@@ -150,4 +186,4 @@ class CodeLayout:
                 break
             kept.append(Segment(segment.bits, min(left, segment.components)))
             left -= kept[-1].components
-        return CodeLayout(tuple(kept))
+        return CodeLayout(tuple(kept), trellis=self.trellis and self.residual is None)

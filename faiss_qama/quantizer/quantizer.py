@@ -19,6 +19,7 @@ from faiss_qama.quantizer.decoder import BitDecoder, Decoder
 from faiss_qama.quantizer.fit_record import FitRecord
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Linear, Transform, from_arrays, linear
+from faiss_qama.quantizer.trellis import Trellis
 from faiss_qama.threads import one_blas_thread, parallel_map, slices
 from faiss_qama.vectors import as_vectors
 
@@ -59,6 +60,9 @@ class Quantizer:
     residual : Quantizer, optional
         The quantizer of the residual code, which codes x minus the decoded first code (Chen et al., "Approximate
         Nearest Neighbor Search by Residual Vector Quantization", 2010).
+    trellis : Trellis, optional
+        The points of a trellis-coded layout. Thresholds are then for queries alone, and the decoder for first codes
+        without their residual code.
     fit_record : FitRecord
         How it was fitted.
     calibration : Calibration, optional
@@ -92,12 +96,14 @@ class Quantizer:
     query_transform: Transform
     query_adapter: Linear | None = None
     residual: Quantizer | None = None
+    trellis: Trellis | None = None
     fit_record: FitRecord = field(default_factory=FitRecord)
     calibration: Calibration | None = None
     cosine: bool = False
 
     def __post_init__(self) -> None:
         columns, cuts = self.layout.columns, self.layout.max_levels - 1
+        self._check_second_codes()
         wanted = {
             "thresholds": (self.thresholds, (columns, cuts)),
             "decoder.values": (self.decoder.values, (columns, cuts + 1)),
@@ -111,8 +117,6 @@ class Quantizer:
         for name, (array, shape) in wanted.items():
             if array.shape != shape:
                 raise ValueError(f"{name} has shape {array.shape}; layout {self.layout} in {self.d}-d needs {shape}")
-        if self.layout.residual != (self.residual and self.residual.layout):
-            raise ValueError(f"layout {self.layout} has the residual {self.layout.residual}; got {self.residual}")
         if self.metric not in METRICS.values():
             raise ValueError(f"metric must be METRIC_INNER_PRODUCT or METRIC_L2; got {self.metric}")
         if self.cosine and self.metric == faiss.METRIC_L2:
@@ -123,6 +127,16 @@ class Quantizer:
             object.__setattr__(self, "decoder", replace(self.decoder, matrix=matrix))
         if np.array_equal(self.query_transform.matrix, matrix):
             object.__setattr__(self, "query_transform", self.query_transform.with_matrix(matrix))
+
+    def _check_second_codes(self) -> None:
+        """Raise ValueError unless a trellis or a residual quantizer is there just if the layout has one."""
+        layout = self.layout
+        if layout.trellis != (self.trellis is not None):
+            raise ValueError(f"layout {layout} {'needs' if layout.trellis else 'has no'} trellis.values")
+        if (None if layout.trellis else layout.residual) != (self.residual and self.residual.layout):
+            raise ValueError(f"layout {layout} has the residual {layout.residual}; got {self.residual}")
+        if self.trellis is not None:
+            self.trellis.check(layout)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Quantizer.from_state, self.to_state()
@@ -146,24 +160,16 @@ class Quantizer:
         return COSINE if self.cosine else next(name for name, metric in METRICS.items() if metric == self.metric)
 
     def encode(self, x: ArrayLike) -> Codes:
-        """Return the codes of documents.
+        """Return the codes, (n, code_size) uint8, of documents ``x`` (n, d).
 
-        Parameters
-        ----------
-        x : array of shape (n, d)
-            Documents.
-
-        Returns
-        -------
-        ndarray of shape (n, code_size), uint8
-            Their codes.
-
-        Raises
-        ------
-        TypeError, ValueError
-            Unless the documents are finite floats of dimension d.
+        Raises TypeError or ValueError unless they are finite floats of dimension d.
         """
-        return self._encode(self.checked(x), self.transform)
+        x = self.checked(x)
+        return (
+            self._encode(x, self.transform)
+            if self.trellis is None
+            else self.trellis.codes(x, self.transform, self.layout)
+        )
 
     def checked(self, x: ArrayLike, what: str = "vectors") -> Floats:
         """Return ``x`` (n, d) as float32, scaled to norm 1 if ``cosine``. Raises errors that call it ``what``."""
@@ -197,15 +203,16 @@ class Quantizer:
 
         Raises ValueError for a layout without residual code.
         """
-        if self.residual is None:
+        if self.layout.residual is None:
             raise ValueError(f"layout {self.layout} has no residual code; fit one such as {self.layout}+1x8")
+        if self.trellis is not None:
+            return self.trellis.codes(x, self.transform, self.layout, code)
+        assert self.residual is not None
         return self.residual.encode(self.residual_of(x, code))
 
     def decode(self, code: Codes, residual: Codes | None = None) -> Floats:
         """Return the vectors, (n, d) float32, of ``code`` (n, code_size) and, if given, residual codes (n, size)."""
-        x = self.decode_unnormalized(code)
-        if residual is not None and self.residual is not None:
-            x += self.residual.decode_unnormalized(residual)
+        x = self.decode_unnormalized(code, residual)
         return scale_to_norm(x, 1.0) if self.normalized else x
 
     def distortion(self, x: ArrayLike) -> float:
@@ -218,16 +225,24 @@ class Quantizer:
         """Return documents ``x`` (n, d) encoded and decoded, (n, d) float32, with the residual code if there is one."""
         x = self.checked(x)
         code = self.encode(x)
-        return self.decode(code, None if self.residual is None else self.encode_residual(x, code))
+        return self.decode(code, None if self.layout.residual is None else self.encode_residual(x, code))
 
-    def decode_unnormalized(self, code: Codes) -> Floats:
-        """Return :meth:`decode` of ``code`` (n, code_size), not normalized. Raises ValueError for another shape."""
+    def decode_unnormalized(self, code: Codes, residual: Codes | None = None) -> Floats:
+        """Return :meth:`decode` of the same, not normalized. Raises ValueError for codes of another shape."""
         if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
         x = np.empty((len(code), self.d), dtype=np.float32)
+        # Without its residual code, the first code of a trellis does not tell the parities.
+        points = self.trellis if self.layout.residual is None or residual is not None else None
 
         def decode(chunk: slice) -> None:
+            more = None if residual is None else residual[chunk]
+            if points is not None:
+                x[chunk] = self.decoder.of_columns(points.decode(code[chunk], self.layout, more))
+                return
             x[chunk] = self.decoder.vectors(code[chunk], self.layout)
+            if more is not None and self.residual is not None:
+                x[chunk] += self.residual.decoder.vectors(more, self.residual.layout)
 
         with one_blas_thread if len(code) > ENCODE_CHUNK else nullcontext():
             parallel_map(decode, slices(len(code), ENCODE_CHUNK))
@@ -263,6 +278,7 @@ class Quantizer:
             layout=layout,
             thresholds=self.thresholds[:columns, : layout.max_levels - 1],
             decoder=self.decoder.truncate(columns, layout.max_levels),
+            trellis=None if self.trellis is None or not layout.trellis else self.trellis.truncate(columns, layout),
             query_transform=self.query_transform.truncate(columns),
             residual=None,
             calibration=self.calibration.prefixes.get(components) if self.calibration else None,
@@ -306,16 +322,15 @@ class Quantizer:
             "decoder.matrix": self.decoder.matrix,
             "decoder.offset": self.decoder.offset,
         }
+        if self.trellis is not None:
+            arrays["trellis.values"] = self.trellis.values
         for name, transform in self._transforms().items():
             arrays |= {f"{name}.{part}": array for part, array in transform.arrays().items()}
         for name in SHARED:
             if arrays[name] is self.transform.matrix:
                 del arrays[name]
         if self.calibration is not None:
-            named = {f"calibration.{prefix}": c for prefix, c in self.calibration.prefixes.items()}
-            for name, calibration in {"calibration": self.calibration, **named}.items():
-                arrays |= {f"{name}.n": np.array([calibration.n])}
-                arrays |= {f"{name}.floats": calibration.floats, f"{name}.codes": calibration.codes}
+            arrays |= self.calibration.arrays()
         settings = {
             "d": self.d,
             "layout": str(self.layout),
@@ -339,14 +354,6 @@ class Quantizer:
         if not (isinstance(norm, float | int) and 0 < norm < float("inf") and isinstance(normalized, bool)):
             raise ValueError(f"rms_norm is a number above 0 and normalized a bool; got {norm!r} and {normalized!r}")
         arrays = dict.fromkeys(SHARED, arrays["transform.matrix"]) | dict(arrays)
-        calibrations = {}
-        for name in (n.removesuffix(".n") for n in arrays if n.startswith("calibration") and n.endswith(".n")):
-            curves = arrays[f"{name}.floats"], arrays[f"{name}.codes"]
-            calibrations[name] = Calibration(int(arrays[f"{name}.n"][0]), *curves)
-        calibration = calibrations.pop("calibration", None)
-        if calibration is not None:
-            prefixes = {int(name.removeprefix("calibration.")): c for name, c in calibrations.items()}
-            calibration = replace(calibration, prefixes=prefixes)
         residual = None
         if "residual" in settings:
             own = {n.removeprefix("residual."): array for n, array in arrays.items() if n.startswith("residual.")}
@@ -363,8 +370,9 @@ class Quantizer:
             query_transform=from_arrays(arrays, "query_transform"),
             query_adapter=linear(arrays, "query_adapter") if "query_adapter.matrix" in arrays else None,
             residual=residual,
+            trellis=Trellis(arrays["trellis.values"]) if "trellis.values" in arrays else None,
             fit_record=FitRecord.from_dict(settings["fit_record"]),
-            calibration=calibration,
+            calibration=Calibration.from_arrays(arrays),
         )
 
     @cached_property

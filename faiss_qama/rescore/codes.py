@@ -9,7 +9,7 @@ import faiss
 import numpy as np
 
 from faiss_qama import topk
-from faiss_qama.arrays import Floats, Ids
+from faiss_qama.arrays import Floats, Ids, scale_to_norm
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import Rescorer
@@ -38,23 +38,21 @@ class CodeRescorer(Rescorer):
         return CodeRescorer(self.quantizer, base)
 
     def take(self, rows: Ids) -> Floats:
-        return self.quantizer.decode(self._base.take(rows))
+        x = self._unnormalized(rows)
+        return scale_to_norm(x, 1.0) if self.quantizer.normalized else x
+
+    def _unnormalized(self, rows: Ids) -> Floats:
+        """Return the decoded vectors (n, d) of ``rows`` (n,), not normalized."""
+        return self.quantizer.decode_unnormalized(self._base.take(rows))
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
-        quantizer, decoder = self.quantizer, self.quantizer.bit_decoder
+        quantizer = self.quantizer
         xq = quantizer.adapt_queries(xq)
-        plain = not quantizer.normalized and quantizer.metric == faiss.METRIC_INNER_PRODUCT  # scores need no norms
-        squares = None if plain else decoder.energy_steps
-        weights, constant = decoder.weights(xq)
-        products, energies = self._base.weighted_sums(rows, weights, squares)
-        products += (constant + xq @ quantizer.decoder.offset)[:, None]
-        if plain:
+        products, energies = self._sums(xq, rows)
+        if self._needs_no_norms:
             return products
-        if squares is None:
-            energies = self._energies(rows)
-        else:
-            # The affine form may come out a rounding error below 0 for a vector that decodes to 0.
-            energies = np.maximum(energies + np.float32(decoder.energy_offset), 0)
+        # Sums may come out a rounding error below 0 for a vector that decodes to 0.
+        energies = self._energies(rows) if energies is None else np.maximum(energies, 0)
         if quantizer.normalized:
             products /= np.sqrt(np.where(energies > 0, energies, 1))
             energies = (energies > 0).astype(np.float32)
@@ -63,10 +61,26 @@ class CodeRescorer(Rescorer):
             products = np.maximum(norms[:, None] + energies - 2 * products, 0)
         return products
 
+    @property
+    def _needs_no_norms(self) -> bool:
+        return not self.quantizer.normalized and self.quantizer.metric == faiss.METRIC_INNER_PRODUCT
+
+    def _sums(self, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
+        """Return inner products (nq, k) of queries with decoded ``rows`` (nq, k), and squared norms if they are sums.
+
+        The norms are anything where scores need none.
+        """
+        decoder = self.quantizer.bit_decoder
+        squares = None if self._needs_no_norms else decoder.energy_steps
+        weights, constant = decoder.weights(xq)
+        products, energies = self._base.weighted_sums(rows, weights, squares)
+        products += (constant + xq @ self.quantizer.decoder.offset)[:, None]
+        return products, None if squares is None else energies + np.float32(decoder.energy_offset)
+
     def _energies(self, rows: Ids) -> Floats:
         """Return the squared norms (nq, k) of decoded ``rows`` (nq, k), if they are no sums over bits."""
         out = np.empty(rows.shape, dtype=np.float32)
         for block in topk.blocks(rows, self.quantizer.d):
-            vectors = self.quantizer.decode_unnormalized(self._base.take(rows[block].ravel()))
+            vectors = self._unnormalized(rows[block].ravel())
             out[block] = np.square(vectors).sum(axis=1).reshape(rows[block].shape)
         return out

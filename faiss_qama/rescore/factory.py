@@ -10,6 +10,7 @@ from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.rescore.rescorer import Rescorer
 from faiss_qama.rescore.residual import ResidualRescorer
 from faiss_qama.rescore.stored_vectors import DTYPES, StoredVectors, row_width
+from faiss_qama.rescore.trellis import RefinedTrellisRescorer, TrellisRescorer
 from faiss_qama.rescore.user_vectors import UserVectors
 
 RESCORE_KINDS = ("none", "codes", *DTYPES)
@@ -50,7 +51,8 @@ def make_rescorer(rescore: Any, quantizer: Quantizer, base: CodeIndex) -> Rescor
         return StoredVectors(quantizer, rescore)
     if rescore == "none":
         return None
-    return CodeRescorer(quantizer, base) if quantizer.residual is None else ResidualRescorer(quantizer, base)
+    by_codes: Rescorer = _of_codes(quantizer)(quantizer, base)
+    return by_codes
 
 
 def read_rescorer(rescore: str, quantizer: Quantizer, base: CodeIndex, reader: PartReader) -> Rescorer | None:
@@ -58,6 +60,14 @@ def read_rescorer(rescore: str, quantizer: Quantizer, base: CodeIndex, reader: P
     if rescore in DTYPES:
         shape = (len(base), row_width(rescore, quantizer.d))
         return StoredVectors(quantizer, rescore, reader.growing("vectors", shape, DTYPES[rescore]))
-    if rescore == "codes" and quantizer.residual is not None:
-        return ResidualRescorer.from_parts(quantizer, base, reader)
+    if rescore == "codes" and quantizer.layout.residual is not None:
+        rescorer: Rescorer = _of_codes(quantizer).from_parts(quantizer, base, reader)
+        return rescorer
     return make_rescorer(rescore, quantizer, base)
+
+
+def _of_codes(quantizer: Quantizer) -> Any:
+    """Return the class of rescorers by the codes of ``quantizer``."""
+    if quantizer.layout.residual is None:
+        return CodeRescorer if quantizer.trellis is None else TrellisRescorer
+    return ResidualRescorer if quantizer.trellis is None else RefinedTrellisRescorer

@@ -32,12 +32,12 @@ def norm_dtype(metric: int, normalized: bool) -> np.dtype[Any] | None:
     return np.dtype(np.float32) if metric == faiss.METRIC_L2 else None
 
 
-def residual_bytes(layout: CodeLayout | None, metric: int, normalized: bool) -> int:
-    """Return the bytes per vector of residual codes of ``layout`` and of the norm; 0 without a residual."""
-    if layout is None:
+def residual_bytes(layout: CodeLayout, metric: int, normalized: bool) -> int:
+    """Return the bytes per vector of the residual codes of ``layout`` and of the norm; 0 without a residual."""
+    if layout.residual is None:
         return 0
-    kept = norm_dtype(metric, normalized)
-    return FlatCodeIndex(layout).bytes_per_vector + (0 if kept is None else kept.itemsize)
+    kept = None if layout.trellis else norm_dtype(metric, normalized)
+    return FlatCodeIndex(layout.residual).bytes_per_vector + (0 if kept is None else kept.itemsize)
 
 
 class ResidualRescorer(CodeRescorer):
@@ -53,16 +53,16 @@ class ResidualRescorer(CodeRescorer):
 
     def __init__(self, quantizer: Quantizer, base: CodeIndex) -> None:
         super().__init__(quantizer, base)
-        assert quantizer.residual is not None
-        self._residual = quantizer.residual
-        self._dtype = norm_dtype(quantizer.metric, quantizer.normalized)
+        assert quantizer.layout.residual is not None
+        self._layout = quantizer.layout.residual
+        self._dtype = None if quantizer.layout.trellis else norm_dtype(quantizer.metric, quantizer.normalized)
         # For L2 distances it is the norm about the corpus' mean, so that float32 keeps small distances apart.
         self._about = np.zeros(quantizer.d, np.float32)
         if quantizer.metric == faiss.METRIC_L2 and not quantizer.normalized:
             self._about = quantizer.decoder.offset
-        self._codes = FlatCodeIndex(self._residual.layout)
+        self._codes = FlatCodeIndex(self._layout)
         self._norms = GrowingArray(np.empty(0, self._dtype or np.float32))
-        self.bytes_per_vector = residual_bytes(self._residual.layout, quantizer.metric, quantizer.normalized)
+        self.bytes_per_vector = residual_bytes(quantizer.layout, quantizer.metric, quantizer.normalized)
 
     def over(self, base: CodeIndex) -> ResidualRescorer:
         other = ResidualRescorer(self.quantizer, base)
@@ -79,7 +79,7 @@ class ResidualRescorer(CodeRescorer):
         """Return the rescorer of :meth:`growing`. Raises ValueError for a misshapen part, and for impossible norms."""
         rescorer, n = cls(quantizer, base), len(base)
         shape = (-(-n // LANES), *rescorer._codes.groups.shape[1:])
-        rescorer._codes = FlatCodeIndex(rescorer._residual.layout, reader.growing("residual", shape, "<u4"), n)
+        rescorer._codes = FlatCodeIndex(rescorer._layout, reader.growing("residual", shape, "<u4"), n)
         if rescorer._dtype is not None:
             rescorer._norms = reader.growing("norms", (n,), rescorer._dtype)
             norms = rescorer._norms.array
@@ -95,16 +95,14 @@ class ResidualRescorer(CodeRescorer):
             return np.concatenate(parallel_map(lambda chunk: self._encoded(x[chunk], code[chunk]), chunks))
 
     def _encoded(self, x: Floats, code: Codes) -> NDArray[Any]:
-        decoded = self.quantizer.decode_unnormalized(code)
-        residual = self._residual.encode(x - decoded)
+        residual = self.quantizer.encode_residual(x, code)
         if self._dtype is None:
             return residual
-        decoded += self._residual.decode_unnormalized(residual)
-        norms = row_norms(decoded - self._about).astype(self._dtype)
+        norms = row_norms(self.quantizer.decode_unnormalized(code, residual) - self._about).astype(self._dtype)
         return np.concatenate([residual, norms[:, None].view(np.uint8)], axis=1)
 
     def append(self, encoded: NDArray[Any]) -> None:
-        there, size = len(self._codes), self._residual.code_size
+        there, size = len(self._codes), self._layout.code_size
         try:
             self._codes.append(encoded[:, :size])
             if self._dtype is not None:
@@ -131,11 +129,12 @@ class ResidualRescorer(CodeRescorer):
         self._codes.clear()
         self._norms.clear()
 
-    def take(self, rows: Ids) -> Floats:
-        return self.quantizer.decode(self._base.take(rows), self._codes.take(rows))
+    def _unnormalized(self, rows: Ids) -> Floats:
+        return self.quantizer.decode_unnormalized(self._base.take(rows), self._codes.take(rows))
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
-        quantizer, residual = self.quantizer, self._residual
+        quantizer, residual = self.quantizer, self.quantizer.residual
+        assert residual is not None
         xq = quantizer.adapt_queries(xq) - self._about
         weights, constant = quantizer.bit_decoder.weights(xq)
         more_weights, more = residual.bit_decoder.weights(xq)

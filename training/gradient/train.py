@@ -16,8 +16,10 @@ from torch.optim.swa_utils import AveragedModel
 
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
+from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.fit_record import TrainingRecord
 from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.training import trellis_points
 from faiss_qama.training.closed_form import fit_decoder
 from faiss_qama.training.gradient import losses
 from faiss_qama.training.gradient.batches import Batch, Batches
@@ -218,13 +220,21 @@ def tensors(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, T
 
 
 def _frozen(model: Model, x: Floats) -> Quantizer:
-    """Return the quantizer of ``model``, with a decoder fitted to ``x`` if no loss has trained the decoder."""
+    """Return the quantizer of ``model``, with a decoder fitted to ``x`` if no loss has trained the decoder.
+
+    A loss sees the levels of first codes. The points of a trellis follow the trained transform.
+    """
     quantizer = model.frozen()
+    if quantizer.trellis is not None:
+        z = quantizer.transform(x)
+        trellis = trellis_points.fit(z, quantizer.layout)
+        quantizer = replace(quantizer, trellis=trellis)
     if model.config.decodes or model.config.adapter == "none":
         return quantizer
     x = x[:: -(-len(x) // DECODER_DOCUMENTS)]
     z, decoder = quantizer.transform(x), quantizer.decoder
-    parts = x, z, quantizer.encode(x), decoder.offset, decoder.matrix, quantizer.layout
+    levels = bit_packing.levels(quantizer.encode(x), quantizer.layout)
+    parts = x, z, levels, decoder.offset, decoder.matrix, quantizer.layout
     return replace(quantizer, decoder=fit_decoder(*parts, "least-squares"))
 
 

@@ -1,0 +1,145 @@
+"""Re-ranking from trellis-coded vectors: asymmetric scores by the points of their components."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from faiss_qama import topk
+from faiss_qama.arrays import Floats, Ids
+from faiss_qama.hamming import bit_planes
+from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.kernels import kernel
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.quantizer.quantizer import Quantizer
+from faiss_qama.quantizer.trellis import bits, checks
+from faiss_qama.rescore.codes import CodeRescorer
+from faiss_qama.rescore.residual import ResidualRescorer
+from faiss_qama.threads import even_slices, parallel_map
+
+
+class TrellisRescorer(CodeRescorer):
+    """Scores from trellis-coded first codes alone."""
+
+    def over(self, base: CodeIndex) -> TrellisRescorer:
+        return TrellisRescorer(self.quantizer, base)
+
+    def _sums(self, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
+        return point_sums(self.quantizer, self._base, None, xq, rows)
+
+
+class RefinedTrellisRescorer(ResidualRescorer):
+    """Scores from trellis-coded first codes, and from their residual codes, which it keeps."""
+
+    def over(self, base: CodeIndex) -> RefinedTrellisRescorer:
+        other = RefinedTrellisRescorer(self.quantizer, base)
+        other._codes, other._norms = self._codes, self._norms
+        return other
+
+    def scores(self, xq: Floats, rows: Ids) -> Floats:
+        return CodeRescorer.scores(self, xq, rows)
+
+    def _sums(self, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
+        return point_sums(self.quantizer, self._base, self._codes, xq, rows)
+
+
+def point_sums(
+    quantizer: Quantizer, base: CodeIndex, rest: CodeIndex | None, xq: Floats, rows: Ids
+) -> tuple[Floats, Floats | None]:
+    """Return inner products with decoded vectors, and the squared norms of these.
+
+    Parameters
+    ----------
+    quantizer : Quantizer
+        A trellis-coded one.
+    base : CodeIndex
+        The first codes.
+    rest : CodeIndex, optional
+        The residual codes.
+    xq : ndarray of shape (nq, d), float32
+        Queries, adapted.
+    rows : ndarray of shape (nq, k), int64
+        Candidates of each query.
+
+    Returns
+    -------
+    products : ndarray of shape (nq, k), float32
+        Inner products.
+    energies : ndarray of shape (nq, k), float32, or None
+        Squared norms, if they are sums over components.
+    """
+    layout, decoder, trellis = quantizer.layout, quantizer.decoder, quantizer.trellis
+    assert trellis is not None
+    energies = decoder.energies(trellis.values.T).T
+    products = quantizer.bit_decoder.product.products(xq)
+    sums = np.empty((*rows.shape, 2), np.float32)
+    compiled = kernel("points")
+    if compiled is None:
+        _plain_sums(quantizer, base, rest, products, rows, sums)
+    else:
+        odd = layout.columns % 2
+        held = bits(layout).sum(axis=1)
+        sums_of = np.pad(np.stack([trellis.values, energies]), ((0, 0), (0, odd), (0, 0)))
+        products = np.pad(products, ((0, 0), (0, odd)))
+        places, pairs = pieces(layout), np.pad(held, (0, odd)).reshape(-1, 2).max(axis=1)
+        width = bit_planes.n_words(layout) + (0 if layout.residual is None else bit_planes.n_words(layout.residual))
+
+        def summed(part: slice) -> None:
+            for block in topk.blocks(rows[part], width):
+                of = rows[part][block]
+                first = base.words(of.ravel()).reshape(*of.shape, -1)
+                more = np.empty((*of.shape, 0), np.uint32)
+                if rest is not None:
+                    more = rest.words(of.ravel()).reshape(*of.shape, -1)
+                compiled.sums(first, more, places, pairs, checks(), sums_of, products[part][block], sums[part][block])
+
+        parallel_map(summed, even_slices(len(rows)))
+    own = sums[:, :, 0] + (xq @ decoder.offset)[:, None]
+    return own, sums[:, :, 1] + decoder.offset @ decoder.offset if decoder.is_orthogonal else None
+
+
+def pieces(layout: CodeLayout) -> NDArray[np.int64]:
+    """Return where the words of bit planes have the bits of components.
+
+    Parameters
+    ----------
+    layout : CodeLayout
+        A trellis-coded layout.
+
+    Returns
+    -------
+    ndarray of shape (p, 7), int64
+        Per piece of 32 components or fewer: 1 if its bits are in the residual code; their word; their first bit there;
+        how many; 1 if the next word tells a second bit; how many stored bits of these components are lower; and the
+        first component.
+    """
+    rows, rest = [], bits(layout)[:, 1]
+    for source, part in enumerate((layout, layout.residual)):
+        if part is None:
+            continue
+        column = 0
+        for segment, (_, units, fours, place) in zip(part.segments, bit_planes.segments(part), strict=True):
+            at = place
+            while segment.n_bits and at < place + units:
+                to = column + at - place
+                lower = 0 if source else rest[to]
+                most = min(bit_planes.WORD - at % bit_planes.WORD, place + units - at)
+                count = next((i for i in range(1, most) if not source and rest[to + i] != lower), most)
+                word = (2 if fours else 1) * (at // bit_planes.WORD)
+                rows.append((source, word, at % bit_planes.WORD, count, fours, lower, to))
+                at += count
+            column += segment.units
+    return np.array(rows, np.int64)
+
+
+def _plain_sums(
+    quantizer: Quantizer, base: CodeIndex, rest: CodeIndex | None, products: Floats, rows: Ids, sums: Floats
+) -> None:
+    """Fill ``sums`` (nq, k, 2), of products and of energies, without numba."""
+    assert quantizer.trellis is not None
+    for block in topk.blocks(rows, 8 * quantizer.layout.columns):
+        of = rows[block].ravel()
+        more = None if rest is None else rest.take(of)
+        z = quantizer.trellis.decode(base.take(of), quantizer.layout, more).reshape(*rows[block].shape, -1)
+        sums[block, :, 0] = np.matmul(z, products[block, :, None])[:, :, 0]
+        sums[block, :, 1] = quantizer.decoder.energies(z).sum(axis=2)

@@ -1,0 +1,231 @@
+"""Trellis-coded layouts: the best of all sequences, by two routes, and the same bytes and scores by every way."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+
+import faiss
+import numpy as np
+import pytest
+from conftest import fit_quietly, make_vectors, slow_except
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from faiss_qama import QamaIndex, Quantizer, reference
+from faiss_qama.quantizer import bit_packing, trellis
+from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.quantizer.trellis import Trellis
+from faiss_qama.reference import ReferenceQuantizer
+from faiss_qama.rescore import trellis as rescore
+from faiss_qama.training import candidate_layouts, trellis_points
+
+LAYOUTS = (
+    *("t2x18", "t1x35", "t2x9,1x18", "t2x20,1x11+2x3,1x9", "t1x33+1x33", "t1x36+2x5", "t2x36+2x36", "t1x1"),
+    *("t2x9,0x20+0x3,1x26", "t1x5,0x3,2x11,0x9+2x11,0x8,1x9"),
+)
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def fitted(request, case):
+    x, xq, metric = case
+    return fit_quietly(x, layout=request.param, metric=metric), x, xq
+
+
+@pytest.fixture(params=["numba", "no numba"])
+def kernels(request, monkeypatch):
+    if request.param == "no numba":
+        for module in (trellis, rescore, bit_packing):
+            monkeypatch.setattr(module, "kernel", lambda name: None)
+
+
+def random_trellis(layout, seed=0, whole=False):
+    rng = np.random.default_rng(seed)
+    values = np.zeros((layout.columns, trellis.n_points(layout)), np.float32)
+    for own, bits in zip(values, trellis.bits(layout).sum(axis=1), strict=True):
+        n = 2 << bits
+        own[:n] = np.sort(rng.integers(-9, 10, n) if whole else rng.standard_normal(n))
+    return Trellis(values)
+
+
+def errors(z, values, points):
+    chosen = np.take_along_axis(values.T.astype(np.float64), points.astype(int), axis=0)
+    return np.square(z - chosen).sum(axis=1)
+
+
+@pytest.mark.parametrize("layout", ["t1x9", "t2x4", "t2x2,1x4", "t2x2,1x2+2x1,1x1"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_no_sequence_is_nearer_than_the_one_that_is_taken(kernels, layout, whole):
+    """Every sequence of stored bits is tried: any is allowed, and tells its parities."""
+    layout = CodeLayout.parse(layout)
+    held, own = trellis.bits(layout).sum(axis=1), random_trellis(layout, whole=whole)
+    z = np.random.default_rng(1).standard_normal((7, layout.columns)).astype(np.float32)
+    z = np.round(4 * z) if whole else z
+    stored = np.array(list(itertools.product(*(range(1 << bits) for bits in held))), np.uint8)
+    every = stored << 1 | reference.parities(stored & 1).astype(np.uint8)
+    best = [errors(row, own.values, every).min() for row in z]
+    np.testing.assert_allclose(errors(z, own.values, own.encode(z, layout)), best, rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from([*LAYOUTS, "t2x40,1x40+2x8,1x17"]), st.integers(0, 9999))
+def test_both_routes_take_sequences_of_the_same_error(layout, seed):
+    layout = CodeLayout.parse(layout)
+    own, rng = random_trellis(layout, seed), np.random.default_rng(seed)
+    z = rng.standard_normal((5, layout.columns)).astype(np.float32)
+    points = own.encode(z, layout)
+    np.testing.assert_array_equal(points & 1, reference.parities(points >> 1 & 1))
+    wanted = reference.best_points(z.astype(np.float64), own.values, trellis.bits(layout).sum(axis=1).tolist())
+    np.testing.assert_allclose(errors(z, own.values, points), errors(z, own.values, wanted), rtol=1e-5)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(trellis, "kernel", lambda name: None)
+        np.testing.assert_array_equal(own.encode(z, layout), points)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(LAYOUTS), st.integers(0, 9999))
+def test_points_are_told_by_what_is_stored(layout, seed):
+    """Any stored bits are a code, and a point that is encoded again stays itself."""
+    layout, rng = CodeLayout.parse(layout), np.random.default_rng(seed)
+    held = trellis.bits(layout)
+    stored = rng.integers(0, 1 << held.sum(axis=1), (9, layout.columns)).astype(np.uint8)
+    points = stored << 1 | reference.parities(stored & 1).astype(np.uint8)
+    levels, rest = trellis.levels_of(points, layout)
+    np.testing.assert_array_equal(trellis.points(levels, rest, layout), points)
+    own = random_trellis(layout, seed)
+    z = np.take_along_axis(own.values.T, points.astype(int), axis=0)
+    np.testing.assert_array_equal(own.encode(z, layout), points)
+    np.testing.assert_array_equal(own.encode(z + np.float32(0.01), layout, levels) >> 1 + held[:, 1], levels)
+
+
+def test_eight_parities_at_a_time_are_those_one_by_one():
+    low = np.random.default_rng(0).integers(0, 2, (50, 48)).astype(np.uint8)
+    of_state, of_bits = trellis.checks()
+    state, found = np.zeros(50, np.uint16), []
+    for byte in np.packbits(low, axis=1, bitorder="little").T:
+        both = of_state[state] ^ of_bits[byte]
+        found.append(both & 255)
+        state = both >> 8
+    parity = np.unpackbits(np.stack(found, axis=1).astype(np.uint8), axis=1, bitorder="little")
+    np.testing.assert_array_equal(parity, reference.parities(low.astype(int)))
+
+
+@pytest.mark.parametrize("held", slow_except([2], [1, 2, 3, 4]))
+def test_errors_of_a_normal_distribution_are_near_the_limit(held):
+    """Within a decibel of rate-distortion theory up to two bits; Lloyd and Max reach .363, .1175, .0345 and .0095."""
+    points, error = trellis_points.train(held, trellis_points.normal_points(held), rounds=2)
+    np.testing.assert_allclose(points, trellis_points.NORMAL_POINTS[held], atol=0.02)
+    assert error == pytest.approx(candidate_layouts.TRELLIS_ERRORS[held], rel=0.01)
+    assert error < {1: 0.300, 2: 0.084, 3: 0.0233, 4: 0.0073}[held]  # of another trellis with as many states
+
+
+def test_codes_are_those_of_the_reference(fitted):
+    quantizer, x, xq = fitted
+    x, ref = x[:60], ReferenceQuantizer(*quantizer.to_state())
+    held, rest = trellis.bits(quantizer.layout)[:, 0], quantizer.layout.residual
+    code = quantizer.encode(x)
+    finer = None if rest is None else quantizer.encode_residual(x, code)
+    close = {"rtol": 1e-4, "atol": 1e-5 * np.abs(x).max()}
+    np.testing.assert_allclose(quantizer.decode(code, finer), ref.decode(code, finer), **close)
+    np.testing.assert_allclose(quantizer.decode(code), ref.decode(code), **close)
+    assert held.max() <= 2
+    # Sequences of nearly the same error may differ, so that most codes are equal, and all errors are.
+    wanted = ref.encode(x)
+    assert (wanted == code).all(axis=1).mean() > 0.9
+    theirs = ref.decode_unnormalized(wanted, None if rest is None else ref.encode_residual(x, wanted))
+    ours = ref.decode_unnormalized(code, finer)
+    z = [np.square((x - y) @ quantizer.transform.matrix.T).sum(axis=1) for y in (ours, theirs)]
+    np.testing.assert_allclose(*z, rtol=1e-3)
+
+
+def test_a_trellis_is_nearer_than_levels_alone(case):
+    x, _, metric = case
+    for text, plain in (("t2x18", "2x18"), ("t2x36", "2x36"), ("t1x36+1x36", "2x36")):
+        coded, levels = (fit_quietly(x, layout=layout, metric=metric) for layout in (text, plain))
+        assert coded.distortion(x) < 0.97 * levels.distortion(x)
+
+
+@pytest.mark.parametrize("base", ["Flat", "IVF4", "BFlat"])
+def test_scores_are_those_of_decoded_vectors(fitted, base, kernels):
+    quantizer, x, xq = fitted
+    index = QamaIndex(quantizer, "codes", base=base)
+    index.train(x)
+    index.add(x)
+    rows = np.random.default_rng(0).integers(0, len(x), (len(xq), 77))
+    decoded = quantizer.encode_decode(x)
+    np.testing.assert_allclose(index.rescorer.take(rows[0]), decoded[rows[0]], rtol=1e-5, atol=1e-5 * np.abs(x).max())
+    wanted = np.take_along_axis(faiss.pairwise_distances(xq, decoded, quantizer.metric), rows, axis=1)
+    np.testing.assert_allclose(index.rescorer.scores(xq, rows), wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_a_decoder_without_orthogonal_rows_scores_too(case):
+    x, xq, metric = case
+    quantizer = fit_quietly(x, layout="t2x9,1x9+1x4", metric=metric, decoder="least-squares")
+    assert not quantizer.decoder.is_orthogonal
+    index = QamaIndex(quantizer, "codes")
+    index.add(x)
+    rows = np.random.default_rng(0).integers(0, len(x), (len(xq), 9))
+    wanted = np.take_along_axis(faiss.pairwise_distances(xq, quantizer.encode_decode(x), metric), rows, axis=1)
+    np.testing.assert_allclose(index.rescorer.scores(xq, rows), wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_prefixes_of_codes_decode_alone(corpus):
+    quantizer = fit_quietly(corpus, layout="t2x18,1x10")
+    code = quantizer.encode(corpus)
+    shorter = quantizer.truncate(13)
+    assert str(shorter.layout) == "t2x13"
+    z = quantizer.trellis.decode(code, quantizer.layout)[:, :13]
+    short = bit_packing.truncate(code, shorter.layout)
+    np.testing.assert_array_equal(shorter.trellis.decode(short, shorter.layout), z)
+    refined = fit_quietly(corpus, layout="t2x18,1x10+1x3")
+    assert str(refined.truncate(13).layout) == "2x13"  # parities of the first code alone are unknown
+    assert refined.truncate(28).trellis is None
+
+
+def test_batches_do_not_matter(corpus):
+    quantizer = fit_quietly(corpus, layout="t2x18,1x10+2x3,1x2")
+    code = quantizer.encode(corpus)
+    finer = quantizer.encode_residual(corpus, code)
+    alone = np.concatenate([quantizer.encode_decode(x[None]) for x in corpus[:200]])
+    np.testing.assert_allclose(alone, quantizer.decode(code, finer)[:200], atol=1e-5)
+
+
+def test_states_travel(corpus):
+    quantizer = fit_quietly(corpus, layout="t2x18,1x10+1x3")
+    again = Quantizer.from_state(*quantizer.to_state())
+    assert again.is_compatible_with(quantizer)
+    np.testing.assert_array_equal(again.encode(corpus), quantizer.encode(corpus))
+    arrays, own = quantizer.to_state()
+    with pytest.raises(ValueError, match=r"trellis\.values has shape \(28, 15\); layout .* needs \(28, 16\)"):
+        Quantizer.from_state(arrays | {"trellis.values": arrays["trellis.values"][:, 1:]}, own)
+    del arrays["trellis.values"]
+    with pytest.raises(ValueError, match=r"layout t2x18,1x10\+1x3 needs trellis\.values"):
+        Quantizer.from_state(arrays, own)
+    with pytest.raises(ValueError, match="layout 2x18 has no trellis.values"):
+        dataclasses.replace(fit_quietly(corpus, layout="2x18"), trellis=quantizer.trellis)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("t1.5x10", "a trellis takes 0, 1 or 2 bits per component in each code"),
+        ("t2x8,0.5x4", "a trellis takes 0, 1 or 2 bits"),
+        ("t2x8,0x4+1x8", "each component needs a bit in either code"),
+        ("t0x8+1x8", "the first code needs one"),
+        ("2x8,0x8", "only trellis-coded components, after a t, may have 0 bits"),
+        ("2x8+0x8", "only trellis-coded components, after a t, may have 0 bits"),
+        ("t2x8+1x9", "a trellis refines components of the first code, which has 8; the second has 9"),
+        ("tt2x8", "is not BITSxCOMPONENTS"),
+    ],
+)
+def test_layouts_that_no_trellis_has_are_refused(text, message):
+    with pytest.raises(ValueError, match=message):
+        CodeLayout.parse(text)
+
+
+def test_training_moves_the_points_with_the_transform(corpus, queries):
+    pytest.importorskip("torch")
+    train = {"epochs": 1, "steps_per_epoch": 20, "losses": {"hamming.kl": 1.0}}
+    quantizer = fit_quietly(np.tile(make_vectors(1200), 1), layout="t2x18+1x4", train=train)
+    assert quantizer.fit_record.training is not None
+    assert quantizer.distortion(corpus) < 0.6
