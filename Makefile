@@ -8,10 +8,10 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 # make test COVERAGE=--cov reports the lines that tests run; before Python 3.12 that takes half as long again.
 COVERAGE ?=
 
-.PHONY: help quick test sequences lint fix demo docs dist results wide speed peers training changes compare clean
+.PHONY: help quick test sequences lint fix demo docs dist results wide speed peers training changes compare fits user-data clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' Makefile
 
 quick: $(VENV)/dev.stamp  ## run the quick tests, in about a minute
 	$(PYTEST) -m 'not slow and not browser'
@@ -67,6 +67,12 @@ training: $(VENV)/dev.stamp  ## measure training with DATA=folder, into docs/res
 
 changes: $(VENV)/dev.stamp  ## measure changes of an index on disk beside OTHER=checkout, which has its own .venv, with DATA=folder
 	$(BIN)/python benchmarks/run.py changes $(OTHER) $(DATA)
+
+user-data: $(VENV)/dev.stamp  ## measure recall where texts repeat and where norms vary, with DATA=folder
+	$(BIN)/python benchmarks/run.py user-data $(DATA)
+
+fits: $(VENV)/dev.stamp  ## measure the recall of fits beside OTHER=checkout, which has its own .venv, with DATA=folder
+	$(BIN)/python benchmarks/run.py fits $(OTHER) $(DATA)
 
 compare: $(VENV)/dev.stamp  ## time this checkout and OTHER=checkout, which has its own .venv, in turns, with DATA=folder
 	$(BIN)/python benchmarks/run.py compare $(OTHER) $(DATA)

@@ -41,9 +41,10 @@ class FitConfig:
     Parameters
     ----------
     layout : str, optional
-        Bits and components of the code, such as ``2x192`` or ``2x96,1x192``; ``2x128+2x256`` has a residual code. Or a
-        name in ``LAYOUTS``: ``binary``, ``ternary`` and ``2-bit`` (every component at 1, 1.5 or 2 bits), ``half-bit``
-        (every pair at 1), ``hybrid`` (quarters at 2, 1.5, 1 and 0.5 bits). The default is 2 bits for the first half.
+        Bits and components of the code, such as ``2x192`` or ``2x96,1x192``; ``2x128+2x256`` has a residual code,
+        and ``t2x192`` is trellis-coded. Or a name in ``LAYOUTS``: ``binary``, ``ternary`` and ``2-bit`` (every
+        component at 1, 1.5 or 2 bits), ``half-bit`` (every pair at 1), ``hybrid`` (quarters at 2, 1.5, 1 and 0.5 bits).
+        The default is 2 bits for the first half.
     bytes : int, optional
         Bytes per vector, instead of ``layout``, as base ``Flat`` holds them. The layout is chosen by measuring, if
         there are 200 documents or 60 queries to measure with.

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 @click.option(
     "--rescore",
     type=click.Choice(RESCORE_KINDS),
-    help="How candidates are re-ranked.  [default: fp16; codes with --pairs or a residual layout]",
+    help="How candidates are re-ranked.  [default: fp16; codes with --pairs, a residual layout or a trellis]",
 )
 @base_option
 @click.option(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -208,7 +210,10 @@ def _variance(x: Floats, quantizer: Quantizer) -> NDArray[np.float64]:
 
 
 def _bits(layout: CodeLayout, d: int) -> NDArray[np.float64]:
-    """Return the bits (d,) of each component, 0 for components that are not in the code."""
+    """Return the bits (d,) of each component, 0 for components that are not in the code; of a trellis in both codes."""
+    if layout.trellis:
+        given = np.array(layout.bits_of_components, np.float64).sum(axis=1)
+        return np.pad(given, (0, d - len(given)))
     given = np.repeat([_bit(segment) for segment in layout.segments], [s.components for s in layout.segments])
     return np.pad(given, (0, d - len(given)))
 
@@ -220,6 +225,10 @@ def _bit(segment: Segment) -> float:
 
 def _segments_text(layout: CodeLayout) -> str:
     """Return the segments of a layout in words."""
+    if layout.trellis:
+        counts = Counter(map(sum, layout.bits_of_components))
+        listed = ", ".join(f"{counts[bits]} at {bits} bit{'s' * (bits > 1)}" for bits in sorted(counts, reverse=True))
+        return f"components, trellis-coded: {listed}"
     return ", ".join(
         f"{s.components} components of {s.levels} levels{' per pair' if s.group == 2 else ''} "
         f"({_bit(s):g} bit{'' if _bit(s) == 1 else 's'})"
