@@ -16,7 +16,11 @@ from faiss_qama.kernels.compiling import jitted
 PLANES = 4  # the most stored bits of a component
 # The points of two components, by a number in which their bits alternate, lowest first.
 _PLACES, _NUMBERS = np.arange(PLANES + 1), np.arange(1 << 2 * PLANES + 2)[:, None]
-_EVEN, _ODD = (((_NUMBERS >> 2 * _PLACES + i & 1) << _PLACES).sum(axis=1) for i in (0, 1))
+# The bits of a byte, two in each 16: a number's share for each of four pairs.
+_BYTE = np.uint32(255)
+_FOUR = np.arange(4, dtype=np.uint64)
+_SPREAD = ((np.arange(256, dtype=np.uint64)[:, None] >> 2 * _FOUR & 3) << 16 * _FOUR).sum(axis=1, dtype=np.uint64)
+_EVEN, _ODD = (((_NUMBERS >> 2 * _PLACES + i & 1) << _PLACES).sum(axis=1).astype(np.uint32) for i in (0, 1))
 
 
 @jitted()
@@ -41,7 +45,7 @@ def sums(
     pieces : ndarray of shape (p, 7), int64
         Where the bits of components are, as :func:`faiss_qama.rescore.trellis.pieces` gives them.
     held : ndarray of shape (pairs,), int64
-        The most stored bits of two neighbouring components.
+        The most stored bits of two neighbouring components; a multiple of four pairs.
     checks : ndarray of shape (2, 256), uint16
         Eight parities, and the next state in the upper byte: of a state, and of eight lowest stored bits.
     points : ndarray of shape (2, 2 * pairs, points), float32
@@ -51,13 +55,15 @@ def sums(
     out : ndarray of shape (nq, k, 2), float32
         Sums of products, and those that queries share, overwritten.
     """
-    starts, room = np.empty(len(held), np.int64), 0
+    starts, room = np.empty(len(held), np.uint64), 0
     for t in range(len(held)):
         starts[t] = room
         room += 1 << 2 * held[t] + 2
-    table, planes = np.empty((room, 2), np.float32), np.empty((PLANES, -(-len(held) // 16) + 1), np.uint32)
+    own, shared = np.empty(room, np.float32), np.empty(room, np.float32)
+    planes = np.empty((PLANES, -(-len(held) // 16) + 1), np.uint32)
+    _fill(shared, starts, held, points[1], np.ones(2 * len(held), np.float32))
     for q in range(len(words)):
-        _fill(table, starts, held, points, products[q])
+        _fill(own, starts, held, points[0], products[q])
         for i in range(words.shape[1]):
             planes[:] = 0
             for source, word, shift, count, fours, plane, to in pieces:
@@ -68,44 +74,39 @@ def sums(
                     _put(planes[plane + 1], to, bits)
                     bits ^= code[word + 1] >> np.uint32(shift) & mask
                 _put(planes[plane], to, bits)
-            out[q, i, 0], out[q, i, 1] = _sum(planes, table, starts, held, checks)
+            out[q, i, 0], out[q, i, 1] = _sum(planes, own, shared, starts, checks)
 
 
 @jitted()
-def _fill(table: Any, starts: Any, held: Any, points: Any, products: Any) -> None:
-    """Fill ``table`` with what each pair of points adds to both sums."""
+def _fill(table: Any, starts: Any, held: Any, values: Any, products: Any) -> None:
+    """Fill ``table`` with what each pair of points adds to a sum."""
+    n = values.shape[1]
+    a, b = np.zeros(1 << PLANES + 1, np.float32), np.zeros(1 << PLANES + 1, np.float32)
     for t in range(len(held)):
-        a, b = products[2 * t], products[2 * t + 1]
+        for p in range(n):
+            a[p], b[p] = products[2 * t] * values[2 * t, p], products[2 * t + 1] * values[2 * t + 1, p]
+        of_pair = table[starts[t] :]
         for i in range(1 << 2 * held[t] + 2):
-            even, odd = _EVEN[i], _ODD[i]
-            table[starts[t] + i, 0] = a * points[0, 2 * t, even] + b * points[0, 2 * t + 1, odd]
-            table[starts[t] + i, 1] = points[1, 2 * t, even] + points[1, 2 * t + 1, odd]
+            of_pair[i] = a[_EVEN[i]] + b[_ODD[i]]
 
 
 @jitted()
-def _sum(planes: Any, table: Any, starts: Any, held: Any, checks: Any) -> tuple[Any, Any]:
+def _sum(planes: Any, own: Any, shared: Any, starts: Any, checks: Any) -> tuple[Any, Any]:
     """Return both sums of a code whose stored bits are ``planes``, lowest first."""
-    two, three = np.uint32(2), np.uint32(3)
     state, total, energy = np.uint16(0), np.float32(0), np.float32(0)
-    for c in range(-(-len(held) // 4)):
+    for c in range(len(starts) // 4):
         word, shift = c >> 2, np.uint32(8 * (c & 3))
-        p0, p1, p2, p3 = (
-            planes[0, word] >> shift,
-            planes[1, word] >> shift,
-            planes[2, word] >> shift,
-            planes[3, word] >> shift,
-        )
-        both = checks[0, state] ^ checks[1, p0 & np.uint32(255)]
-        parity, state = np.uint32(both), both >> np.uint16(8)
-        for t in range(4 * c, min(4 * c + 4, len(held))):
-            at = parity & three | (p0 & three) << two
-            if held[t] > 1:
-                at |= (p1 & three) << np.uint32(4)
-            if held[t] > 2:
-                at |= (p2 & three) << np.uint32(6) | (p3 & three) << np.uint32(8)
-            total += table[starts[t] + at, 0]
-            energy += table[starts[t] + at, 1]
-            parity, p0, p1, p2, p3 = parity >> two, p0 >> two, p1 >> two, p2 >> two, p3 >> two
+        low = planes[0, word] >> shift & _BYTE
+        both = checks[0, state] ^ checks[1, low]
+        state = both >> np.uint16(8)
+        numbers = _SPREAD[both & np.uint16(255)] | _SPREAD[low] << np.uint64(2)
+        for plane in range(1, PLANES):
+            numbers |= _SPREAD[planes[plane, word] >> shift & _BYTE] << np.uint64(2 * plane + 2)
+        for t in range(4 * c, 4 * c + 4):
+            at = starts[t] + (numbers & np.uint64(1023))
+            numbers >>= np.uint64(16)
+            total += own[at]
+            energy += shared[at]
     return total, energy
 
 

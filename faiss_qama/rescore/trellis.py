@@ -77,21 +77,21 @@ def point_sums(
     if compiled is None:
         _plain_sums(quantizer, base, rest, products, rows, sums)
     else:
-        odd = layout.columns % 2
+        more = -layout.columns % 8  # columns that add nothing
         held = bits(layout).sum(axis=1)
-        sums_of = np.pad(np.stack([trellis.values, energies]), ((0, 0), (0, odd), (0, 0)))
-        products = np.pad(products, ((0, 0), (0, odd)))
-        places, pairs = pieces(layout), np.pad(held, (0, odd)).reshape(-1, 2).max(axis=1)
+        sums_of = np.pad(np.stack([trellis.values, energies]), ((0, 0), (0, more), (0, 0)))
+        products = np.pad(products, ((0, 0), (0, more)))
+        places, pairs = pieces(layout), np.pad(held, (0, more)).reshape(-1, 2).max(axis=1)
         width = bit_planes.n_words(layout) + (0 if layout.residual is None else bit_planes.n_words(layout.residual))
 
         def summed(part: slice) -> None:
             for block in topk.blocks(rows[part], width):
                 of = rows[part][block]
                 first = base.words(of.ravel()).reshape(*of.shape, -1)
-                more = np.empty((*of.shape, 0), np.uint32)
+                second = np.empty((*of.shape, 0), np.uint32)
                 if rest is not None:
-                    more = rest.words(of.ravel()).reshape(*of.shape, -1)
-                compiled.sums(first, more, places, pairs, checks(), sums_of, products[part][block], sums[part][block])
+                    second = rest.words(of.ravel()).reshape(*of.shape, -1)
+                compiled.sums(first, second, places, pairs, checks(), sums_of, products[part][block], sums[part][block])
 
         parallel_map(summed, even_slices(len(rows)))
     own = sums[:, :, 0] + (xq @ decoder.offset)[:, None]
