@@ -60,10 +60,11 @@ def test_scores_are_those_of_decoded_vectors(fitted, base):
     np.testing.assert_allclose(index.rescorer.scores(xq, rows), wanted, atol=1e-3 * np.abs(wanted).max())
 
 
-def test_small_distances_stay_apart_far_from_the_origin():
+@pytest.mark.parametrize("layout", ["2x18+2x18", "t2x36", "t2x36+2x36"])
+def test_small_distances_stay_apart_far_from_the_origin(layout):
     x, near = make_vectors(1003, unit=False) / 100, []
     for shift in np.float32([0, 500]):
-        index = QamaIndex(fit_quietly(x + shift, layout="2x18+2x18", metric=faiss.METRIC_L2), "codes")
+        index = QamaIndex(fit_quietly(x + shift, layout=layout, metric=faiss.METRIC_L2), "codes")
         index.add(x + shift)
         found = index.search(x[:99] + shift, 10, oversample=100)[1]
         wanted = faiss.knn(x[:99], x, 10, metric=faiss.METRIC_L2)[1]

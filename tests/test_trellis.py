@@ -158,6 +158,16 @@ def test_scores_are_those_of_decoded_vectors(fitted, base, kernels):
     np.testing.assert_allclose(index.rescorer.scores(xq, rows), wanted, atol=1e-4 * np.abs(wanted).max())
 
 
+@pytest.mark.parametrize("size", [1e-15, 1e15])
+def test_very_long_and_very_short_vectors_are_coded_alike(size):
+    x = make_vectors(900, unit=False) / 100
+    plain, scaled = (
+        fit_quietly(factor * x, layout="t2x18+1x5", rotation="random").distortion(factor * x)
+        for factor in np.float32([1, size])
+    )
+    assert scaled == pytest.approx(plain, rel=0.05)
+
+
 def test_a_decoder_without_orthogonal_rows_scores_too(case):
     x, xq, metric = case
     quantizer = fit_quietly(x, layout="t2x9,1x9+1x4", metric=metric, decoder="least-squares")

@@ -179,7 +179,7 @@ class TrainConfig:
         """Raise ValueError if ``layout``, for vectors of dimension ``d``, cannot be trained with these settings."""
         for what in ("pruning", "bottleneck"):
             wanted = self.pruning is not None if what == "pruning" else self.adapter == what
-            if wanted and {segment.bits for segment in layout.segments} != {"1"}:
+            if wanted and (layout.trellis or {segment.bits for segment in layout.segments} != {"1"}):
                 raise ValueError(f"{what} needs a layout of 1 bit; got {layout}")
         if self.adapter == "feedforward" and self.expansion * d < 2 * layout.columns:
             raise ValueError(

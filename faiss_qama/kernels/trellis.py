@@ -16,7 +16,7 @@ from faiss_qama.kernels.compiling import jitted
 
 STATES, LANES = 256, 16
 _HALF = STATES // 2
-_FAR = np.float32(1e30)
+_FAR = np.float32(np.inf)
 
 
 def _lanes(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:

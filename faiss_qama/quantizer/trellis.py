@@ -30,7 +30,7 @@ from faiss_qama.threads import parallel_map, slices
 PARITY, MEMORY = (0o515, 0o362), 8
 STATES = 1 << MEMORY
 CHUNK = 1024  # vectors that a thread encodes at a time, in some ten milliseconds
-FAR = np.float32(1e30)  # the error of what is impossible
+FAR = np.float32(np.inf)  # the error of what is impossible
 
 Points = NDArray[np.uint8]
 

@@ -33,6 +33,8 @@ class CodeRescorer(Rescorer):
     def __init__(self, quantizer: Quantizer, base: CodeIndex) -> None:
         super().__init__(quantizer)
         self._base = base
+        # What queries and decoded vectors are moved by, for L2 distances.
+        self._about: Floats = np.zeros(quantizer.d, np.float32)
 
     def over(self, base: CodeIndex) -> CodeRescorer:
         return CodeRescorer(self.quantizer, base)
@@ -47,7 +49,7 @@ class CodeRescorer(Rescorer):
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         quantizer = self.quantizer
-        xq = quantizer.adapt_queries(xq)
+        xq = quantizer.adapt_queries(xq) - self._about
         products, energies = self._sums(xq, rows)
         if self._needs_no_norms:
             return products
@@ -81,6 +83,6 @@ class CodeRescorer(Rescorer):
         """Return the squared norms (nq, k) of decoded ``rows`` (nq, k), if they are no sums over bits."""
         out = np.empty(rows.shape, dtype=np.float32)
         for block in topk.blocks(rows, self.quantizer.d):
-            vectors = self._unnormalized(rows[block].ravel())
+            vectors = self._unnormalized(rows[block].ravel()) - self._about
             out[block] = np.square(vectors).sum(axis=1).reshape(rows[block].shape)
         return out

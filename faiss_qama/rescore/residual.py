@@ -32,6 +32,13 @@ def norm_dtype(metric: int, normalized: bool) -> np.dtype[Any] | None:
     return np.dtype(np.float32) if metric == faiss.METRIC_L2 else None
 
 
+def center(quantizer: Quantizer) -> Floats:
+    """Return what L2 distances are found about, (d,): near the corpus, float32 keeps small ones apart."""
+    if quantizer.metric == faiss.METRIC_L2 and not quantizer.normalized:
+        return quantizer.decoder.offset
+    return np.zeros(quantizer.d, np.float32)
+
+
 def residual_bytes(layout: CodeLayout, metric: int, normalized: bool) -> int:
     """Return the bytes per vector of the residual codes of ``layout`` and of the norm; 0 without a residual."""
     if layout.residual is None:
@@ -56,10 +63,7 @@ class ResidualRescorer(CodeRescorer):
         assert quantizer.layout.residual is not None
         self._layout = quantizer.layout.residual
         self._dtype = None if quantizer.layout.trellis else norm_dtype(quantizer.metric, quantizer.normalized)
-        # For L2 distances it is the norm about the corpus' mean, so that float32 keeps small distances apart.
-        self._about = np.zeros(quantizer.d, np.float32)
-        if quantizer.metric == faiss.METRIC_L2 and not quantizer.normalized:
-            self._about = quantizer.decoder.offset
+        self._about = center(quantizer)
         self._codes = FlatCodeIndex(self._layout)
         self._norms = GrowingArray(np.empty(0, self._dtype or np.float32))
         self.bytes_per_vector = residual_bytes(quantizer.layout, quantizer.metric, quantizer.normalized)

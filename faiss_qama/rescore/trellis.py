@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,18 +16,22 @@ from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.quantizer.trellis import bits, checks
 from faiss_qama.rescore.codes import CodeRescorer
-from faiss_qama.rescore.residual import ResidualRescorer
+from faiss_qama.rescore.residual import ResidualRescorer, center
 from faiss_qama.threads import even_slices, parallel_map
 
 
 class TrellisRescorer(CodeRescorer):
     """Scores from trellis-coded first codes alone."""
 
+    def __init__(self, quantizer: Quantizer, base: CodeIndex) -> None:
+        super().__init__(quantizer, base)
+        self._about = center(quantizer)
+
     def over(self, base: CodeIndex) -> TrellisRescorer:
         return TrellisRescorer(self.quantizer, base)
 
     def _sums(self, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
-        return point_sums(self.quantizer, self._base, None, xq, rows)
+        return point_sums(self.quantizer, self._about, self._base, None, xq, rows)
 
 
 class RefinedTrellisRescorer(ResidualRescorer):
@@ -40,24 +46,26 @@ class RefinedTrellisRescorer(ResidualRescorer):
         return CodeRescorer.scores(self, xq, rows)
 
     def _sums(self, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
-        return point_sums(self.quantizer, self._base, self._codes, xq, rows)
+        return point_sums(self.quantizer, self._about, self._base, self._codes, xq, rows)
 
 
 def point_sums(
-    quantizer: Quantizer, base: CodeIndex, rest: CodeIndex | None, xq: Floats, rows: Ids
+    quantizer: Quantizer, about: Floats, base: CodeIndex, rest: CodeIndex | None, xq: Floats, rows: Ids
 ) -> tuple[Floats, Floats | None]:
-    """Return inner products with decoded vectors, and the squared norms of these.
+    """Return inner products with decoded vectors less ``about``, and the squared norms of these.
 
     Parameters
     ----------
     quantizer : Quantizer
         A trellis-coded one.
+    about : ndarray of shape (d,), float32
+        0, or the offset of the decoder.
     base : CodeIndex
         The first codes.
     rest : CodeIndex, optional
         The residual codes.
     xq : ndarray of shape (nq, d), float32
-        Queries, adapted.
+        Queries, adapted, less ``about``.
     rows : ndarray of shape (nq, k), int64
         Candidates of each query.
 
@@ -68,14 +76,15 @@ def point_sums(
     energies : ndarray of shape (nq, k), float32, or None
         Squared norms, if they are sums over components.
     """
-    layout, decoder, trellis = quantizer.layout, quantizer.decoder, quantizer.trellis
+    layout, trellis = quantizer.layout, quantizer.trellis
+    decoder = replace(quantizer.decoder, offset=quantizer.decoder.offset - about)
     assert trellis is not None
     energies = decoder.energies(trellis.values.T).T
     products = quantizer.bit_decoder.product.products(xq)
     sums = np.empty((*rows.shape, 2), np.float32)
     compiled = kernel("points")
     if compiled is None:
-        _plain_sums(quantizer, base, rest, products, rows, sums)
+        _plain_sums(replace(quantizer, decoder=decoder), base, rest, products, rows, sums)
     else:
         more = -layout.columns % 8  # columns that add nothing
         held = bits(layout).sum(axis=1)
