@@ -17,7 +17,7 @@ from typing import Any
 
 import click
 import numpy as np
-from common import PAUSE, ROOT, million, write
+from common import PAUSE, ROOT, million, read, write
 
 from faiss_qama.evaluation.datasets import Dataset
 from measure.dimensions import DIMENSIONS, N, widened
@@ -75,7 +75,7 @@ def side_by_side(other: Path, python: str, data: Path, parts: tuple[str, ...] = 
     data : Path
         Data set folders, quora among them.
     parts : tuple of str
-        Only timings whose names begin like one of these; all if there are none.
+        Only timings whose names begin like one of these, all if there are none; others stay as they were measured.
     """
     start, rows = time.perf_counter(), []
     with tempfile.TemporaryDirectory() as folder:
@@ -101,8 +101,11 @@ def side_by_side(other: Path, python: str, data: Path, parts: tuple[str, ...] = 
                 one.process.kill()
                 one.process.communicate()
     commits = {"this": pair[0].commit, "other": pair[1].commit}
-    about = {"commits": commits, "cores": os.cpu_count(), "n": len(x), "scanned": len(many)}
-    write("side-by-side", about | {"took": time.perf_counter() - start, "rows": rows})
+    rows = [row | {"commits": commits} for row in rows]
+    new = {row["name"] for row in rows}
+    kept = [row for row in read("side-by-side").get("rows", []) if row["name"] not in new]
+    about = {"cores": os.cpu_count(), "n": len(x), "scanned": len(many)}
+    write("side-by-side", about | {"took": time.perf_counter() - start, "rows": kept + rows})
 
 
 def _threads(name: str) -> tuple[int, ...]:

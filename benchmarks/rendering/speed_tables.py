@@ -175,12 +175,11 @@ def side_by_side_table(data: dict[str, Any]) -> str:
     """Return times of two checkouts, and their ratio."""
     rows = []
     for row in data["side-by-side"]["rows"]:
-        this, other = (f"{row['seconds'][side]:.1f} s" for side in ("this", "other"))
+        sides = [f"{row['seconds'][side]:.1f} s ({row['commits'][side][:7]})" for side in ("this", "other")]
         low, high = row["quartiles"]
-        rows.append(
-            [f"{row['name']}, {row['threads']} threads", this, other, f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"]
-        )
-    return markdown(["", "now", "before", "ratio (quartiles)"], rows)
+        name = f"`{row['name']}`, {row['threads']} threads"
+        rows.append([name, *sides, f"{row['ratio']:.2f} ({low:.2f} to {high:.2f})"])
+    return markdown(["", "one commit", "an earlier one", "ratio (quartiles)"], rows)
 
 
 def changes_table(data: dict[str, Any]) -> str:
