@@ -26,16 +26,21 @@ class TrellisRescorer(CodeRescorer):
     def __init__(self, quantizer: Quantizer, base: CodeIndex) -> None:
         super().__init__(quantizer, base)
         self._about = center(quantizer)
+        self._points = PointSums(quantizer, self._about)
 
     def over(self, base: CodeIndex) -> TrellisRescorer:
         return TrellisRescorer(self.quantizer, base)
 
     def _sums(self, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
-        return point_sums(self.quantizer, self._about, self._base, None, xq, rows)
+        return self._points.of(self._base, None, xq, rows)
 
 
 class RefinedTrellisRescorer(ResidualRescorer):
     """Scores from trellis-coded first codes, and from their residual codes, which it keeps."""
+
+    def __init__(self, quantizer: Quantizer, base: CodeIndex) -> None:
+        super().__init__(quantizer, base)
+        self._points = PointSums(quantizer, self._about)
 
     def over(self, base: CodeIndex) -> RefinedTrellisRescorer:
         other = RefinedTrellisRescorer(self.quantizer, base)
@@ -46,13 +51,11 @@ class RefinedTrellisRescorer(ResidualRescorer):
         return CodeRescorer.scores(self, xq, rows)
 
     def _sums(self, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
-        return point_sums(self.quantizer, self._about, self._base, self._codes, xq, rows)
+        return self._points.of(self._base, self._codes, xq, rows)
 
 
-def point_sums(
-    quantizer: Quantizer, about: Floats, base: CodeIndex, rest: CodeIndex | None, xq: Floats, rows: Ids
-) -> tuple[Floats, Floats | None]:
-    """Return inner products with decoded vectors less ``about``, and the squared norms of these.
+class PointSums:
+    """Inner products with decoded vectors less ``about``, and the squared norms of these.
 
     Parameters
     ----------
@@ -60,51 +63,73 @@ def point_sums(
         A trellis-coded one.
     about : ndarray of shape (d,), float32
         0, or the offset of the decoder.
-    base : CodeIndex
-        The first codes.
-    rest : CodeIndex, optional
-        The residual codes.
-    xq : ndarray of shape (nq, d), float32
-        Queries, adapted, less ``about``.
-    rows : ndarray of shape (nq, k), int64
-        Candidates of each query.
-
-    Returns
-    -------
-    products : ndarray of shape (nq, k), float32
-        Inner products.
-    energies : ndarray of shape (nq, k), float32, or None
-        Squared norms, if they are sums over components.
     """
-    layout, trellis = quantizer.layout, quantizer.trellis
-    decoder = replace(quantizer.decoder, offset=quantizer.decoder.offset - about)
-    assert trellis is not None
-    energies = decoder.energies(trellis.values.T).T
-    products = quantizer.bit_decoder.product.products(xq)
-    sums = np.empty((*rows.shape, 2), np.float32)
-    compiled = kernel("points")
-    if compiled is None:
-        _plain_sums(replace(quantizer, decoder=decoder), base, rest, products, rows, sums)
-    else:
-        more = -layout.columns % 8  # columns that add nothing
-        held = bits(layout).sum(axis=1)
-        sums_of = np.pad(np.stack([trellis.values, energies]), ((0, 0), (0, more), (0, 0)))
-        products = np.pad(products, ((0, 0), (0, more)))
-        places, pairs = pieces(layout), np.pad(held, (0, more)).reshape(-1, 2).max(axis=1)
-        width = bit_planes.n_words(layout) + (0 if layout.residual is None else bit_planes.n_words(layout.residual))
 
-        def summed(part: slice) -> None:
-            for block in topk.blocks(rows[part], width):
-                of = rows[part][block]
-                first = base.words(of.ravel()).reshape(*of.shape, -1)
-                second = np.empty((*of.shape, 0), np.uint32)
-                if rest is not None:
-                    second = rest.words(of.ravel()).reshape(*of.shape, -1)
-                compiled.sums(first, second, places, pairs, checks(), sums_of, products[part][block], sums[part][block])
+    def __init__(self, quantizer: Quantizer, about: Floats) -> None:
+        assert quantizer.trellis is not None
+        layout, values = quantizer.layout, quantizer.trellis.values
+        self._layout, self._trellis, self._product = layout, quantizer.trellis, quantizer.bit_decoder.product
+        self._decoder = replace(quantizer.decoder, offset=quantizer.decoder.offset - about)
+        self._are_sums = quantizer.decoder.is_orthogonal
+        # For the compiled loop, with columns that add nothing up to a multiple of eight.
+        self._more = -layout.columns % 8
+        energies = self._decoder.energies(values.T).T
+        self._values = np.pad(np.stack([values, energies]), ((0, 0), (0, self._more), (0, 0)))
+        self._held = np.pad(bits(layout).sum(axis=1), (0, self._more)).reshape(-1, 2).max(axis=1)
+        self._pieces = pieces(layout)
+        self._words = sum(bit_planes.n_words(part) for part in (layout, layout.residual) if part is not None)
 
-        parallel_map(summed, even_slices(len(rows)))
-    own = sums[:, :, 0] + (xq @ decoder.offset)[:, None]
-    return own, sums[:, :, 1] + decoder.offset @ decoder.offset if decoder.is_orthogonal else None
+    def of(self, base: CodeIndex, rest: CodeIndex | None, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
+        """Return the sums of candidates.
+
+        Parameters
+        ----------
+        base : CodeIndex
+            The first codes.
+        rest : CodeIndex, optional
+            The residual codes.
+        xq : ndarray of shape (nq, d), float32
+            Queries, adapted, less ``about``.
+        rows : ndarray of shape (nq, k), int64
+            Candidates of each query.
+
+        Returns
+        -------
+        products : ndarray of shape (nq, k), float32
+            Inner products.
+        energies : ndarray of shape (nq, k), float32, or None
+            Squared norms, if they are sums over components.
+        """
+        products, offset = self._product.products(xq), self._decoder.offset
+        sums = np.empty((*rows.shape, 2), np.float32)
+        compiled = kernel("points")
+        if compiled is None:
+            self._plain(base, rest, products, rows, sums)
+        else:
+            products = np.pad(products, ((0, 0), (0, self._more)))
+
+            def summed(part: slice) -> None:
+                for block in topk.blocks(rows[part], self._words):
+                    of = rows[part][block]
+                    first = base.words(of.ravel()).reshape(*of.shape, -1)
+                    second = np.empty((*of.shape, 0), np.uint32)
+                    if rest is not None:
+                        second = rest.words(of.ravel()).reshape(*of.shape, -1)
+                    own = products[part][block], sums[part][block]
+                    compiled.sums(first, second, self._pieces, self._held, checks(), self._values, *own)
+
+            parallel_map(summed, even_slices(len(rows)))
+        own = sums[:, :, 0] + (xq @ offset)[:, None]
+        return own, sums[:, :, 1] + offset @ offset if self._are_sums else None
+
+    def _plain(self, base: CodeIndex, rest: CodeIndex | None, products: Floats, rows: Ids, sums: Floats) -> None:
+        """Fill ``sums`` (nq, k, 2), of products and of energies, without numba."""
+        for block in topk.blocks(rows, 8 * self._layout.columns):
+            of = rows[block].ravel()
+            more = None if rest is None else rest.take(of)
+            z = self._trellis.decode(base.take(of), self._layout, more).reshape(*rows[block].shape, -1)
+            sums[block, :, 0] = np.matmul(z, products[block, :, None])[:, :, 0]
+            sums[block, :, 1] = self._decoder.energies(z).sum(axis=2)
 
 
 def pieces(layout: CodeLayout) -> NDArray[np.int64]:
@@ -139,16 +164,3 @@ def pieces(layout: CodeLayout) -> NDArray[np.int64]:
                 at += count
             column += segment.units
     return np.array(rows, np.int64)
-
-
-def _plain_sums(
-    quantizer: Quantizer, base: CodeIndex, rest: CodeIndex | None, products: Floats, rows: Ids, sums: Floats
-) -> None:
-    """Fill ``sums`` (nq, k, 2), of products and of energies, without numba."""
-    assert quantizer.trellis is not None
-    for block in topk.blocks(rows, 8 * quantizer.layout.columns):
-        of = rows[block].ravel()
-        more = None if rest is None else rest.take(of)
-        z = quantizer.trellis.decode(base.take(of), quantizer.layout, more).reshape(*rows[block].shape, -1)
-        sums[block, :, 0] = np.matmul(z, products[block, :, None])[:, :, 0]
-        sums[block, :, 1] = quantizer.decoder.energies(z).sum(axis=2)
