@@ -155,7 +155,7 @@ def parities(low: Array) -> Array:
     """
     out = np.zeros_like(low)
     for j in range(low.shape[1]):
-        of = [i for i in range(1, min(j, 8) + 1)]
+        of = range(1, min(j, 8) + 1)
         terms = [out[:, j - i] for i in of if 0o515 >> i & 1] + [low[:, j - i] for i in of if 0o362 >> i & 1]
         out[:, j] = sum(terms, np.zeros(len(low), int)) % 2
     return out

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, pairwise
+from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.arrays import Floats
 from faiss_qama.hamming.bit_planes import WORD
 from faiss_qama.hamming.factory import DEFAULT, code_bytes
 from faiss_qama.quantizer.layout import CodeLayout, Segment
@@ -86,7 +86,7 @@ def residual_layouts_of_size(size: int, d: int, base: str, norm_bytes: int) -> I
             yield from (replace(first, residual=second) for second in layouts_of_size(left, d, shares=(1.0, 0.0)))
 
 
-def trellis_layouts_of_size(size: int, variances: Floats, base: str) -> Iterator[CodeLayout]:
+def trellis_layouts_of_size(size: int, variances: NDArray[np.floating[Any]], base: str) -> Iterator[CodeLayout]:
     """Yield trellis-coded layouts that take ``size`` bytes, or a little less.
 
     Each word of bits goes to the 32 components whose error it lowers most (reverse water-filling; Cover and Thomas,

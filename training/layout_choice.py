@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from faiss_qama.arrays import Floats, are_normalized, row_norms
+from faiss_qama.arrays import are_normalized, row_norms
 from faiss_qama.hamming.factory import AUTO, DEFAULT, check_memory, code_bytes
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.progress import progress
@@ -237,7 +237,7 @@ def choose_layout(
     step = -(-len(split.train) // TRIAL_DOCUMENTS)
     small = replace(split, train=split.train[::step], share=split.share / step)
     sizes = _sizes(budget, d, spec.base, fewer=recall is not None, more=compare)
-    of_size = {size: _layouts_of_size(size, small, config, metric, spec) for size in sizes}
+    of_size = _layouts_of_sizes(sizes, small, config, metric, spec)
     measure = partial(_measure, small=small, config=config, metric=metric, n=n, base=spec.base)
     goal = _Goal(spec.rescore, recall)
     if not free:
@@ -275,26 +275,23 @@ def _sizes(budget: int | None, d: int, base: str, *, fewer: bool, more: bool) ->
     return sorted({budget, *(size for size in sizes if more or (fewer and size < budget))})
 
 
-def _layouts_of_size(size: int, small: Split, config: FitConfig, metric: int, spec: IndexSpec) -> list[CodeLayout]:
-    """Return the layouts to try for ``size`` bytes per vector."""
-    d, single = small.train.shape[1], config.thresholds in SINGLE
-    layouts = list(layouts_of_size(size, d, spec.base, (0.0,) if single else EARLY_SHARES))
+def _layouts_of_sizes(
+    sizes: list[int], small: Split, config: FitConfig, metric: int, spec: IndexSpec
+) -> dict[int, list[CodeLayout]]:
+    """Return the layouts to try for each number of bytes per vector."""
+    x, single = small.train, config.thresholds in SINGLE
+    d, shares = x.shape[1], (0.0,) if single else EARLY_SHARES
+    found = {size: list(layouts_of_size(size, d, spec.base, shares)) for size in sizes}
     # After a training on pairs a residual code would bring documents back to what they were before.
     if spec.rescore == "codes" and not single and not len(small.train_qrels):
-        normalized = are_normalized(row_norms(small.train))
         smallest = replace(SMALLEST, residual=SMALLEST)
-        norm_bytes = residual_bytes(smallest, metric, normalized) - code_bytes(DEFAULT, SMALLEST)
-        layouts += residual_layouts_of_size(size, d, spec.base, norm_bytes)
-        layouts += trellis_layouts_of_size(size, _variances(small, config), spec.base)
-    return layouts
-
-
-@cache
-def _variances(small: Split, config: FitConfig) -> Floats:
-    """Return the variance of each component, largest first, (d,)."""
-    center = small.train.mean(axis=0) * config.center
-    scatter = scatter_matrix(small.train, center)
-    return np.linalg.eigvalsh(scatter)[::-1] if config.projection == "pca" else np.diag(scatter)
+        norm_bytes = residual_bytes(smallest, metric, are_normalized(row_norms(x))) - code_bytes(DEFAULT, SMALLEST)
+        scatter = scatter_matrix(x, x.mean(axis=0) * config.center)
+        variances = np.linalg.eigvalsh(scatter)[::-1] if config.projection == "pca" else np.diag(scatter)
+        for size, layouts in found.items():
+            layouts += residual_layouts_of_size(size, d, spec.base, norm_bytes)
+            layouts += trellis_layouts_of_size(size, variances, spec.base)
+    return found
 
 
 def _most_alike(layouts: list[CodeLayout], chosen: CodeLayout) -> CodeLayout:
@@ -367,12 +364,8 @@ class _Goal:
         """Return the first of the best, or with a recall that of fewest bytes. Raises ValueError if none reaches it."""
         nearest = min(trials, key=self.cost)
         if self.recall is None:
-            return next(
-                t
-                for t in trials
-                if t is nearest
-                or (not t.layout.trellis and self.cost(t) <= self.cost(nearest) + SAME_RECALL * self.codes_alone)
-            )
+            near = self.cost(nearest) + SAME_RECALL * self.codes_alone
+            return next((t for t in trials if self.cost(t) <= near and not t.layout.trellis), nearest)
         if self.cost(nearest) > (-self.recall if self.codes_alone else np.finfo(np.float64).max):
             raise ValueError(
                 f"recall {self.recall} takes more than the {nearest.bytes} bytes of {nearest.layout}, which comes "

@@ -11,6 +11,8 @@ bits: h and g of the first 32 components of four levels, of the next 32, ..., th
 
 from __future__ import annotations
 
+from functools import cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -34,6 +36,7 @@ def n_words(layout: CodeLayout) -> int:
     return 2 * pairs + others
 
 
+@cache
 def segments(layout: CodeLayout) -> NDArray[np.int64]:
     """Return the places of each segment's bits, in the code and in the words.
 

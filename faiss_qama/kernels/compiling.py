@@ -16,6 +16,7 @@ from numba import config, njit, types
 from numba.core import caching, cgutils, event
 from numba.extending import intrinsic
 
+from faiss_qama.arrays import LANES
 from faiss_qama.progress import announced
 from faiss_qama.threads import defer_interrupt
 
@@ -112,3 +113,17 @@ def prefetch(typing: Any, x: Any, row: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(x, types.intp), generate
+
+
+def lanes(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
+    """Return a pointer to ``LANES`` numbers of ``array``, ``at`` times ``LANES`` from its beginning."""
+    vector = ir.VectorType(context.get_data_type(kind.dtype), LANES)
+    data = context.make_array(kind)(context, builder, array).data
+    return builder.gep(builder.bitcast(data, vector.as_pointer()), [at])
+
+
+def everywhere(builder: Any, number: Any) -> Any:
+    """Return a register with ``number`` in every lane."""
+    vector, zero = ir.VectorType(number.type, LANES), ir.Constant(ir.IntType(32), 0)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, zero)
+    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))

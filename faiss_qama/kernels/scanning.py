@@ -17,19 +17,13 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from faiss_qama.arrays import LANES, WORST
-from faiss_qama.kernels.compiling import AHEAD, jitted, prefetch
+from faiss_qama.kernels.compiling import AHEAD, everywhere, jitted, lanes, prefetch
 
 ROOM = 3  # hits that are held per hit wanted, before those too far are dropped; up to twice as many may stay
 BLOCK = 512  # codes that stay in the first cache while several queries look at them: 24 kB of 48 bytes each
 
 
 _NUMBERS = ir.VectorType(ir.IntType(32), LANES)
-
-
-def _vector(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
-    """Return a pointer to ``LANES`` numbers of ``array``, ``at`` times ``LANES`` from its beginning."""
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.gep(builder.bitcast(data, _NUMBERS.as_pointer()), [at])
 
 
 def _called(builder: Any, name: str, result: Any, argument: Any) -> Any:
@@ -61,16 +55,11 @@ def _measure(typing: Any, pairs: Any, groups: Any, group: Any, query: Any, bound
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         _, groups_, group_, query_, bound_, out_, at_ = arguments
-        zero = ir.Constant(group_.type, 0)
-        words = _vector(context, builder, groups, groups_, builder.mul(group_, ir.Constant(group_.type, query.count)))
-
-        def everywhere(number: Any) -> Any:
-            first = builder.insert_element(ir.Constant(_NUMBERS, ir.Undefined), number, zero)
-            return builder.shuffle_vector(first, first, ir.Constant(_NUMBERS, [0] * LANES))
+        words = lanes(context, builder, groups, groups_, builder.mul(group_, ir.Constant(group_.type, query.count)))
 
         def word(w: int) -> tuple[Any, Any]:
             place = builder.gep(words, [ir.Constant(group_.type, w)])
-            return builder.load(place, align=4), everywhere(builder.extract_value(query_, w))
+            return builder.load(place, align=4), everywhere(builder, builder.extract_value(query_, w))
 
         def counted(bits: Any) -> Any:
             return _called(builder, "ctpop", _NUMBERS, bits)
@@ -85,8 +74,8 @@ def _measure(typing: Any, pairs: Any, groups: Any, group: Any, query: Any, bound
             bits, own = word(w)
             ones = builder.add(ones, counted(builder.xor(bits, own)))
         distances = builder.add(ones, builder.add(twos, twos))
-        builder.store(distances, _vector(context, builder, out, out_, at_), align=4)
-        below = builder.icmp_signed("<", distances, everywhere(bound_))
+        builder.store(distances, lanes(context, builder, out, out_, at_), align=4)
+        below = builder.icmp_signed("<", distances, everywhere(builder, bound_))
         return builder.zext(builder.bitcast(below, ir.IntType(LANES)), ir.IntType(32))
 
     return types.int32(pairs, groups, types.intp, query, types.int32, out, types.intp), generate

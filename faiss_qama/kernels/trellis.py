@@ -12,25 +12,12 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from faiss_qama.kernels.compiling import jitted
+from faiss_qama.arrays import LANES
+from faiss_qama.kernels.compiling import everywhere, jitted, lanes
 
-STATES, LANES = 256, 16
+STATES = 256
 _HALF = STATES // 2
 _FAR = np.float32(np.inf)
-
-
-def _lanes(context: Any, builder: Any, kind: Any, array: Any, at: Any) -> Any:
-    """Return a pointer to ``LANES`` numbers of ``array``, ``at`` times ``LANES`` from its beginning."""
-    vector = ir.VectorType(context.get_data_type(kind.dtype), LANES)
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.gep(builder.bitcast(data, vector.as_pointer()), [at])
-
-
-def _everywhere(builder: Any, number: Any) -> Any:
-    """Return a register with ``number`` in every lane."""
-    vector, zero = ir.VectorType(number.type, LANES), ir.Constant(ir.IntType(32), 0)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, zero)
-    return builder.shuffle_vector(first, first, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
 @intrinsic
@@ -43,16 +30,16 @@ def _nearer(typing: Any, z: Any, value: Any, p: Any, cells: Any, cell: Any, erro
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
         z_, value_, p_, cells_, cell_, error_, nearest_ = arguments
         part, start = builder.and_(p_, ir.Constant(p_.type, 3)), ir.Constant(p_.type, 0)
-        e = builder.fsub(builder.load(_lanes(context, builder, z, z_, start), align=4), _everywhere(builder, value_))
+        e = builder.fsub(builder.load(lanes(context, builder, z, z_, start), align=4), everywhere(builder, value_))
         e = builder.fmul(e, e)
-        errors = _lanes(context, builder, error, error_, part)
+        errors = lanes(context, builder, error, error_, part)
         before = builder.load(errors, align=4)
-        of_cell = builder.load(_lanes(context, builder, cells, cells_, start), align=1)
-        allowed = builder.icmp_unsigned("==", of_cell, _everywhere(builder, cell_))
+        of_cell = builder.load(lanes(context, builder, cells, cells_, start), align=1)
+        allowed = builder.icmp_unsigned("==", of_cell, everywhere(builder, cell_))
         better = builder.and_(builder.fcmp_ordered("<", e, before), allowed)
         builder.store(builder.select(better, e, before), errors, align=4)
-        points = _lanes(context, builder, nearest, nearest_, part)
-        number = _everywhere(builder, builder.trunc(p_, ir.IntType(8)))
+        points = lanes(context, builder, nearest, nearest_, part)
+        number = everywhere(builder, builder.trunc(p_, ir.IntType(8)))
         builder.store(builder.select(better, number, builder.load(points, align=1)), points, align=1)
         return context.get_dummy_value()
 
@@ -70,7 +57,7 @@ def _better_ways(typing: Any, cost: Any, error: Any, u: Any, label: Any, new: An
             return ir.Constant(u_.type, value)
 
         def row(kind: Any, array: Any, at: Any) -> Any:
-            return builder.load(_lanes(context, builder, kind, array, at), align=4)
+            return builder.load(lanes(context, builder, kind, array, at), align=4)
 
         low, high = row(cost, cost_, u_), row(cost, cost_, builder.add(u_, number(_HALF)))
         same, other = row(error, error_, label_), row(error, error_, builder.xor(label_, number(2)))
@@ -79,7 +66,7 @@ def _better_ways(typing: Any, cost: Any, error: Any, u: Any, label: Any, new: An
             state = builder.add(builder.add(u_, u_), number(i))
             stay, come = builder.fadd(low, of_low), builder.fadd(high, of_high)
             turned = builder.fcmp_ordered("<", come, stay)
-            builder.store(builder.select(turned, come, stay), _lanes(context, builder, new, new_, state), align=4)
+            builder.store(builder.select(turned, come, stay), lanes(context, builder, new, new_, state), align=4)
             builder.store(builder.bitcast(turned, ir.IntType(LANES)), builder.gep(choices, [state]))
         return context.get_dummy_value()
 

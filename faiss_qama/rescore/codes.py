@@ -10,7 +10,7 @@ import numpy as np
 
 from faiss_qama import topk
 from faiss_qama.arrays import Floats, Ids, scale_to_norm
-from faiss_qama.hamming.code_index import CodeIndex
+from faiss_qama.hamming.code_index import CodeIndex, PartReader
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import Rescorer
 
@@ -37,7 +37,12 @@ class CodeRescorer(Rescorer):
         self._about: Floats = np.zeros(quantizer.d, np.float32)
 
     def over(self, base: CodeIndex) -> CodeRescorer:
-        return CodeRescorer(self.quantizer, base)
+        return type(self)(self.quantizer, base)
+
+    @classmethod
+    def from_parts(cls, quantizer: Quantizer, base: CodeIndex, reader: PartReader) -> CodeRescorer:  # noqa: ARG003
+        """Return the rescorer of saved codes."""
+        return cls(quantizer, base)
 
     def take(self, rows: Ids) -> Floats:
         x = self._unnormalized(rows)

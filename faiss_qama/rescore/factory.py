@@ -51,8 +51,7 @@ def make_rescorer(rescore: Any, quantizer: Quantizer, base: CodeIndex) -> Rescor
         return StoredVectors(quantizer, rescore)
     if rescore == "none":
         return None
-    by_codes: Rescorer = _of_codes(quantizer)(quantizer, base)
-    return by_codes
+    return _of_codes(quantizer)(quantizer, base)
 
 
 def read_rescorer(rescore: str, quantizer: Quantizer, base: CodeIndex, reader: PartReader) -> Rescorer | None:
@@ -60,13 +59,12 @@ def read_rescorer(rescore: str, quantizer: Quantizer, base: CodeIndex, reader: P
     if rescore in DTYPES:
         shape = (len(base), row_width(rescore, quantizer.d))
         return StoredVectors(quantizer, rescore, reader.growing("vectors", shape, DTYPES[rescore]))
-    if rescore == "codes" and quantizer.layout.residual is not None:
-        rescorer: Rescorer = _of_codes(quantizer).from_parts(quantizer, base, reader)
-        return rescorer
+    if rescore == "codes":
+        return _of_codes(quantizer).from_parts(quantizer, base, reader)
     return make_rescorer(rescore, quantizer, base)
 
 
-def _of_codes(quantizer: Quantizer) -> Any:
+def _of_codes(quantizer: Quantizer) -> type[CodeRescorer]:
     """Return the class of rescorers by the codes of ``quantizer``."""
     if quantizer.layout.residual is None:
         return CodeRescorer if quantizer.trellis is None else TrellisRescorer

@@ -69,7 +69,7 @@ class ResidualRescorer(CodeRescorer):
         self.bytes_per_vector = residual_bytes(quantizer.layout, quantizer.metric, quantizer.normalized)
 
     def over(self, base: CodeIndex) -> ResidualRescorer:
-        other = ResidualRescorer(self.quantizer, base)
+        other = type(self)(self.quantizer, base)
         other._codes, other._norms = self._codes, self._norms
         return other
 

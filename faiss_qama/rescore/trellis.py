@@ -28,9 +28,6 @@ class TrellisRescorer(CodeRescorer):
         self._about = center(quantizer)
         self._points = PointSums(quantizer, self._about)
 
-    def over(self, base: CodeIndex) -> TrellisRescorer:
-        return TrellisRescorer(self.quantizer, base)
-
     def _sums(self, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
         return self._points.of(self._base, None, xq, rows)
 
@@ -41,11 +38,6 @@ class RefinedTrellisRescorer(ResidualRescorer):
     def __init__(self, quantizer: Quantizer, base: CodeIndex) -> None:
         super().__init__(quantizer, base)
         self._points = PointSums(quantizer, self._about)
-
-    def over(self, base: CodeIndex) -> RefinedTrellisRescorer:
-        other = RefinedTrellisRescorer(self.quantizer, base)
-        other._codes, other._norms = self._codes, self._norms
-        return other
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         return CodeRescorer.scores(self, xq, rows)

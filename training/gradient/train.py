@@ -225,14 +225,15 @@ def _frozen(model: Model, x: Floats) -> Quantizer:
     A loss sees the levels of first codes. The points of a trellis follow the trained transform.
     """
     quantizer = model.frozen()
-    if quantizer.trellis is not None:
-        z = quantizer.transform(x)
-        trellis = trellis_points.fit(z, quantizer.layout)
-        quantizer = replace(quantizer, trellis=trellis)
-    if model.config.decodes or model.config.adapter == "none":
+    decodes = model.config.decodes or model.config.adapter == "none"
+    if decodes and quantizer.trellis is None:
         return quantizer
     x = x[:: -(-len(x) // DECODER_DOCUMENTS)]
     z, decoder = quantizer.transform(x), quantizer.decoder
+    if quantizer.trellis is not None:
+        quantizer = replace(quantizer, trellis=trellis_points.fit(z, quantizer.layout))
+    if decodes:
+        return quantizer
     levels = bit_packing.levels(quantizer.encode(x), quantizer.layout)
     parts = x, z, levels, decoder.offset, decoder.matrix, quantizer.layout
     return replace(quantizer, decoder=fit_decoder(*parts, "least-squares"))
