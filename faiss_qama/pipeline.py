@@ -225,7 +225,7 @@ def _measured(
     truth = exact(dataset, K, metric)
     qualities = [evaluate(by_row(stage, searched), dataset, truth, runs=1) for stage in stages.values()]
     timed = [*stages.values(), *([] if flat is None else [flat])]
-    exact_speed, *others = speeds(timed, Dataset(corpus, dataset.queries), K, metric)
+    exact_speed, *others = speeds(timed, Dataset(corpus, dataset.queries), truth)
     measured = [replace(truth.measured, results=[replace(truth.measured.mean, queries_per_second=exact_speed)])]
     for (name, stage), quality, speed in zip(stages.items(), qualities, others, strict=False):
         measured.append(MethodResult(name, stage.bytes_per_vector, [replace(quality, queries_per_second=speed)]))

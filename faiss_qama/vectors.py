@@ -11,8 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.arrays import Floats, Ids
 from faiss_qama.formats.reader import from_bfloat16, is_bfloat16, is_readable
+from faiss_qama.threads import parallel_map, slices
 
 PathLike: TypeAlias = str | os.PathLike[str]
+CONVERTED = 1 << 18  # values that a thread converts at a time
 
 
 class _Stored(Protocol):
@@ -92,12 +94,22 @@ def as_vectors(
 
 def as_floats(x: NDArray[Any]) -> tuple[Floats, Ids]:
     """Return ``x`` (n, d) as contiguous float32, and its rows (m,) with NaN or infinity."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        out: Floats = np.ascontiguousarray(from_bfloat16(x) if is_bfloat16(x.dtype) else x, dtype=np.float32)
-        if np.isfinite(out.sum()):
-            return out, np.empty(0, np.int64)
-        suspects = np.flatnonzero(~np.isfinite(out.sum(axis=1)))  # a sum may overflow where no value does
-    return out, suspects[~np.isfinite(out[suspects]).all(axis=1)]
+    x = from_bfloat16(x) if is_bfloat16(x.dtype) else x
+    there = x.dtype == np.float32 and x.flags.c_contiguous
+    out: Floats = x if there else np.empty(x.shape, np.float32)
+
+    def convert(part: slice) -> Ids:
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not there:
+                out[part] = x[part]
+            if np.isfinite(out[part].sum()):
+                return np.empty(0, np.int64)
+            suspects = part.start + np.flatnonzero(~np.isfinite(out[part].sum(axis=1)))  # a sum may overflow alone
+        bad: Ids = suspects[~np.isfinite(out[suspects]).all(axis=1)]
+        return bad
+
+    bad = parallel_map(convert, slices(len(x), max(1, CONVERTED // x.shape[1])))
+    return out, np.concatenate([np.empty(0, np.int64), *bad])
 
 
 def bad_rows_text(rows: Ids, n: int, null: str = "") -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import faiss
 import numpy as np
@@ -16,7 +16,7 @@ from faiss_qama.progress import progress
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.threads import parallel_map
+from faiss_qama.threads import one_blas_thread, parallel_map
 from faiss_qama.training.split import Split
 
 QUERY_SIDE_MARGIN = 0.02  # recall that a later query side must add to the first's
@@ -63,41 +63,93 @@ def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = (), 
     if len(split.validation) == 0:
         return quantizer
     split = split.without_copies
-    nested = {components: _measure(quantizer.truncate(components), split, ks) for components in prefixes}
-    return replace(quantizer, calibration=replace(_measure(quantizer, split, ks), prefixes=nested))
+    blocks = _blocks(split, quantizer.metric, ks)
+    nested = {components: _measure(quantizer.truncate(components), split, blocks) for components in prefixes}
+    return replace(quantizer, calibration=replace(_measure(quantizer, split, blocks), prefixes=nested))
 
 
-def _measure(quantizer: Quantizer, split: Split, ks: Sequence[int]) -> Calibration:
+@dataclass(frozen=True)
+class _Block:
+    """Some queries, and all documents as they rank them.
+
+    Parameters
+    ----------
+    queries : ndarray of shape (nq,), int64
+        The queries, among those that validate.
+    scores : ndarray of shape (nq, n), float32
+        Of documents; larger is better.
+    sizes : ndarray of shape (nq,), float32
+        What scores were rounded at, besides their own sizes.
+    copies : float
+        How many vectors of the corpus a document stands for.
+    wanted : dict of int to int
+        Documents that are the k nearest, for each k.
+    bounds : dict of int to ndarray of shape (nq,), float32
+        The score of the last of them.
+    """
+
+    queries: NDArray[np.int64]
+    scores: Floats
+    sizes: Floats
+    copies: float
+    wanted: dict[int, int]
+    bounds: dict[int, Floats]
+
+    @classmethod
+    def of(cls, queries: NDArray[np.int64], scores: Floats, sizes: Floats, copies: float, ks: Iterable[int]) -> _Block:
+        """Return a block with what follows from the scores."""
+        n = scores.shape[1]
+        wanted = {k: min(int(np.ceil(k / copies)), n) for k in ks}
+        ordered = np.partition(scores, [n - w for w in wanted.values()], axis=1)
+        return cls(queries, scores, sizes, copies, wanted, {k: ordered[:, n - w] for k, w in wanted.items()})
+
+
+def _blocks(split: Split, metric: int, ks: Sequence[int]) -> list[_Block]:
+    """Return the validation queries in blocks of queries that count as many copies, ranked by floats."""
     xq, x = split.validation, split.train
+    copies, _ = split.copies(metric)
+    step = max(1, PRODUCTS // len(x))
+    rows = [np.flatnonzero(copies == c) for c in np.unique(copies)]
+    sizes = np.einsum("qd,qd->q", xq, xq) * (metric == faiss.METRIC_L2)
+
+    def ranked(some: NDArray[np.int64]) -> _Block:
+        return _Block.of(some, _scores(xq[some], x, metric), sizes[some], float(copies[some[0]]), ks)
+
+    with one_blas_thread:
+        return parallel_map(ranked, [own[i : i + step] for own in rows for i in range(0, len(own), step)])
+
+
+def _scores(xq: Floats, x: Floats, metric: int) -> Floats:
+    """Return scores (nq, n) of documents ``x`` (n, d), larger is better."""
+    scores: Floats = faiss.pairwise_distances(xq, x, metric)
+    return scores if metric == faiss.METRIC_INNER_PRODUCT else np.negative(scores, out=scores)
+
+
+def _measure(quantizer: Quantizer, split: Split, blocks: Sequence[_Block]) -> Calibration:
+    xq, x, metric = split.validation, split.train, quantizer.metric
     adapted = quantizer.adapt_queries(xq)
-    code = quantizer.encode(x)
+    code, finer = quantizer.encode_both(x)
     query_code = quantizer.encode_queries(xq)
-    decoded = quantizer.decode(code, None if quantizer.layout.residual is None else quantizer.encode_residual(x, code))
+    decoded = quantizer.decode(code, finer)
     # A quantizer trained on pairs need not find the neighbours of the floats: its own best hits are the truth.
     own = quantizer.fit_record.trained and len(split.validation_qrels) > 0
-    sign = 1 if quantizer.metric == faiss.METRIC_INNER_PRODUCT else -1
-
-    copies, repeated = split.copies(quantizer.metric)
-    step = max(1, PRODUCTS // len(x))
-    blocks = [np.flatnonzero(copies == c)[i : i + step] for c in np.unique(copies) for i in range(0, len(xq), step)]
-    blocks = [block for block in blocks if len(block)]
     bar = progress(blocks, "calibration")
 
-    def measured(block: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def measured(block: _Block) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the sums of some queries against everything, as :func:`_curves`."""
-        exact = sign * faiss.pairwise_distances(xq[block], x, quantizer.metric)
-        asymmetric = sign * faiss.pairwise_distances(adapted[block], decoded, quantizer.metric)
-        hamming = bit_packing.hamming_table(query_code[block], code)
+        asymmetric = _scores(adapted[block.queries], decoded, metric)
+        hamming = bit_packing.hamming_table(query_code[block.queries], code)
         distances = hamming.astype(np.min_scalar_type(8 * quantizer.code_size))  # numpy sorts 16 bits by their digits
-        sizes = np.einsum("qd,qd->q", xq[block], xq[block]) * (sign < 0)  # what L2 distances were rounded at
-        floats, codes = _curves(exact, asymmetric, distances, sizes, copies[block[0]], ks)
+        floats, codes = _curves(block, asymmetric, distances)
         if own:
-            codes = _curves(asymmetric, asymmetric, distances, sizes, copies[block[0]], ks)[1]
+            ranked = _Block.of(block.queries, asymmetric, block.sizes, block.copies, block.wanted)
+            codes = _curves(ranked, asymmetric, distances)[1]
         bar.update()
         return floats, codes
 
-    with bar:
+    with bar, one_blas_thread:
         floats, codes = (np.sum(sums, axis=0) for sums in zip(*parallel_map(measured, blocks), strict=True))
+    copies, repeated = split.copies(metric)
     return Calibration(round(len(x) * copies.mean()), _mean(floats, len(xq), repeated), _mean(codes, len(xq), repeated))
 
 
@@ -113,35 +165,28 @@ def _mean(sums: NDArray[np.float64], n: int, repeated: float) -> NDArray[np.floa
 
 
 def _curves(
-    exact: Floats,
-    asymmetric: Floats,
-    hamming: NDArray[np.unsignedinteger],
-    sizes: Floats,
-    copies: float,
-    ks: Sequence[int],
+    block: _Block, asymmetric: Floats, hamming: NDArray[np.unsignedinteger]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return recall@k by (k, oversample), summed over queries, and its squares, for re-ranking by floats and by codes.
 
-    Of ``KS`` only ``ks`` are measured.
+    Of ``KS`` only those of the block are measured.
 
-    The first three are (nq, n), of queries and documents. Documents as near as the k-th nearest, up to the rounding
-    of scores of these ``sizes`` (nq,) and more, count as found: duplicates are as good as each other. A document
-    stands for ``copies`` of itself.
+    Scores and distances are (nq, n), of queries and documents. Documents as near as the k-th nearest, up to the
+    rounding of scores and more, count as found: duplicates are as good as each other.
     """
-    nq, n = exact.shape
+    nq = len(hamming)
     order = np.argsort(hamming, axis=1, kind="stable")[:, :MAX_CANDIDATES]
-    ordered, losses = np.take_along_axis(exact, order, axis=1), -np.take_along_axis(asymmetric, order, axis=1)
+    ordered, losses = np.take_along_axis(block.scores, order, axis=1), -np.take_along_axis(asymmetric, order, axis=1)
     floats = np.zeros((2, len(KS), len(OVERSAMPLES)))
     codes = np.zeros_like(floats)
-    for i, k in [(KS.index(k), k) for k in ks]:
-        wanted = min(int(np.ceil(k / copies)), n)
-        bounds = np.partition(exact, n - wanted, axis=1)[:, n - wanted]
-        relevant = found_with_ties(ordered, bounds, abs(bounds) + sizes)
+    for k, wanted in block.wanted.items():
+        i, bounds = KS.index(k), block.bounds[k]
+        relevant = found_with_ties(ordered, bounds, abs(bounds) + block.sizes)
         found = np.minimum(np.cumsum(relevant, axis=1), wanted)
         best = np.empty((nq, 0), dtype=np.intp)  # of the candidates so far
         seen = 0
         for j, oversample in enumerate(OVERSAMPLES):
-            candidates = min(max(int(np.ceil(k * oversample) / copies), wanted), order.shape[1])
+            candidates = min(max(int(np.ceil(k * oversample) / block.copies), wanted), order.shape[1])
             more = np.broadcast_to(np.arange(seen, candidates), (nq, candidates - seen))
             best, seen = np.concatenate([best, more], axis=1), candidates
             top = np.argpartition(np.take_along_axis(losses, best, axis=1), wanted - 1, axis=1)[:, :wanted]

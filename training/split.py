@@ -98,8 +98,9 @@ class Split:
         one holds 1 + (c - 1) * f in the mean.
         """
         if metric not in self._copies:
-            _, near = faiss.knn(self.validation, self.train, 1, metric=metric)
-            there = NearDuplicates(self.train, faiss.METRIC_L2).between(self.train[near[:, 0]], self.train).sum(axis=1)
+            scores = faiss.pairwise_distances(self.validation, self.train, metric)  # many times as fast as faiss.knn
+            near = (scores if metric == faiss.METRIC_INNER_PRODUCT else -scores).argmax(axis=1)
+            there = NearDuplicates(self.train, faiss.METRIC_L2).between(self.train[near], self.train).sum(axis=1)
             there = np.maximum(there, 1)  # itself, which rounding may hide beside a very long vector
             copies = 1 + (there - 1) / self.share
             copies = np.maximum(copies, copies.mean())  # what is there once may have as many as the others

@@ -21,7 +21,7 @@ from faiss_qama.progress import progress
 
 TIMED_RUNS = 3  # the median of fewer runs follows a single disturbance
 TURNS = 5  # of exact search and indexes, at least: their medians leave two disturbed ones out
-MIN_SECONDS, MAX_SECONDS = 1.0, 2.0  # short turns go on, as disturbances outlast them; a large corpus gets fewer
+MIN_SECONDS, MAX_SECONDS = 1.0, 1.5  # short turns go on, as disturbances outlast them; a large corpus gets fewer
 QUERY_BLOCK = 1024  # enough to keep every core busy
 TIE = 2e-6  # two scores whose difference is a smaller share of their size are equal up to the rounding of float32
 
@@ -133,10 +133,11 @@ def evaluate(
     return Result(ranking_values(I, truth, dataset, np.where(I < 0, WORST, D)), speed)
 
 
-def speeds(indexes: Sequence[Searchable], dataset: Dataset, k: int, metric: int) -> list[float]:
+def speeds(indexes: Sequence[Searchable], dataset: Dataset, truth: Truth) -> list[float]:
     """Measure the speed of exact search and of indexes, all searched in turns.
 
-    What else the machine does slows all searches of a turn alike, so that their ratios vary less than any speed.
+    What else the machine does slows all searches of a turn alike, so that their ratios vary less than any speed. The
+    exact search of the first turn is that of ``truth``.
 
     Parameters
     ----------
@@ -144,10 +145,8 @@ def speeds(indexes: Sequence[Searchable], dataset: Dataset, k: int, metric: int)
         Indexes that hold the corpus of ``dataset``.
     dataset : Dataset
         The documents and the queries.
-    k : int
-        Neighbours per query.
-    metric : int
-        ``faiss.METRIC_INNER_PRODUCT`` or ``faiss.METRIC_L2``.
+    truth : Truth
+        What :func:`exact` has just returned for the same queries.
 
     Returns
     -------
@@ -155,11 +154,12 @@ def speeds(indexes: Sequence[Searchable], dataset: Dataset, k: int, metric: int)
         Queries per second, from the median of the turns: of exact search, then of each index.
     """
     turns: list[list[float]] = []
-    start = time.perf_counter()
-    spent = 0.0
+    exact_seconds = spent = len(dataset.queries) / truth.measured.mean.queries_per_second
+    start = time.perf_counter() - spent
     while not turns or spent < (MAX_SECONDS if len(turns) < TURNS else MIN_SECONDS):
-        _, exact_seconds = _timed_exact_search(dataset, k, metric)
-        turns.append([exact_seconds, *(_timed_search(index, dataset, k)[1] for index in indexes)])
+        if turns:
+            _, exact_seconds = _timed_exact_search(dataset, truth.k, truth.metric)
+        turns.append([exact_seconds, *(_timed_search(index, dataset, truth.k)[1] for index in indexes)])
         spent = time.perf_counter() - start
     return [len(dataset.queries) / float(seconds) for seconds in np.median(turns, axis=0)]
 

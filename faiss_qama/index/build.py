@@ -18,7 +18,7 @@ from faiss_qama.index import norms, saving
 from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index.tuning import MIN_DOCUMENTS, BaseTrial, fastest, trial_queries, tune
-from faiss_qama.index.two_stage import TwoStageIndex
+from faiss_qama.index.two_stage import TwoStageIndex, encode
 from faiss_qama.index_spec import IndexSpec
 from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import RECALL, K
@@ -95,11 +95,12 @@ def build_index(
         """Yield rows for the rescorer; the codes go to the base on the way."""
         first = 0
         for x in progress(corpus.chunks(), "storing" if codes is not None else "encoding", corpus.n_chunks):
-            code = quantizer.encode(x) if codes is None else codes[first : first + len(x)]
-            if codes is None:
-                base.append(code)
             try:
-                rows = x if rescorer is None else rescorer.encode(x, code, first)
+                if codes is None:
+                    code, rows = encode(quantizer, rescorer, x, first)
+                    base.append(code)
+                else:
+                    rows = x if rescorer is None else rescorer.encode(x, codes[first : first + len(x)], first)
             except ValueError as error:  # a row that cannot be stored
                 raise ValueError(f"{corpus.name}: {str(error).removeprefix('vectors: ')}") from None
             yield rows

@@ -157,14 +157,13 @@ def rebuilt(core: TwoStageIndex, quantizer: Quantizer) -> tuple[CodeIndex, Store
     assert isinstance(rescorer, StoredVectors)
     rows = core.id_map.live_rows
 
-    def encoded() -> Iterator[NDArray[Any]]:
+    def stored() -> Iterator[NDArray[Any]]:
         for some in pieces(rows, "encoding"):
-            x = core.take(some)
-            code = quantizer.encode(x)
+            code, encoded = rescorer.encode_both(core.take(some))
             base.append(code)
-            yield rescorer.encode(x, code)
+            yield encoded
 
-    return base, rescorer, encoded()
+    return base, rescorer, stored()
 
 
 def sample(core: TwoStageIndex, n: int, seed: int = 0) -> Floats:

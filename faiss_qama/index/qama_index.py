@@ -18,7 +18,7 @@ from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.index.state import Unfitted, empty_index
 from faiss_qama.index.stored_index import StoredIndex
 from faiss_qama.index.tuning import BaseTrial, fastest, trial_queries, tune
-from faiss_qama.index.two_stage import TwoStageIndex
+from faiss_qama.index.two_stage import TwoStageIndex, encode
 from faiss_qama.quantizer.calibration import RECALL
 from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.storage.writer import Writer
@@ -397,16 +397,14 @@ class QamaIndex(StoredIndex):
 
     def _append(self, x: Floats, ids: Ids | None, *, replace: bool = False) -> None:
         quantizer, core = self.quantizer, self._core
-        code = quantizer.encode(x)
+        code, encoded = encode(quantizer, core.rescorer if isinstance(core, TwoStageIndex) else None, x)
         self._check_trained()
-        encoded = core.rescorer.encode(x, code) if isinstance(core, TwoStageIndex) and core.rescorer is not None else x
         with self._lock.write():
             self._check_writable()
             self._check_trained()
             core = self._fitted
             if core.quantizer.transform is not quantizer.transform:  # it was fitted anew meanwhile
-                code = core.quantizer.encode(x)
-                encoded = x if core.rescorer is None else core.rescorer.encode(x, code)
+                code, encoded = encode(core.quantizer, core.rescorer, x)
             if ids is None and core.id_map.ids is not None:
                 raise ValueError("this index has ids of its own: use add_with_ids")
             watch = core.watch.after(x, core.rescore, core.latest)

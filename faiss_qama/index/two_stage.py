@@ -342,3 +342,11 @@ class TwoStageIndex:
         distances = self.base.distances(code, np.maximum(rows, 0))
         distances[rows < 0] = WORST
         return topk.best(distances, rows, candidates, larger=False)
+
+
+def encode(quantizer: Quantizer, rescorer: Rescorer | None, x: Floats, first: int = 0) -> tuple[Codes, NDArray[Any]]:
+    """Return the codes (n, code_size) of vectors ``x`` (n, d), and rows (n, width) of them for the rescorer.
+
+    Raises ValueError for vectors that cannot be stored; ``first`` is the number of the first one.
+    """
+    return (quantizer.encode(x), x) if rescorer is None else rescorer.encode_both(x, first)

@@ -165,11 +165,9 @@ class Quantizer:
         Raises TypeError or ValueError unless they are finite floats of dimension d.
         """
         x = self.checked(x)
-        return (
-            self._encode(x, self.transform)
-            if self.trellis is None
-            else self.trellis.codes(x, self.transform, self.layout)
-        )
+        if self.trellis is not None:
+            return self.trellis.codes(x, self.transform, self.layout)[0]
+        return self._encode(x, self.transform)
 
     def checked(self, x: ArrayLike, what: str = "vectors") -> Floats:
         """Return ``x`` (n, d) as float32, scaled to norm 1 if ``cosine``. Raises errors that call it ``what``."""
@@ -206,14 +204,25 @@ class Quantizer:
         if self.layout.residual is None:
             raise ValueError(f"layout {self.layout} has no residual code; fit one such as {self.layout}+1x8")
         if self.trellis is not None:
-            return self.trellis.codes(x, self.transform, self.layout, code)
+            finer = self.trellis.codes(x, self.transform, self.layout, code)[1]
+            assert finer is not None
+            return finer
         assert self.residual is not None
         return self.residual.encode(self.residual_of(x, code))
 
+    def encode_both(self, x: Floats) -> tuple[Codes, Codes | None]:
+        """Return the codes (n, code_size) uint8 of documents ``x`` (n, d), and their residual codes if there are any.
+
+        Of a trellis one search finds both.
+        """
+        if self.trellis is not None:
+            return self.trellis.codes(self.checked(x), self.transform, self.layout)
+        code = self.encode(x)
+        return code, None if self.layout.residual is None else self.encode_residual(self.checked(x), code)
+
     def decode(self, code: Codes, residual: Codes | None = None) -> Floats:
         """Return the vectors, (n, d) float32, of ``code`` (n, code_size) and, if given, residual codes (n, size)."""
-        x = self.decode_unnormalized(code, residual)
-        return scale_to_norm(x, 1.0) if self.normalized else x
+        return self._decode(code, residual, self.normalized)
 
     def distortion(self, x: ArrayLike) -> float:
         """Return the mean squared error of decoded ``x`` (n, d), their mean squared distance from the mean being 1."""
@@ -224,11 +233,13 @@ class Quantizer:
     def encode_decode(self, x: ArrayLike) -> Floats:
         """Return documents ``x`` (n, d) encoded and decoded, (n, d) float32, with the residual code if there is one."""
         x = self.checked(x)
-        code = self.encode(x)
-        return self.decode(code, None if self.layout.residual is None else self.encode_residual(x, code))
+        return self.decode(*self.encode_both(x))
 
     def decode_unnormalized(self, code: Codes, residual: Codes | None = None) -> Floats:
         """Return :meth:`decode` of the same, not normalized. Raises ValueError for codes of another shape."""
+        return self._decode(code, residual, False)
+
+    def _decode(self, code: Codes, residual: Codes | None, normalized: bool) -> Floats:
         if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
             raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
         x = np.empty((len(code), self.d), dtype=np.float32)
@@ -238,11 +249,12 @@ class Quantizer:
         def decode(chunk: slice) -> None:
             more = None if residual is None else residual[chunk]
             if points is not None:
-                x[chunk] = self.decoder.of_columns(points.decode(code[chunk], self.layout, more))
-                return
-            x[chunk] = self.decoder.vectors(code[chunk], self.layout)
-            if more is not None and self.residual is not None:
-                x[chunk] += self.residual.decoder.vectors(more, self.residual.layout)
+                own = self.decoder.of_columns(points.decode(code[chunk], self.layout, more))
+            else:
+                own = self.decoder.vectors(code[chunk], self.layout)
+                if more is not None and self.residual is not None:
+                    own += self.residual.decoder.vectors(more, self.residual.layout)
+            x[chunk] = scale_to_norm(own, 1.0) if normalized else own
 
         with one_blas_thread if len(code) > ENCODE_CHUNK else nullcontext():
             parallel_map(decode, slices(len(code), ENCODE_CHUNK))

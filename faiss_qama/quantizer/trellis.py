@@ -80,19 +80,22 @@ class Trellis:
         if self.values.shape != shape:
             raise ValueError(f"trellis.values has shape {self.values.shape}; layout {layout} needs {shape}")
 
-    def codes(self, x: Floats, transform: Transform, layout: CodeLayout, code: Codes | None = None) -> Codes:
-        """Return the codes of vectors ``x`` (n, d), or their residual codes if the first ``code`` is known."""
-        part = layout if code is None else layout.residual
-        assert part is not None
-        out = np.empty((len(x), part.code_size), np.uint8)
+    def codes(
+        self, x: Floats, transform: Transform, layout: CodeLayout, code: Codes | None = None
+    ) -> tuple[Codes, Codes | None]:
+        """Return the codes of vectors ``x`` (n, d), and their residual codes, those of the first ``code`` if known."""
+        out = np.empty((len(x), layout.code_size), np.uint8)
+        finer = None if layout.residual is None else np.empty((len(x), layout.residual.code_size), np.uint8)
 
         def encode(chunk: slice) -> None:
             known = None if code is None else bit_packing.levels(code[chunk], layout)
             first, rest = levels_of(self.encode(transform(x[chunk]), layout, known), layout)
-            out[chunk] = bit_packing.of_levels(first if code is None or rest is None else rest, part)
+            out[chunk] = bit_packing.of_levels(first, layout)
+            if finer is not None and layout.residual is not None and rest is not None:
+                finer[chunk] = bit_packing.of_levels(rest, layout.residual)
 
         parallel_map(encode, slices(len(x), CHUNK))
-        return out
+        return out, finer
 
     def decode(self, code: Codes, layout: CodeLayout, residual: Codes | None = None) -> Floats:
         """Return the values of codes.

@@ -87,6 +87,11 @@ class Rescorer:
         """
         return x
 
+    def encode_both(self, x: Floats, first: int = 0) -> tuple[Codes, NDArray[Any]]:
+        """Return the codes (n, code_size) uint8 of vectors ``x`` (n, d), and what :meth:`encode` returns for them."""
+        code = self.quantizer.encode(x)
+        return code, self.encode(x, code, first)
+
     def append(self, encoded: NDArray[Any]) -> None:
         """Append rows (n, width) of :meth:`encode`. Raises ValueError, and changes nothing, if they have no place."""
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama import topk
-from faiss_qama.arrays import Floats, Ids
+from faiss_qama.arrays import Codes, Floats, Ids
 from faiss_qama.hamming import bit_planes
 from faiss_qama.hamming.code_index import CodeIndex
 from faiss_qama.kernels import kernel
@@ -38,6 +39,11 @@ class RefinedTrellisRescorer(ResidualRescorer):
     def __init__(self, quantizer: Quantizer, base: CodeIndex) -> None:
         super().__init__(quantizer, base)
         self._points = PointSums(quantizer, self._about)
+
+    def encode_both(self, x: Floats, first: int = 0) -> tuple[Codes, NDArray[Any]]:  # noqa: ARG002
+        code, finer = self.quantizer.encode_both(x)
+        assert finer is not None
+        return code, finer
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         return CodeRescorer.scores(self, xq, rows)
