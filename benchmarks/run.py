@@ -16,6 +16,8 @@ from measure.dimensions import PARTS as DIMENSIONS_PARTS
 from measure.dimensions import dimensions
 from measure.equal_bytes import equal_bytes
 from measure.fits import fits
+from measure.near_limit import PARTS as NEAR_LIMIT
+from measure.near_limit import near_limit
 from measure.qama import QAMA_SETS, qama_table
 from measure.results import results, wide_results
 from measure.rotated import rotated_study
@@ -144,6 +146,14 @@ def run_changes(other: Path, data: Path, python: str | None, parts: tuple[str, .
 def run_fits(other: Path, data: Path, python: str | None) -> None:
     """Measure the recall of codes that this checkout and an OTHER one fit, with five seeds."""
     fits(python or str(other.resolve() / ".venv/bin/python"), data.resolve())
+
+
+@main.command("near-limit")
+@DATA
+@click.option("--part", "parts", type=click.Choice(list(NEAR_LIMIT)), multiple=True, default=NEAR_LIMIT)
+def run_near_limit(data: Path, parts: tuple[str, ...]) -> None:
+    """Measure how near codes come to what is possible, and what a trellis takes."""
+    near_limit(data, parts)
 
 
 @main.command("user-data")

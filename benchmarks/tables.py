@@ -10,6 +10,15 @@ from typing import Any
 
 from common import RESULTS, ROOT, SETS, WIDE_SETS
 from rendering.evidence_tables import equal_bytes_table, qama_table, rotated_table
+from rendering.limit_tables import (
+    errors_table,
+    hamming_table,
+    rounding_table,
+    seeds_table,
+    spread_table,
+    trellis_searches_table,
+    trellis_speed_table,
+)
 from rendering.recall_tables import (
     bases_table,
     choices_table,
@@ -45,6 +54,7 @@ BY_FILE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "side-by-side": ("side by side", side_by_side_table),
     "rotated-study": ("rotated study", lambda data: rotated_table(data["rotated-study"])),
     f"equal-bytes-{SETS[0]}": ("equal bytes", equal_bytes_table),
+    f"equal-bytes-{SETS[1]}": ("seeds", seeds_table),
     WIDE_SETS[0]: ("main, wide", lambda data: main_table(data, WIDE_SETS)),
     f"equal-bytes-{WIDE_SETS[0]}": ("equal bytes, wide", lambda data: equal_bytes_table(data, WIDE_SETS)),
     "qama-table-384": ("qama", lambda data: qama_table(data, 384)),
@@ -52,6 +62,15 @@ BY_FILE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "user-data": ("user data", user_data_table),
     "training-ablation": ("ablation", ablation_table),
 }
+# Tables of parts of near-limit.json.
+NEAR_LIMIT: tuple[tuple[str, str, Callable[[dict[str, Any]], str]], ...] = (
+    ("errors", "errors", errors_table),
+    ("spread", "spread", spread_table),
+    ("rounding", "rounding", rounding_table),
+    ("hamming", "hamming", hamming_table),
+    ("speed", "trellis speed", trellis_speed_table),
+    ("speed", "trellis searches", trellis_searches_table),
+)
 
 
 def remake() -> None:
@@ -89,6 +108,8 @@ def render() -> dict[Path, str]:
     if all(f"training{part}-{name}" in data for part in ("", "-pairs") for name in SETS):
         tables |= {"training": training_table(data), "prefixes": prefixes_table(data)}
         tables |= {"pairs": pairs_table(data)}
+    measured = data.get("near-limit", {})
+    tables |= {name: table(data) for part, name, table in NEAR_LIMIT if part in measured}
     for file, (name, table) in BY_FILE.items():
         if file in data:
             tables[name] = table(data)

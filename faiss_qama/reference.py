@@ -200,8 +200,8 @@ class ReferenceQuantizer:
         ``transform.matrix`` (columns, d), ``.bias`` (columns,) and ``.gain`` (1,), the same of ``query_transform`` and
         perhaps of ``query_adapter``; ``thresholds``; ``decoder.values`` (columns, most levels), ``decoder.matrix``
         (columns, d) and ``decoder.offset`` (d,); the same under ``residual.`` if the layout has a residual code, or
-        ``trellis.values`` (columns, points) if it is trellis-coded. A
-        missing matrix is ``transform.matrix``, a missing gain 1.
+        ``trellis.values`` and ``trellis.targets`` (columns, points) if it is trellis-coded. A missing matrix is
+        ``transform.matrix``, a missing gain 1, and missing targets are the values.
     settings : mapping
         ``layout``, ``metric`` (``inner product``, ``L2``, or ``cosine``, which is the inner product of vectors that are
         scaled to norm 1 first), ``normalized`` (whether the vectors have norm 1),
@@ -267,7 +267,7 @@ class ReferenceQuantizer:
 
     def _points(self, z: Array) -> Array:
         held = [unit.levels // 2 for unit in self.units] + self._rest_bits()
-        return best_points(z, self.arrays["trellis.values"], held.tolist())
+        return best_points(z, self.arrays.get("trellis.targets", self.arrays["trellis.values"]), held.tolist())
 
     def decode_unnormalized(self, code: Array, residual_code: Array | None = None) -> Array:
         """Return offset + sum over columns of value[column, level] * matrix[column], (n, d).

@@ -25,6 +25,7 @@ from faiss_qama.training.gradient.batches import NEIGHBOURS, Batches
 from faiss_qama.training.gradient.checkpoint import CHECKPOINT, LOG, locked
 from faiss_qama.training.gradient.gradient_estimators import ESTIMATORS
 from faiss_qama.training.gradient.model import Model
+from faiss_qama.training.gradient.trellis_values import train_values
 from faiss_qama.training.gradient.validation import Validation
 from faiss_qama.training.pairs import read_pairs
 from faiss_qama.training.split import split_corpus
@@ -464,6 +465,43 @@ def test_the_loss_is_the_weighted_mean_over_the_slices():
     assert part > 1.1 * whole
     assert values[1.0] == pytest.approx((9 * part + 18 * whole) / 27, rel=1e-5)
     assert values[0.5] == pytest.approx((3 * part + 18**0.5 * whole) / (3 + 18**0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("layout", ["t2x18", "t2x9,1x9+1x12"])
+@pytest.mark.parametrize("metric", [faiss.METRIC_INNER_PRODUCT, faiss.METRIC_L2])
+def test_trained_points_lower_the_loss_of_the_scores_that_the_index_gives_and_leave_its_codes(layout, metric):
+    x, xq, qrels = make_pairs()
+    settings = TrainConfig(losses={"adc.contrastive": 1.0}, learning_rate=3e-3, **SHORT | {"steps_per_epoch": 30})
+    split = split_corpus(Corpus(x), None, 10_000, 0, read_pairs(xq, qrels, Corpus(x)))
+    start = closed_form(split, FitConfig(layout=layout, train=settings), metric)
+    model, batches = Model(start, split.train, settings, [18]), Batches(split, settings, metric, 0)
+    loss = partial(loop._loss_of_decoded, model, batches, torch.device("cpu"))
+    after = train_values(start, model, loss)
+    np.testing.assert_array_equal(after.encode_both(x)[0], start.encode_both(x)[0])
+    assert not np.array_equal(after.trellis.values, start.trellis.values)
+
+    def of_index(quantizer):
+        """The loss of a batch, by the scores of an index."""
+        batch = batches[100]
+        index = QamaIndex(quantizer, "codes")
+        index.add(batch.documents)
+        own = loop.tensors(model, batch, torch.device("cpu"))
+        rows = np.tile(np.arange(len(batch.documents)), (len(batch.queries), 1))
+        q = batch.queries
+        scores = index.rescorer.scores(q, rows)
+        if metric == faiss.METRIC_INNER_PRODUCT:  # as the model sees them
+            scores *= quantizer.rms_norm / np.linalg.norm(q, axis=1, keepdims=True)
+        scores = torch.from_numpy(scores / model.deviation**2)
+        parts = loop._score_losses(
+            model, "adc", [(1.0, scores if metric == faiss.METRIC_INNER_PRODUCT else -scores / 2)], own, 1.0
+        )
+        return float(parts["adc.contrastive"])
+
+    decode = partial(loss, 100)
+    with torch.no_grad():
+        points = torch.from_numpy(start.encode_decode(batches[100].documents)) / model.deviation
+        assert float(decode(lambda _: points)) == pytest.approx(of_index(start), rel=1e-3)
+    assert of_index(after) < 0.99 * of_index(start)
 
 
 def test_slices_are_trained_and_calibrated():

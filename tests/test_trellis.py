@@ -45,7 +45,7 @@ def random_trellis(layout, seed=0, whole=False):
     for own, bits in zip(values, trellis.bits(layout).sum(axis=1), strict=True):
         n = 2 << bits
         own[:n] = np.sort(rng.integers(-9, 10, n) if whole else rng.standard_normal(n))
-    return Trellis(values)
+    return Trellis(values[:, ::-1].copy(), values)
 
 
 def errors(z, values, points):
@@ -63,8 +63,8 @@ def test_no_sequence_is_nearer_than_the_one_that_is_taken(kernels, layout, whole
     z = np.round(4 * z) if whole else z
     stored = np.array(list(itertools.product(*(range(1 << bits) for bits in held))), np.uint8)
     every = stored << 1 | reference.parities(stored & 1).astype(np.uint8)
-    best = [errors(row, own.values, every).min() for row in z]
-    np.testing.assert_allclose(errors(z, own.values, own.encode(z, layout)), best, rtol=1e-5)
+    best = [errors(row, own.targets, every).min() for row in z]
+    np.testing.assert_allclose(errors(z, own.targets, own.encode(z, layout)), best, rtol=1e-5)
 
 
 @settings(deadline=None, max_examples=30)
@@ -75,8 +75,8 @@ def test_both_routes_take_sequences_of_the_same_error(layout, seed):
     z = rng.standard_normal((5, layout.columns)).astype(np.float32)
     points = own.encode(z, layout)
     np.testing.assert_array_equal(points & 1, reference.parities(points >> 1 & 1))
-    wanted = reference.best_points(z.astype(np.float64), own.values, trellis.bits(layout).sum(axis=1).tolist())
-    np.testing.assert_allclose(errors(z, own.values, points), errors(z, own.values, wanted), rtol=1e-5)
+    wanted = reference.best_points(z.astype(np.float64), own.targets, trellis.bits(layout).sum(axis=1).tolist())
+    np.testing.assert_allclose(errors(z, own.targets, points), errors(z, own.targets, wanted), rtol=1e-5)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(trellis, "kernel", lambda name: None)
         np.testing.assert_array_equal(own.encode(z, layout), points)
@@ -93,7 +93,7 @@ def test_points_are_told_by_what_is_stored(layout, seed):
     levels, rest = trellis.levels_of(points, layout)
     np.testing.assert_array_equal(trellis.points(levels, rest, layout), points)
     own = random_trellis(layout, seed)
-    z = np.take_along_axis(own.values.T, points.astype(int), axis=0)
+    z = np.take_along_axis(own.targets.T, points.astype(int), axis=0)
     np.testing.assert_array_equal(own.encode(z, layout), points)
     np.testing.assert_array_equal(own.encode(z + np.float32(0.01), layout, levels) >> 1 + held[:, 1], levels)
 

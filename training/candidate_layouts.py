@@ -23,7 +23,7 @@ EARLY_SHARES = (1.0, 2 / 3, 0.5, 0.0)  # of the bytes, for early components of m
 FIRST_CODE_SHARES, MIN_RESIDUAL_SHARE = (1 / 3, 1 / 2), 1 / 10
 
 FIRST_WORDS = 10  # of a trellis' first code, in which candidates are found
-TRELLIS_POWERS = (1.0, 1.3)
+TRELLIS_POWERS = (1.15, 1.3, 1.5)
 TRELLIS_ERRORS = (1, 0.2916, 0.0822, 0.0225, 0.0063)  # of 0 to 4 bits of a normal distribution (trellis_points)
 
 
@@ -105,7 +105,7 @@ def trellis_layouts_of_size(size: int, variances: NDArray[np.floating[Any]], bas
     Yields
     ------
     CodeLayout
-        One for each of ``TRELLIS_POWERS``, if there are so many components.
+        One for each of ``TRELLIS_POWERS``, if there are so many components; some may be the same.
     """
     d, gains = len(variances), -np.diff(TRELLIS_ERRORS)
     starts = np.arange(0, d, WORD)

@@ -28,19 +28,25 @@ def fit(z: Floats, layout: CodeLayout) -> Trellis:
     """Return the trellis of columns ``z`` (n, columns), as Lloyd's algorithm finds points.
 
     The points of a normal distribution, scaled to each column, go to the means of the values that are coded by them.
+    Means vary less than values do, most where bits are few. What points decode to is spread until it varies as much, so
+    that each component weighs in scores what it weighed before (docs/results/README.md#trellis).
     """
     z = z[:: -(-len(z) // FIT_VECTORS)]
-    values = np.zeros((layout.columns, n_points(layout)), np.float32)
+    targets = np.zeros((layout.columns, n_points(layout)), np.float32)
     mean, deviation, held = z.mean(axis=0), z.std(axis=0), bits(layout).sum(axis=1)
-    for own, middle, spread, stored in zip(values, mean, deviation, held, strict=True):
+    for own, middle, spread, stored in zip(targets, mean, deviation, held, strict=True):
         own[: 2 << stored] = middle + spread * normal_points(stored)
     for _ in range(FIT_ROUNDS):
-        points = Trellis(values).encode(z, layout)
-        for own, column, p, stored in zip(values, z.T, points.T, held, strict=True):
+        points = Trellis(targets, targets).encode(z, layout)
+        for own, column, p, stored in zip(targets, z.T, points.T, held, strict=True):
             n = 2 << stored
             sums, counts = np.bincount(p, column, n), np.bincount(p, minlength=n)
             own[:n] = np.sort((sums + PRIOR * own[:n]) / (counts + PRIOR))
-    return Trellis(values)
+    coded = np.take_along_axis(targets.T, points.astype(np.intp), axis=0).std(axis=0)
+    gain = np.where(coded > 0, deviation / np.where(coded > 0, coded, 1), 1)[:, None]
+    there = np.arange(targets.shape[1]) < (2 << held)[:, None]
+    values = np.where(there, mean[:, None] + gain * (targets - mean[:, None]), 0).astype(np.float32)
+    return Trellis(values, targets)
 
 
 def normal_points(held: int) -> Floats:
@@ -62,8 +68,8 @@ def train(held: int, start: Floats | None = None, rounds: int = ROUNDS) -> tuple
     points = np.sort(rng.standard_normal(n * 10_000))[5000::10_000].astype(np.float32) if start is None else start
     for _ in range(rounds):
         z = rng.standard_normal((VECTORS, COMPONENTS), dtype=np.float32)
-        trellis = Trellis(np.tile(points, (COMPONENTS, 1)))
-        p = trellis.encode(z, layout).ravel()
+        tiled = np.tile(points, (COMPONENTS, 1))
+        p = Trellis(tiled, tiled).encode(z, layout).ravel()
         z = z.ravel()
         error = float(np.mean((z - points[p]) ** 2))
         means = np.bincount(p, z, n) / np.maximum(np.bincount(p, minlength=n), 1)

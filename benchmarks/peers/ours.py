@@ -23,9 +23,9 @@ def whole_search(x: Floats, layout: str, base: str, rescore: str = "fp16") -> Pe
     return Peer("ours", index.factory_string, lambda: _peer_index(index, len(x), grid(**values, oversample=CANDIDATES)))
 
 
-def equal_bytes(x: Floats, size: int) -> Peer:
+def equal_bytes(x: Floats, size: int, seed: int) -> Peer:
     """Return what a user gets who asks for ``size`` bytes per vector and keeps no floats."""
-    index = _filled(x, FitConfig(bytes=size), "codes", "Flat")
+    index = _filled(x, FitConfig(bytes=size, seed=seed), "codes", "Flat")
     name = f"{index.quantizer.layout} {index.quantizer.fit_record.rotation}"
     return Peer("ours", name, lambda: _peer_index(index, len(x), grid(oversample=(OVERSAMPLE,))))
 

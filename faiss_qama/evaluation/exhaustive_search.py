@@ -11,7 +11,9 @@ from faiss_qama.arrays import Codes, Floats, Ids
 from faiss_qama.quantizer.quantizer import Quantizer
 
 
-def search_decoded(quantizer: Quantizer, code: Codes, xq: Floats, k: int) -> tuple[Floats, Ids]:
+def search_decoded(
+    quantizer: Quantizer, code: Codes, xq: Floats, k: int, residual: Codes | None = None
+) -> tuple[Floats, Ids]:
     """Search decoded codes with float queries, as re-ranking from the codes scores candidates.
 
     Parameters
@@ -24,6 +26,8 @@ def search_decoded(quantizer: Quantizer, code: Codes, xq: Floats, k: int) -> tup
         The queries.
     k : int
         Hits per query, at most n.
+    residual : ndarray of shape (n, residual.code_size), uint8, optional
+        The residual codes of the documents.
 
     Returns
     -------
@@ -32,7 +36,7 @@ def search_decoded(quantizer: Quantizer, code: Codes, xq: Floats, k: int) -> tup
     I : ndarray of shape (nq, k), int64
         Rows of ``code``.
     """
-    D, I = faiss.knn(quantizer.adapt_queries(xq), quantizer.decode(code), k, metric=quantizer.metric)
+    D, I = faiss.knn(quantizer.adapt_queries(xq), quantizer.decode(code, residual), k, metric=quantizer.metric)
     return D, I
 
 

@@ -17,6 +17,10 @@ from numpy.typing import NDArray
 from faiss_qama.arrays import Codes, Floats
 from faiss_qama.kernels import kernel
 from faiss_qama.quantizer.layout import CodeLayout
+from faiss_qama.quantizer.transform import Transform
+from faiss_qama.threads import parallel_map, slices
+
+ENCODE_CHUNK = 4096  # vectors whose columns stay in cache until they are packed
 
 
 def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
@@ -51,6 +55,17 @@ def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
                 above = above[:, 0::2] | above[:, 1::2]
             out[:, :, cut] = above
     return np.packbits(bits, axis=1, bitorder="little")
+
+
+def codes(x: Floats, transform: Transform, thresholds: Floats, layout: CodeLayout) -> Codes:
+    """Return the codes (n, layout.code_size) uint8 of vectors ``x`` (n, d)."""
+    out = np.empty((len(x), layout.code_size), dtype=np.uint8)
+
+    def fill(chunk: slice) -> None:
+        out[chunk] = encode(transform(x[chunk]), thresholds, layout)
+
+    parallel_map(fill, slices(len(x), ENCODE_CHUNK))
+    return out
 
 
 @cache

@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from faiss_qama.arrays import Codes, Floats, row_norms, scale_to_norm
 from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.bit_packing import ENCODE_CHUNK
 from faiss_qama.quantizer.calibration import Calibration
 from faiss_qama.quantizer.decoder import BitDecoder, Decoder
 from faiss_qama.quantizer.fit_record import FitRecord
@@ -23,7 +24,6 @@ from faiss_qama.quantizer.trellis import Trellis
 from faiss_qama.threads import one_blas_thread, parallel_map, slices
 from faiss_qama.vectors import as_vectors
 
-ENCODE_CHUNK = 4096  # vectors whose columns stay in cache until they are packed
 # If every level of a query is the lowest or the highest, the L1 distance is a constant minus an inner product with the
 # signs of the query, whatever the norms of the documents. A query that spreads so many times as far nearly is so.
 LINEAR_GAIN = 16.0
@@ -167,7 +167,7 @@ class Quantizer:
         x = self.checked(x)
         if self.trellis is not None:
             return self.trellis.codes(x, self.transform, self.layout)[0]
-        return self._encode(x, self.transform)
+        return bit_packing.codes(x, self.transform, self.thresholds, self.layout)
 
     def checked(self, x: ArrayLike, what: str = "vectors") -> Floats:
         """Return ``x`` (n, d) as float32, scaled to norm 1 if ``cosine``. Raises errors that call it ``what``."""
@@ -186,7 +186,7 @@ class Quantizer:
         """Return :meth:`encode_queries` of queries (n, d) float32 that are checked already."""
         if self.metric == faiss.METRIC_INNER_PRODUCT:
             x = scale_to_norm(x, self.rms_norm)
-        return self._encode(x, self.query_transform)
+        return bit_packing.codes(x, self.query_transform, self.thresholds, self.layout)
 
     def adapt_queries(self, xq: Floats) -> Floats:
         """Return queries ``xq`` (n, d) as they are scored against decoded codes, (n, d) float32."""
@@ -335,7 +335,7 @@ class Quantizer:
             "decoder.offset": self.decoder.offset,
         }
         if self.trellis is not None:
-            arrays["trellis.values"] = self.trellis.values
+            arrays |= {"trellis.values": self.trellis.values, "trellis.targets": self.trellis.targets}
         for name, transform in self._transforms().items():
             arrays |= {f"{name}.{part}": array for part, array in transform.arrays().items()}
         for name in SHARED:
@@ -382,7 +382,7 @@ class Quantizer:
             query_transform=from_arrays(arrays, "query_transform"),
             query_adapter=linear(arrays, "query_adapter") if "query_adapter.matrix" in arrays else None,
             residual=residual,
-            trellis=Trellis(arrays["trellis.values"]) if "trellis.values" in arrays else None,
+            trellis=Trellis.from_arrays(arrays),
             fit_record=FitRecord.from_dict(settings["fit_record"]),
             calibration=Calibration.from_arrays(arrays),
         )
@@ -397,12 +397,3 @@ class Quantizer:
         if self.query_adapter is not None:
             named["query_adapter"] = self.query_adapter
         return named
-
-    def _encode(self, x: Floats, transform: Transform) -> Codes:
-        out = np.empty((len(x), self.code_size), dtype=np.uint8)
-
-        def encode(chunk: slice) -> None:
-            out[chunk] = bit_packing.encode(transform(x[chunk]), self.thresholds, self.layout)
-
-        parallel_map(encode, slices(len(x), ENCODE_CHUNK))
-        return out

@@ -12,8 +12,10 @@ Ungerboeck, "Trellis-Coded Modulation with Redundant Signal Sets", part II, 1987
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,10 +44,19 @@ class Trellis:
     Parameters
     ----------
     values : ndarray of shape (columns, points), float32
-        Ascending; columns with fewer points have 0 behind them.
+        What points decode to, ascending; columns with fewer points have 0 behind them.
+    targets : ndarray of shape (columns, points), float32
+        What the encoder compares components with.
     """
 
     values: Floats
+    targets: Floats
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Trellis | None:
+        """Return the trellis of ``trellis.values`` and ``trellis.targets``, which may be the same; None without."""
+        values = arrays.get("trellis.values")
+        return None if values is None else cls(values, arrays.get("trellis.targets", values))
 
     def encode(self, z: Floats, layout: CodeLayout, levels: Points | None = None) -> Points:
         """Return the best sequences of points.
@@ -65,7 +76,7 @@ class Trellis:
             The number of each point.
         """
         known = np.empty((0, 0), np.uint8) if levels is None else levels
-        arguments = np.ascontiguousarray(z), self.values, bits(layout), known
+        arguments = np.ascontiguousarray(z), self.targets, bits(layout), known
         out = np.empty(z.shape, np.uint8)
         compiled = kernel("trellis")
         if compiled is not None:
@@ -77,8 +88,9 @@ class Trellis:
     def check(self, layout: CodeLayout) -> None:
         """Raise ValueError unless the points are those of ``layout``."""
         shape = layout.columns, n_points(layout)
-        if self.values.shape != shape:
-            raise ValueError(f"trellis.values has shape {self.values.shape}; layout {layout} needs {shape}")
+        for name, array in (("values", self.values), ("targets", self.targets)):
+            if array.shape != shape:
+                raise ValueError(f"trellis.{name} has shape {array.shape}; layout {layout} needs {shape}")
 
     def codes(
         self, x: Floats, transform: Transform, layout: CodeLayout, code: Codes | None = None
@@ -124,14 +136,15 @@ class Trellis:
 
     def truncate(self, columns: int, layout: CodeLayout) -> Trellis:
         """Return the trellis of the first ``columns``, whose layout is ``layout``."""
-        return Trellis(np.ascontiguousarray(self.values[:columns, : n_points(layout)]))
+        points = n_points(layout)
+        return Trellis(*(np.ascontiguousarray(own[:columns, :points]) for own in (self.values, self.targets)))
 
     def thresholds(self, layout: CodeLayout) -> Floats:
         """Return where levels of the first code meet, (columns, max_levels - 1) float32; +inf for fewer levels."""
         cuts = np.full((layout.columns, layout.max_levels - 1), np.inf, np.float32)
-        for values, (first, rest), out in zip(self.values, bits(layout), cuts, strict=True):
+        for own, (first, rest), out in zip(self.targets, bits(layout), cuts, strict=True):
             at = np.arange(1, 1 << first) << (1 + rest)
-            out[: len(at)] = (values[at - 1] + values[at]) / 2
+            out[: len(at)] = (own[at - 1] + own[at]) / 2
         return cuts
 
 

@@ -15,8 +15,9 @@ from faiss_qama.arrays import LANES, Codes, Floats, Ids, Mask, row_norms
 from faiss_qama.growing import GrowingArray
 from faiss_qama.hamming.code_index import CodeIndex, PartReader
 from faiss_qama.hamming.flat import FlatCodeIndex
+from faiss_qama.quantizer.bit_packing import ENCODE_CHUNK
 from faiss_qama.quantizer.layout import CodeLayout
-from faiss_qama.quantizer.quantizer import ENCODE_CHUNK, Quantizer
+from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.threads import one_blas_thread, parallel_map, slices
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel
 from faiss_qama.arrays import Floats
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import bit_packing
-from faiss_qama.quantizer.fit_record import TrainingRecord
+from faiss_qama.quantizer.fit_record import Quality, TrainingRecord
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.training import trellis_points
 from faiss_qama.training.closed_form import fit_decoder
@@ -25,12 +25,14 @@ from faiss_qama.training.gradient import losses
 from faiss_qama.training.gradient.batches import Batch, Batches
 from faiss_qama.training.gradient.checkpoint import Journal
 from faiss_qama.training.gradient.model import Model
+from faiss_qama.training.gradient.trellis_values import LossOfDecoded, train_values
 from faiss_qama.training.gradient.validation import Validation
 from faiss_qama.training.published import code_losses
 from faiss_qama.training.published.pruning import entropy
 from faiss_qama.training.split import Split
 from faiss_qama.training.train_config import SCORE_LOSSES, STAGES, TrainConfig, interpolate
 
+Tensors: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor]  # queries, documents, grades, and the scores of the floats
 DECODER_DOCUMENTS = 20_000  # that a decoder is fitted to
 AVERAGING = 0.99  # momentum of the averaged parameters: steps are noisy, because thresholds are
 
@@ -146,47 +148,54 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
     assert best is not None
     model.load_state_dict(best)
     line = _best(journal.log, config)
+    loss_of_decoded = partial(_loss_of_decoded, model, batches, device)
+    quantizer, quality = _decoded_better(
+        _frozen(model, split.train), line["trained"], model, validation, loss_of_decoded
+    )
+    gain = validation.gain(quality, line["untrained"])
     record = TrainingRecord(
-        kept=line["better"],
+        kept=gain > 0 and validation.never_worse(quality, line["untrained"]),
         adapter=config.adapter,
         measure=validation.measure,
         untrained=line["untrained"],
-        trained=line["trained"],
-        gain=line["gain"],
+        trained=quality,
+        gain=gain,
         seconds=sum(line["seconds"] for line in journal.log),
         log=journal.log,
     )
-    quantizer = _frozen(model, split.train)
     return replace(quantizer, fit_record=replace(start.fit_record, training=record))
 
 
-def batch_losses(
-    model: Model, batch: tuple[Tensor, Tensor, Tensor, Tensor], done: float, epoch: int
-) -> dict[str, Tensor]:
+def _decoded_better(
+    quantizer: Quantizer, quality: Quality, model: Model, validation: Validation, loss: LossOfDecoded
+) -> tuple[Quantizer, Quality]:
+    """Return a quantizer of this ``quality`` with trained points, if it is trellis-coded and they are better."""
+    if quantizer.trellis is None or not any(name.startswith("adc.") for name in model.config.losses):
+        return quantizer, quality
+    trained = train_values(quantizer, model, loss)
+    own = validation.quality(trained)
+    better = validation.gain(own, quality) > 0 and validation.never_worse(own, quality)
+    return (trained, own) if better else (quantizer, quality)
+
+
+def batch_losses(model: Model, batch: Tensors, done: float, epoch: int) -> dict[str, Tensor]:
     """Return the weighted losses of a batch's :func:`tensors` by name, when ``done`` of the training is over."""
     config = model.config
     weights = {name: interpolate(weight, done) for name, weight in config.losses.items()}
-    xq, x, grades, teacher = batch
-    temperature, score_temperature = interpolate(config.temperature, done), interpolate(config.score_temperature, done)
+    xq, x = batch[:2]
+    temperature = interpolate(config.temperature, done)
     queries, documents = model.code_queries(xq, temperature), model.code_documents(x, temperature)
     decoded = model.decode(documents.bits) if config.decodes else []
 
-    parts = {}
+    parts: dict[str, Tensor] = {}
+    by_stage: dict[str, Callable[[], list[Tensor]]] = {
+        "float": lambda: model.float_scores(queries, documents),
+        "hamming": lambda: model.hamming_scores(queries, documents),
+        "adc": lambda: model.adc_scores(xq, decoded),
+    }
     for stage in STAGES:
-        wanted = [loss for loss in SCORE_LOSSES if weights.get(f"{stage}.{loss}", 0.0) > 0]
-        if not wanted:
-            continue
-        if stage == "adc":
-            by_slice = model.adc_scores(xq, decoded)
-        else:
-            by_slice = (model.hamming_scores if stage == "hamming" else model.float_scores)(queries, documents)
-        for loss in wanted:
-            function = losses.BY_NAME[loss]
-            value = sum(
-                weight * function(scores, teacher, grades, score_temperature)
-                for weight, scores in zip(model.slice_weights, by_slice, strict=True)
-            )
-            parts[f"{stage}.{loss}"] = weights[f"{stage}.{loss}"] * torch.as_tensor(value)
+        if any(weights.get(f"{stage}.{loss}", 0.0) > 0 for loss in SCORE_LOSSES):
+            parts |= _score_losses(model, stage, zip(model.slice_weights, by_stage[stage](), strict=True), batch, done)
 
     z = documents.z / model.spread
     of_codes: dict[str, Callable[[], Tensor]] = {
@@ -207,7 +216,33 @@ def batch_losses(
     return parts
 
 
-def tensors(model: Model, batch: Batch, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _score_losses(
+    model: Model, stage: str, by_slice: Iterable[tuple[float, Tensor]], batch: Tensors, done: float
+) -> dict[str, Tensor]:
+    """Return the weighted losses of scores (nq, n), of prefixes with their weights, by name."""
+    _, _, grades, teacher = batch
+    temperature, slices = interpolate(model.config.score_temperature, done), list(by_slice)
+    parts: dict[str, Tensor] = {}
+    for loss in SCORE_LOSSES:
+        weight = interpolate(model.config.losses.get(f"{stage}.{loss}", (0.0, 0.0)), done)
+        if weight > 0:
+            value = sum(own * losses.BY_NAME[loss](scores, teacher, grades, temperature) for own, scores in slices)
+            parts[f"{stage}.{loss}"] = weight * torch.as_tensor(value)
+    return parts
+
+
+def _loss_of_decoded(
+    model: Model, batches: Batches, device: torch.device, step: int, decode: Callable[[Floats], Tensor]
+) -> Tensor:
+    """Return the loss of the asymmetric scores of a batch, whose documents (n, d) ``decode`` encodes and decodes."""
+    batch = batches[step]
+    own = tensors(model, batch, device)
+    scores = model.adc_scores(own[0], [decode(batch.documents)])
+    parts = _score_losses(model, "adc", [(1.0, scores[0])], own, 1.0)
+    return torch.stack(list(parts.values())).sum()
+
+
+def tensors(model: Model, batch: Batch, device: torch.device) -> Tensors:
     """Return queries and documents as the model sees them, grades, and the scores of the floats.
 
     Pairs that do not count have the score -inf.

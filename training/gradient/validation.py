@@ -69,9 +69,11 @@ class Validation:
         return measured
 
     def _stages(self, quantizer: Quantizer, of: str) -> Quality:
-        code, k = quantizer.encode(self.x), min(K + 1, len(self.x))
-        searches = {"adc": search_decoded, "hamming": search_hamming}
-        found = {stage: search(quantizer, code, self.queries, k) for stage, search in searches.items()}
+        (code, residual), k = quantizer.encode_both(self.x), min(K + 1, len(self.x))
+        found = {
+            "adc": search_decoded(quantizer, code, self.queries, k, residual),
+            "hamming": search_hamming(quantizer, code, self.queries, k),
+        }
         return {stage + of: self._quality(self._without_itself(D, I)[1]) for stage, (D, I) in found.items()}
 
     def gain(self, quality: Quality, reference: Quality) -> float:
