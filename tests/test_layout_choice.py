@@ -116,8 +116,10 @@ def test_two_codes_fit_into_the_bytes_and_are_taken_for_so_much_more(metric, uni
     assert most[1] > most[0] + SAME_RECALL
 
 
-def test_two_codes_that_find_little_more_are_not_taken(split, monkeypatch):
+def test_two_codes_that_find_little_more_are_not_taken_but_a_trellis_that_is_best(split, monkeypatch):
     config = FitConfig(bytes=24)
+    assert choose(split, config, INNER_PRODUCT, 1200).chosen.layout.trellis
+    monkeypatch.setattr("faiss_qama.training.candidate_layouts.TRELLIS_POWERS", ())
     assert choose(split, config, INNER_PRODUCT, 1200).chosen.layout.residual is not None
     monkeypatch.setattr("faiss_qama.training.layout_choice.SAME_RECALL", 1.0)
     assert choose(split, config, INNER_PRODUCT, 1200).chosen.layout.residual is None
