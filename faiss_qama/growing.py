@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -103,3 +104,17 @@ def with_room(array: NDArray[Any]) -> GrowingArray:
     grown = GrowingArray(room)
     grown.shrink(len(array))
     return grown
+
+
+def exceeds_memory(array: NDArray[Any]) -> bool:
+    """Return whether ``array`` is a memory map, or a view of one, that is larger than the machine's memory."""
+    return (isinstance(array, np.memmap) or isinstance(array.base, np.memmap)) and array.nbytes > _memory()
+
+
+@cache
+def _memory() -> float:
+    """Return the bytes of the machine's memory, infinity if the system does not tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return float("inf")

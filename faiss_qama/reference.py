@@ -201,7 +201,7 @@ class ReferenceQuantizer:
         perhaps of ``query_adapter``; ``thresholds``; ``decoder.values`` (columns, most levels), ``decoder.matrix``
         (columns, d) and ``decoder.offset`` (d,); the same under ``residual.`` if the layout has a residual code, or
         ``trellis.values`` and ``trellis.targets`` (columns, points) if it is trellis-coded. A missing matrix is
-        ``transform.matrix``, a missing gain 1, and missing targets are the values.
+        ``transform.matrix``, a missing gain 1.
     settings : mapping
         ``layout``, ``metric`` (``inner product``, ``L2``, or ``cosine``, which is the inner product of vectors that are
         scaled to norm 1 first), ``normalized`` (whether the vectors have norm 1),
@@ -267,7 +267,10 @@ class ReferenceQuantizer:
 
     def _points(self, z: Array) -> Array:
         held = [unit.levels // 2 for unit in self.units] + self._rest_bits()
-        return best_points(z, self.arrays.get("trellis.targets", self.arrays["trellis.values"]), held.tolist())
+        targets, there = self.arrays["trellis.targets"], np.arange(len(held))
+        low, high = targets[:, 0], targets[there, 2 * 2**held - 1]
+        reach = 1024 * (high - low)
+        return best_points(np.clip(z, low - reach, high + reach), targets, held.tolist())
 
     def decode_unnormalized(self, code: Array, residual_code: Array | None = None) -> Array:
         """Return offset + sum over columns of value[column, level] * matrix[column], (n, d).

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import pickle
 
 import faiss
 import numpy as np
@@ -405,9 +406,15 @@ def truncate(s):
     short = s.index.truncate(9)
     assert short.factory_string.startswith(f"Qama(2x9),{s.base}")
     if s.store == "trellis":  # the prefix of the best sequence is a code, but not the best one of so few components
-        code = bit_packing.truncate(s.quantizer.encode(s.x), short.quantizer.layout)
-        want = short.quantizer.decode(code)
-        np.testing.assert_allclose(short.reconstruct_n(0, N), want, atol=1e-5 * np.abs(want).max())
+        for short in map(s.index.truncate, (9, 22)):  # the second ends within components without bits
+            code = bit_packing.truncate(s.quantizer.encode(s.x), short.quantizer.layout)
+            want = short.quantizer.decode(code)
+            np.testing.assert_allclose(short.reconstruct_n(0, N), want, atol=1e-5 * np.abs(want).max())
+            rows = np.tile(np.arange(N), (len(s.xq), 1))
+            scores = faiss.pairwise_distances(s.xq, want, s.quantizer.metric)
+            np.testing.assert_allclose(short.rescorer.scores(s.xq, rows), scores, atol=1e-4 * np.abs(scores).max())
+            same = pickle.loads(pickle.dumps(short.quantizer))
+            np.testing.assert_array_equal(same.decode(code), want)
         return
     np.testing.assert_array_equal(short.sa_encode(s.x), s.quantizer.truncate(9).encode(s.x))
     t = Subject((s.quantizer.truncate(9), s.x, s.xq), s.store, s.base)

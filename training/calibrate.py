@@ -15,12 +15,14 @@ from faiss_qama.evaluation.recall import found_with_ties
 from faiss_qama.progress import progress
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.calibration import KS, MAX_CANDIDATES, OVERSAMPLES, Calibration
+from faiss_qama.quantizer.depth import MARGINS, Depth
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.threads import one_blas_thread, parallel_map
 from faiss_qama.training.split import Split
 
 QUERY_SIDE_MARGIN = 0.02  # recall that a later query side must add to the first's
 QUERY_SIDE_DOCUMENTS = 20_000  # that query sides are compared on: a second or two
+DEEPEST, NEAR = 512, 100  # candidates of each query that may be read, and that guesses are fitted to
 PRODUCTS = 2**21  # that are measured at a time, of queries with documents
 
 
@@ -64,8 +66,9 @@ def calibrate(quantizer: Quantizer, split: Split, prefixes: Sequence[int] = (), 
         return quantizer
     split = split.without_copies
     blocks = _blocks(split, quantizer.metric, ks)
-    nested = {components: _measure(quantizer.truncate(components), split, blocks) for components in prefixes}
-    return replace(quantizer, calibration=replace(_measure(quantizer, split, blocks), prefixes=nested))
+    nested = {components: _measure(quantizer.truncate(components), split, blocks)[0] for components in prefixes}
+    own, depth = _measure(quantizer, split, blocks, with_depth=tuple(ks) == KS)
+    return replace(quantizer, calibration=replace(own, prefixes=nested, depth=depth))
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ class _Block:
         n = scores.shape[1]
         wanted = {k: min(int(np.ceil(k / copies)), n) for k in ks}
         ordered = np.partition(scores, [n - w for w in wanted.values()], axis=1)
-        return cls(queries, scores, sizes, copies, wanted, {k: ordered[:, n - w] for k, w in wanted.items()})
+        return cls(queries, scores, sizes, copies, wanted, {k: ordered[:, n - w].copy() for k, w in wanted.items()})
 
 
 def _blocks(split: Split, metric: int, ks: Sequence[int]) -> list[_Block]:
@@ -125,15 +128,19 @@ def _scores(xq: Floats, x: Floats, metric: int) -> Floats:
     return scores if metric == faiss.METRIC_INNER_PRODUCT else np.negative(scores, out=scores)
 
 
-def _measure(quantizer: Quantizer, split: Split, blocks: Sequence[_Block]) -> Calibration:
+def _measure(
+    quantizer: Quantizer, split: Split, blocks: Sequence[_Block], *, with_depth: bool = False
+) -> tuple[Calibration, Depth | None]:
     xq, x, metric = split.validation, split.train, quantizer.metric
     adapted = quantizer.adapt_queries(xq)
     code, finer = quantizer.encode_both(x)
     query_code = quantizer.encode_queries(xq)
     decoded = quantizer.decode(code, finer)
     # A quantizer trained on pairs need not find the neighbours of the floats: its own best hits are the truth.
-    own = quantizer.fit_record.trained and len(split.validation_qrels) > 0
+    by_codes = quantizer.fit_record.trained and len(split.validation_qrels) > 0
     bar = progress(blocks, "calibration")
+
+    tops: list[tuple[_Block, Floats, Floats]] = []
 
     def measured(block: _Block) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the sums of some queries against everything, as :func:`_curves`."""
@@ -141,7 +148,9 @@ def _measure(quantizer: Quantizer, split: Split, blocks: Sequence[_Block]) -> Ca
         hamming = bit_packing.hamming_table(query_code[block.queries], code)
         distances = hamming.astype(np.min_scalar_type(8 * quantizer.code_size))  # numpy sorts 16 bits by their digits
         floats, codes = _curves(block, asymmetric, distances)
-        if own:
+        if with_depth:
+            tops.append((block, *_top(block, asymmetric)))
+        if by_codes:
             ranked = _Block.of(block.queries, asymmetric, block.sizes, block.copies, block.wanted)
             codes = _curves(ranked, asymmetric, distances)[1]
         bar.update()
@@ -150,7 +159,8 @@ def _measure(quantizer: Quantizer, split: Split, blocks: Sequence[_Block]) -> Ca
     with bar, one_blas_thread:
         floats, codes = (np.sum(sums, axis=0) for sums in zip(*parallel_map(measured, blocks), strict=True))
     copies, repeated = split.copies(metric)
-    return Calibration(round(len(x) * copies.mean()), _mean(floats, len(xq), repeated), _mean(codes, len(xq), repeated))
+    own = Calibration(round(len(x) * copies.mean()), _mean(floats, len(xq), repeated), _mean(codes, len(xq), repeated))
+    return own, _depth(tops) if with_depth else None
 
 
 def _mean(sums: NDArray[np.float64], n: int, repeated: float) -> NDArray[np.float64]:
@@ -195,3 +205,43 @@ def _curves(
             for sums, share in ((floats, found[:, candidates - 1] / wanted), (codes, kept / wanted)):
                 sums[:, i, j] = share.sum(), (share**2).sum()
     return floats, codes
+
+
+def _top(block: _Block, asymmetric: Floats) -> tuple[Floats, Floats]:
+    """Return the scores of codes (nq, ``DEEPEST``), best first, and those of their vectors."""
+    n = min(DEEPEST, asymmetric.shape[1])
+    order = np.argpartition(-asymmetric, n - 1, axis=1)[:, :n]
+    guesses = np.take_along_axis(asymmetric, order, axis=1)
+    best = np.argsort(-guesses, axis=1, kind="stable")
+    order = np.take_along_axis(order, best, axis=1)
+    return np.take_along_axis(guesses, best, axis=1), np.take_along_axis(block.scores, order, axis=1)
+
+
+def _depth(tops: Sequence[tuple[_Block, Floats, Floats]]) -> Depth:
+    """Return the recall of searches that stop, from :func:`_top` of the blocks."""
+    x = np.concatenate([guesses[:, :NEAR].ravel() for _, guesses, _ in tops]).astype(np.float64)
+    y = np.concatenate([scores[:, :NEAR].ravel() for _, _, scores in tops]).astype(np.float64)
+    centred = x - x.mean()
+    spread = centred @ centred
+    slope = float(centred @ y / spread) if spread > 0 else 1.0
+    intercept = float(y.mean() - slope * x.mean())
+    deviation = float(np.std(y - slope * x - intercept))
+    recalls = np.zeros((len(KS), len(MARGINS)))
+    for block, guesses, scores in tops:
+        bounds = np.append(slope * guesses[:, 1:] + intercept, np.full((len(guesses), 1), -np.inf), axis=1)
+        for row, k in enumerate(KS):
+            wanted, limit = block.wanted[k], block.bounds[k]
+            found = np.cumsum(found_with_ties(scores, limit, abs(limit) + block.sizes), axis=1)
+            # The k-th best score after each read, and by how much what follows may be better.
+            best = np.full((len(scores), wanted), -np.inf)
+            gaps = np.full(scores.shape, np.inf)
+            for i in range(scores.shape[1]):
+                best[:, 0] = np.maximum(best[:, 0], scores[:, i])
+                best.sort(axis=1)
+                if i >= wanted - 1:
+                    gaps[:, i] = bounds[:, i] - best[:, 0]
+            for column, margin in enumerate(MARGINS):
+                read = np.argmax(gaps + margin * deviation < 0, axis=1)
+                kept = np.minimum(np.take_along_axis(found, read[:, None], axis=1), wanted)
+                recalls[row, column] += (kept / wanted).sum()
+    return Depth(np.array([slope, intercept, deviation]), recalls / sum(len(scores) for _, _, scores in tops))

@@ -15,6 +15,7 @@ from faiss_qama.hamming.bit_planes import WORD
 from faiss_qama.hamming.factory import DEFAULT, code_bytes
 from faiss_qama.quantizer.layout import CodeLayout, Segment
 from faiss_qama.rescore.residual import residual_bytes
+from faiss_qama.training.trellis_points import ERRORS
 
 SMALLEST = CodeLayout((Segment("1", 1),))  # the least that a base index holds per code
 EARLY_SHARES = (1.0, 2 / 3, 0.5, 0.0)  # of the bytes, for early components of more than two levels
@@ -24,7 +25,6 @@ FIRST_CODE_SHARES, MIN_RESIDUAL_SHARE = (1 / 3, 1 / 2), 1 / 10
 
 FIRST_WORDS = 10  # of a trellis' first code, in which candidates are found
 TRELLIS_POWERS = (1.15, 1.3, 1.5)
-TRELLIS_ERRORS = (1, 0.2916, 0.0822, 0.0225, 0.0063)  # of 0 to 4 bits of a normal distribution (trellis_points)
 
 
 def layouts_of_size(
@@ -98,7 +98,7 @@ def trellis_layouts_of_size(size: int, variances: NDArray[np.floating[Any]], bas
     size : int
         Bytes per vector, of both codes.
     variances : ndarray of shape (d,)
-        The variance of each component, largest first.
+        The variance of each component.
     base : str
         The base index that will hold the first codes.
 
@@ -107,14 +107,16 @@ def trellis_layouts_of_size(size: int, variances: NDArray[np.floating[Any]], bas
     CodeLayout
         One for each of ``TRELLIS_POWERS``, if there are so many components; some may be the same.
     """
-    d, gains = len(variances), -np.diff(TRELLIS_ERRORS)
+    d, gains = len(variances), -np.diff(ERRORS)
     starts = np.arange(0, d, WORD)
     for power in TRELLIS_POWERS:
         weight = np.add.reduceat(np.maximum(variances, 0) ** power, starts)
         # Words in the order of what they gain: of which block of components, and which bit of theirs.
         gain = gains[:, None] * weight
         order = np.stack(np.unravel_index(np.argsort(-gain, axis=None, kind="stable"), gain.shape), axis=1)
-        layouts = (_trellis_layout(order[:words], d) for words in range(len(order), 0, -1))
+        firsts = (order[:words] for words in range(len(order), 0, -1))
+        # Up to the last block that has words each has one, as it has where variances fall.
+        layouts = (_trellis_layout(own, d) for own in firsts if len(np.unique(own[:, 1])) == own[:, 1].max() + 1)
         yield from islice((own for own in layouts if _trellis_bytes(own, base) <= size), 1)
 
 

@@ -27,9 +27,9 @@ Explained: TypeAlias = tuple[tuple[int, float, float], ...]  # as FitRecord has 
 
 # How far real queries spread, documents being 1: a level at the edge tells near from far more often (docs/results).
 QUERY_GAIN = 1.25
+CODED = 10_000  # vectors whose trellis codes tell what a level is worth alone: half a second
 # The L1 distance to a query whose levels lie at the edges is an inner product with its signs. So where norms of
 # documents differ, which is where inner product and L2 distance rank differently, far out and not centred is best.
-CODED = 10_000  # vectors whose trellis codes tell what a level is worth alone: half a second
 LINEAR_GAINS = (2.0, 4.0, LINEAR_GAIN)
 
 
@@ -188,7 +188,7 @@ def fit_decoder(
     design = np.take_along_axis(values.T, levels.astype(np.intp), axis=0) - means
     offset = x.mean(axis=0)
     free, *_ = np.linalg.lstsq(design, x - offset, rcond=None)
-    return Decoder((values - means[:, None]).astype(np.float32), free.astype(np.float32), offset)
+    return Decoder(values.astype(np.float32), free.astype(np.float32), (offset - means @ free).astype(np.float32))
 
 
 def _components(x: Floats, center: Floats, layout: CodeLayout, config: FitConfig) -> tuple[Floats, Explained]:

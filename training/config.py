@@ -107,7 +107,7 @@ class FitConfig:
             object.__setattr__(self, "train", from_mapping(TrainConfig, self.train, "train"))
         check_types(self)
         if self.layout is not None and self.layout not in LAYOUTS:
-            CodeLayout.parse(self.layout)
+            _check_layout(CodeLayout.parse(self.layout), self.thresholds)
         if self.layout is not None and self.bytes is not None:
             raise ValueError(f"give layout or bytes, not both; got {self.layout} and {self.bytes}")
         for name, known in (
@@ -244,6 +244,15 @@ class FitConfig:
             held = [sum(bits) for bits in layout.bits_of_components]
             ends = [end for end, (a, b) in enumerate(pairwise([*held, 0]), 1) if a != b]
         return sorted({*self.dims_in(layout), *ends})
+
+
+def _check_layout(layout: CodeLayout, thresholds: str) -> None:
+    """Raise ValueError for components without bits, and for thresholds that a trellis does not have."""
+    parts = [part for part in (layout, layout.residual) if part is not None]
+    if not layout.trellis and any(segment.bits == "0" for part in parts for segment in part.segments):
+        raise ValueError(f"layout {layout}: only trellis-coded components, after a t, may have 0 bits")
+    if layout.trellis and thresholds != "lloyd":
+        raise ValueError(f"layout {layout}: a trellis has thresholds lloyd; got {thresholds}")
 
 
 def _listed(dims: Iterable[int] | str) -> tuple[int, ...]:

@@ -36,8 +36,8 @@ from faiss_qama.training.thresholds import SINGLE
 
 TRIAL_DOCUMENTS = 5_000  # that a layout is fitted to and measured on: about a second each
 # Recalls closer than this are equal to some hundred queries. Among equals the first is taken: two bits, one code, which
-# are the simplest and the fastest (the rule of one standard error; Breiman et al., "CART", 1984, section 3.4.3). A
-# trellis that is best is taken all the same: real queries, farther from documents, found it better by more.
+# are the simplest and the fastest (the rule of one standard error; Breiman et al., "CART", 1984, section 3.4.3).
+# A trellis that is best is taken.
 SAME_RECALL = 0.01
 SIZES = (1 / 24, 1 / 16, 1 / 12, 1 / 8, 3 / 16, 1 / 4)  # bytes to try, times d, where none are given
 # If floats re-rank, any code reaches any recall with enough candidates. This many are cheap (docs/results).
@@ -291,7 +291,8 @@ def _layouts_of_sizes(
         variances = np.linalg.eigvalsh(scatter)[::-1] if config.projection == "pca" else np.diag(scatter)
         for size, layouts in found.items():
             layouts += residual_layouts_of_size(size, d, spec.base, norm_bytes)
-            layouts += trellis_layouts_of_size(size, variances, spec.base)
+            if config.thresholds == "lloyd":
+                layouts += trellis_layouts_of_size(size, variances, spec.base)
     return found
 
 
@@ -365,8 +366,10 @@ class _Goal:
         """Return the first of the best, or with a recall that of fewest bytes. Raises ValueError if none reaches it."""
         nearest = min(trials, key=self.cost)
         if self.recall is None:
-            near = self.cost(nearest) + SAME_RECALL * (self.codes_alone and not nearest.layout.trellis)
-            return next(t for t in trials if t is nearest or (self.cost(t) <= near and not t.layout.trellis))
+            if nearest.layout.trellis:
+                return nearest
+            near = self.cost(nearest) + SAME_RECALL * self.codes_alone
+            return next(t for t in trials if self.cost(t) <= near and not t.layout.trellis)
         if self.cost(nearest) > (-self.recall if self.codes_alone else np.finfo(np.float64).max):
             raise ValueError(
                 f"recall {self.recall} takes more than the {nearest.bytes} bytes of {nearest.layout}, which comes "

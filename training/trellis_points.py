@@ -19,17 +19,18 @@ NORMAL_POINTS: dict[int, tuple[float, ...]] = {
         *(0.7958, 0.9313, 1.0874, 1.2834, 1.5242, 1.8301, 2.2382, 2.8650),
     ),
 }
+ERRORS = (1, 0.2916, 0.0822, 0.0225, 0.0063)  # mean squared ones of 0 to 4 bits, of these points
 ROUNDS, VECTORS, COMPONENTS = 40, 8000, 128
 FIT_ROUNDS, FIT_VECTORS = 3, 5000
-PRIOR = 4  # vectors that a point of the normal distribution counts as
+PRIOR = 4  # weight of a point of the normal distribution, in vectors
 
 
 def fit(z: Floats, layout: CodeLayout) -> Trellis:
     """Return the trellis of columns ``z`` (n, columns), as Lloyd's algorithm finds points.
 
     The points of a normal distribution, scaled to each column, go to the means of the values that are coded by them.
-    Means vary less than values do, most where bits are few. What points decode to is spread until it varies as much, so
-    that each component weighs in scores what it weighed before (docs/results/README.md#trellis).
+    Means vary less than values do, most where bits are few. What points decode to is spread until it varies as much, as
+    of a normal distribution, so that each component counts in scores as it did before (docs/results/README.md#trellis).
     """
     z = z[:: -(-len(z) // FIT_VECTORS)]
     targets = np.zeros((layout.columns, n_points(layout)), np.float32)
@@ -42,9 +43,8 @@ def fit(z: Floats, layout: CodeLayout) -> Trellis:
             n = 2 << stored
             sums, counts = np.bincount(p, column, n), np.bincount(p, minlength=n)
             own[:n] = np.sort((sums + PRIOR * own[:n]) / (counts + PRIOR))
-    coded = np.take_along_axis(targets.T, points.astype(np.intp), axis=0).std(axis=0)
-    gain = np.where(coded > 0, deviation / np.where(coded > 0, coded, 1), 1)[:, None]
     there = np.arange(targets.shape[1]) < (2 << held)[:, None]
+    gain = 1 / np.sqrt(1 - np.array(ERRORS)[held, None])
     values = np.where(there, mean[:, None] + gain * (targets - mean[:, None]), 0).astype(np.float32)
     return Trellis(values, targets)
 

@@ -23,8 +23,7 @@ from faiss_qama.index_spec import IndexSpec
 from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import RECALL, K
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.codes import CodeRescorer
-from faiss_qama.rescore.factory import make_rescorer
+from faiss_qama.rescore.factory import make_rescorer, of_first_codes
 from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.storage import bundle
 from faiss_qama.storage.atomic_files import Stream
@@ -147,7 +146,7 @@ def _tuned(
     if queries is None and len(corpus) < MIN_DOCUMENTS:
         return []
     xq, recall = trial_queries(_sample(corpus), queries, quantizer.d), spec.recall or RECALL
-    trial = tune(TwoStageIndex(quantizer, base, IdMap(len(base)), CodeRescorer(quantizer, base)), xq, K, recall)
+    trial = tune(TwoStageIndex(quantizer, base, IdMap(len(base)), of_first_codes(quantizer, base)), xq, K, recall)
     if trial is None:
         warnings.warn(f"no setting of {base} keeps recall {recall}; it stays at {base.settings}", stacklevel=4)
         return []

@@ -20,7 +20,7 @@ from faiss_qama.index.stored_index import StoredIndex
 from faiss_qama.index.tuning import BaseTrial, fastest, trial_queries, tune
 from faiss_qama.index.two_stage import TwoStageIndex, encode
 from faiss_qama.quantizer.calibration import RECALL
-from faiss_qama.rescore.codes import CodeRescorer
+from faiss_qama.rescore.factory import of_first_codes
 from faiss_qama.storage.writer import Writer
 from faiss_qama.vectors import as_vectors
 
@@ -260,7 +260,7 @@ class QamaIndex(StoredIndex):
         """
         xq, k = self._core.quantizer.checked(x, "queries"), topk.check_k(k)
         options = {"oversample": oversample, "recall": recall, "truncate_dim": truncate_dim}
-        parameters = SearchParameters.of(params, sel, settings, **options)
+        parameters = SearchParameters.of(params, sel, settings, **options, early_stop=self.early_stop)
         with self._lock.read():
             D, I, _ = self._search(xq, k, parameters)
             return D, I
@@ -275,7 +275,7 @@ class QamaIndex(StoredIndex):
         """Return D and I of :meth:`search` of ``x`` (nq, d), and vectors (nq, k, d) float32, NaN for missing hits."""
         xq, k = self._core.quantizer.checked(x, "queries"), topk.check_k(k)
         chosen = {name: options.pop(name, None) for name in ("oversample", "recall", "truncate_dim")}
-        parameters = SearchParameters.of(params, sel, options, **chosen)
+        parameters = SearchParameters.of(params, sel, options, **chosen, early_stop=self.early_stop)
         with self._lock.read():
             D, I, rows = self._search(xq, k, parameters)
             R = np.full((*I.shape, self.d), np.nan, dtype=np.float32)
@@ -378,7 +378,7 @@ class QamaIndex(StoredIndex):
         with self._lock.read():
             core, quantizer = self._fitted, self.quantizer.truncate(operator.index(components))
             base = core.base.truncate(quantizer.layout)
-            rescorer = CodeRescorer(quantizer, base) if self.rescore == "codes" else core.rescorer
+            rescorer = of_first_codes(quantizer, base) if self.rescore == "codes" else core.rescorer
             return self._view(TwoStageIndex(quantizer, base, core.id_map, rescorer), core.version)
 
     def with_rescore(self, rescore: str) -> QamaIndex:

@@ -32,6 +32,9 @@ class SearchParameters:
         Ids that may be found.
     settings : mapping of str to int
         ``nprobe`` or ``efSearch``.
+    early_stop : bool or None
+        Whether vectors are read in the order of their codes' scores, until no other is likely to be among the nearest.
+        None: where they lie on disk and do not fit into memory.
 
     Raises
     ------
@@ -44,6 +47,7 @@ class SearchParameters:
     truncate_dim: int | None = None
     sel: Any = None
     settings: Mapping[str, int] = field(default_factory=dict)
+    early_stop: bool | None = None
 
     def __post_init__(self) -> None:
         if self.oversample is not None and self.recall is not None:
@@ -64,8 +68,8 @@ class SearchParameters:
             Ids that may be found.
         settings : mapping of str to int
             ``nprobe`` or ``efSearch``.
-        **options : float, int or None
-            ``oversample``, ``recall`` and ``truncate_dim``.
+        **options : float, int, bool or None
+            ``oversample``, ``recall``, ``truncate_dim`` and ``early_stop``.
 
         Returns
         -------

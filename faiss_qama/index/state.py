@@ -19,7 +19,7 @@ from faiss_qama.index.tuning import BaseTrial
 from faiss_qama.index.two_stage import TwoStageIndex
 from faiss_qama.quantizer.quantizer import COSINE, Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
-from faiss_qama.rescore.factory import check_rescore, make_rescorer
+from faiss_qama.rescore.factory import check_rescore, make_rescorer, of_first_codes
 from faiss_qama.rescore.rescorer import Rescorer
 from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.rescore.user_vectors import UserVectors
@@ -71,7 +71,7 @@ class IndexState:
     is a ValueError for which ``hasattr`` returns False.
     """
 
-    __slots__ = ("_core", "_lock", "_mapped", "_parent", "_place", "_version", "base_trials")
+    __slots__ = ("_core", "_lock", "_mapped", "_parent", "_place", "_version", "base_trials", "early_stop")
 
     def __init__(self, quantizer: Quantizer | Unfitted, rescore: Any = "fp16", *, base: Any = DEFAULT) -> None:
         check_rescore(rescore)
@@ -98,6 +98,7 @@ class IndexState:
         self._core, self._lock, self._mapped, self._parent, self._version = core, lock, mapped, parent, version
         self._place: PathLike | Writer | None = None  # the folder that it was read from, or is open for writing
         self.base_trials: list[BaseTrial] = []
+        self.early_stop: bool | None = None
         return self
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -283,7 +284,7 @@ class IndexState:
             return core.rescorer
         if self._parent is not None and self._parent._core.base is core.base:
             return self._parent._code_rescorer()
-        return CodeRescorer(core.quantizer.truncate(core.quantizer.layout.components), core.base)
+        return of_first_codes(core.quantizer, core.base)
 
     def _check_writable(self) -> None:
         """Raise ValueError for a read-only index."""

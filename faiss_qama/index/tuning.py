@@ -23,7 +23,7 @@ from faiss_qama.progress import progress
 from faiss_qama.quantizer.calibration import MISSES, K
 from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.codes import CodeRescorer
+from faiss_qama.rescore.factory import of_first_codes
 from faiss_qama.vectors import as_vectors
 
 MIN_DOCUMENTS = 200  # of which some can stand in for queries
@@ -131,7 +131,7 @@ def fastest(
     oversample, wanted = None, None
     for name in progress(_names(len(code)), "choosing a base"):
         base = _filled(name, quantizer.layout, code)
-        index = TwoStageIndex(quantizer, base, IdMap(len(base)), CodeRescorer(quantizer, base))
+        index = TwoStageIndex(quantizer, base, IdMap(len(base)), of_first_codes(quantizer, base))
         if wanted is None:  # the full scan, which the others are compared with
             oversample = _oversample(index, K, recall)
             wanted = index.search(xq, K, SearchParameters(oversample=oversample))

@@ -18,7 +18,10 @@ from faiss_qama.index.norms import SAMPLE, Watch
 from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.quantizer import bit_packing
 from faiss_qama.quantizer.quantizer import Quantizer
-from faiss_qama.rescore.rescorer import Rescorer
+from faiss_qama.rescore.codes import CodeRescorer
+from faiss_qama.rescore.early_stop import nearest
+from faiss_qama.rescore.factory import of_first_codes
+from faiss_qama.rescore.rescorer import Rescorer, VectorRescorer
 from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.rescore.user_vectors import UserVectors
 from faiss_qama.threads import defer_interrupt, even_slices, parallel_map
@@ -48,6 +51,7 @@ class TwoStageIndex:
     def __init__(self, quantizer: Quantizer, base: CodeIndex, id_map: IdMap, rescorer: Rescorer | None) -> None:
         self.quantizer, self.base, self.id_map, self.rescorer = quantizer, base, id_map, rescorer
         self._prefixes: tuple[int, dict[int, CodeIndex]] = 0, {}  # by number of components, at a version
+        self._codes: CodeRescorer | None = None
         self.manifest_sha256 = ""  # of the manifest that it was read by
         self.watch = Watch(quantizer, quantizer)
 
@@ -233,6 +237,7 @@ class TwoStageIndex:
         if parameters.recall is not None and truncate_dim is None:
             self.base.check_recall(settings)
         mask, left = self._mask(parameters.sel)
+        guesser = self._guesser(parameters)
         candidates = min(self._candidates(k, left, parameters), left)
         funnel = None if truncate_dim is None else self._funnel(truncate_dim)
         width = 0 if truncate_dim is None else self._prefix_width(k, left, candidates, parameters)
@@ -245,6 +250,8 @@ class TwoStageIndex:
                 D, rows = self.base.search(code, candidates, mask, settings)
             if self.rescorer is None or candidates == 0:
                 return D[:, :k], rows[:, :k]
+            if guesser is not None:
+                return self._read_few(guesser, xq[part], rows, k, parameters.recall)
             return topk.best(self._scores(xq[part], rows), rows, k, self.larger)
 
         parts = even_slices(len(xq)) if len(xq) >= QUERIES else [slice(None)]
@@ -289,6 +296,36 @@ class TwoStageIndex:
         scores = self.rescorer.scores(xq, np.maximum(rows, 0))
         scores[rows < 0] = self.worst
         return scores
+
+    def _guesser(self, parameters: SearchParameters) -> CodeRescorer | None:
+        """Return what orders candidates before their vectors are read, if a search need not read all of them."""
+        rescorer, calibration, layout = self.rescorer, self.quantizer.calibration, self.quantizer.layout
+        if parameters.oversample is not None or parameters.early_stop is False:
+            return None
+        calibrated = calibration is not None and calibration.depth is not None and layout.residual is None
+        if not calibrated or not isinstance(rescorer, VectorRescorer):
+            if parameters.early_stop:
+                raise ValueError(
+                    "early_stop needs vectors that re-rank and a calibration of it, which a fit measures; rescore is "
+                    f"{self.rescore!r}, and there is {'a' if calibrated else 'no'} calibration"
+                )
+            return None
+        if not (parameters.early_stop or rescorer.exceeds_memory):
+            return None
+        if self._codes is None or self._codes.quantizer is not self.quantizer:
+            self._codes = of_first_codes(self.quantizer, self.base)
+        return self._codes
+
+    def _read_few(
+        self, guesser: CodeRescorer, xq: Floats, rows: Ids, k: int, recall: float | None
+    ) -> tuple[Floats, Ids]:
+        """Return the best ``k`` of candidates (nq, k'), reading vectors until no other is likely to be among them."""
+        calibration = self.quantizer.calibration
+        assert self.rescorer is not None
+        assert calibration is not None
+        guesses = guesser.scores(xq, np.maximum(rows, 0))
+        bounds = calibration.bounds(guesses if self.larger else -guesses, k, recall)
+        return nearest(self.rescorer, xq, rows, bounds, k, self.larger)
 
     def _candidates(self, k: int, left: int, parameters: SearchParameters) -> int:
         """Return the number of candidates to re-rank."""

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from faiss_qama.quantizer.depth import Depth
+
 RECALL, K = 0.95, 10  # what is measured and promised unless another recall or k is named
 KS = (1, 10, 100)  # what searches ask for, in steps that one curve serves
 OVERSAMPLES = tuple(float(2 ** (i / 4)) for i in range(41))  # 1 to 1024, in steps of 19 %
@@ -16,6 +18,8 @@ MAX_CANDIDATES = 12_800  # the most that are measured, and that a search without
 
 # A search aims at half of the misses that it may have, because later queries differ from those that were measured.
 MISSES = 1 / 2
+# The share of its misses that a search may add which reads only some of its candidates: a wider margin costs few reads.
+MISSES_OF_STOPS = 1 / 8
 # The aim of a search that names no recall, as a share of the highest recall of the second stage. Re-ranking by codes is
 # cheap and levels off early, so the last percent is worth having there.
 DEFAULT_AIM = {"floats": 0.975, "codes": 0.99}
@@ -39,12 +43,15 @@ class Calibration:
         results of an exhaustive search by the same scores.
     prefixes : mapping of int to Calibration
         The same for prefixes of the code, by number of components.
+    depth : Depth, optional
+        How far down the candidates vectors must be read.
     """
 
     n: int
     floats: NDArray[np.float64]
     codes: NDArray[np.float64]
     prefixes: Mapping[int, Calibration] = field(default_factory=dict)
+    depth: Depth | None = None
 
     def __post_init__(self) -> None:
         for name in ("floats", "codes"):
@@ -59,7 +66,7 @@ class Calibration:
         arrays: dict[str, NDArray[Any]] = {}
         for name, own in named.items():
             arrays |= {f"{name}.n": np.array([own.n]), f"{name}.floats": own.floats, f"{name}.codes": own.codes}
-        return arrays
+        return arrays | ({} if self.depth is None else self.depth.arrays())
 
     @staticmethod
     def from_arrays(arrays: Mapping[str, NDArray[Any]]) -> Calibration | None:
@@ -69,7 +76,13 @@ class Calibration:
             found[name] = Calibration(int(arrays[f"{name}.n"][0]), arrays[f"{name}.floats"], arrays[f"{name}.codes"])
         own = found.pop("calibration", None)
         prefixes = {int(name.removeprefix("calibration.")): c for name, c in found.items()}
-        return None if own is None else replace(own, prefixes=prefixes)
+        return None if own is None else replace(own, prefixes=prefixes, depth=Depth.from_arrays(arrays))
+
+    def bounds(self, scores: NDArray[np.floating[Any]], k: int, recall: float | None) -> NDArray[np.floating[Any]]:
+        """Return what vectors may score at most, as :meth:`Depth.bounds`, if ``recall`` (None: a default) is asked."""
+        assert self.depth is not None
+        aim = 1 - MISSES_OF_STOPS * (1 - (RECALL if recall is None else recall))
+        return self.depth.bounds(scores, max(i for i, calibrated in enumerate(KS) if calibrated <= k), aim)
 
     def oversample(self, k: int, ntotal: int, stage: str, recall: float | None = None) -> float:
         """Return the smallest measured oversample that reaches ``recall``, with a margin.

@@ -112,8 +112,6 @@ class CodeLayout:
                 f"{', '.join(LEVELS)}, such as 2x192"
             )
         layouts = [cls(tuple(Segment(m[1], int(m[2])) for m in matches if m)) for matches in parts]
-        if not trellis and any(segment.bits == "0" for part in layouts for segment in part.segments):
-            raise ValueError(f"layout {text!r}: only trellis-coded components, after a t, may have 0 bits")
         return cls(layouts[0].segments, layouts[1] if layouts[1:] else None, trellis)
 
     def __str__(self) -> str:
@@ -176,7 +174,8 @@ class CodeLayout:
 
         Where a trellis has a residual code, the first code alone does not tell the parities, so it is a plain one.
 
-        Raises ValueError for fewer than 1 or more than there are, or if a pair of components would be split.
+        Raises ValueError for fewer than 1 or more than there are, if a pair of components would be split, and if none
+        of them has a bit.
         """
         if not 1 <= components <= self.components:
             raise ValueError(f"components must be from 1 to {self.components}; got {components}")
@@ -186,4 +185,6 @@ class CodeLayout:
                 break
             kept.append(Segment(segment.bits, min(left, segment.components)))
             left -= kept[-1].components
+        if not any(segment.n_bits for segment in kept):
+            raise ValueError(f"layout {self}: the first {components} components have no bits in the first code")
         return CodeLayout(tuple(kept), trellis=self.trellis and self.residual is None)

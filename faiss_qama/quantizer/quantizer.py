@@ -261,7 +261,7 @@ class Quantizer:
         return x
 
     def truncate(self, components: int) -> Quantizer:
-        """Return the quantizer of the first components: its codes are the first bits of this one's.
+        """Return the quantizer of the first components, for the first bits of this one's codes.
 
         It is as good as one fitted at that size, and calibrated, only at the Matryoshka dimensions of the fit
         (``FitConfig(matryoshka_dims=...)``). It has no residual code.

@@ -1,4 +1,4 @@
-"""Trellis-coded quantization: each component has one more bit than is stored, which the bits before it tell.
+"""Trellis-coded quantization: each component has one bit more than is stored; stored bits of earlier ones determine it.
 
 A component of k stored bits has 2^(k + 1) points, ascending. Its stored bits are the upper k of the number p of its
 point, so they are a level, and Hamming distances and prefixes are those of any other code. The lowest bit of p is not
@@ -27,11 +27,12 @@ from faiss_qama.quantizer.layout import CodeLayout
 from faiss_qama.quantizer.transform import Transform
 from faiss_qama.threads import parallel_map, slices
 
-# Parity checks of the code: bit i belongs to the bits of i components earlier. Sum of PARITY[0] and the parities, and
-# of PARITY[1] and the lowest stored bits, is 0. They are part of the file format.
+# Parity checks of the code. For each component j, the exclusive or over i of bit i of PARITY[0] times the parity of
+# component j - i, and of bit i of PARITY[1] times its lowest stored bit, is 0. They are part of the file format.
 PARITY, MEMORY = (0o515, 0o362), 8
 STATES = 1 << MEMORY
 CHUNK = 1024  # vectors that a thread encodes at a time, in some ten milliseconds
+OUTSIDE = np.float32(1024)  # ranges of a component's points, beyond which its values are taken to be there
 FAR = np.float32(np.inf)  # the error of what is impossible
 
 Points = NDArray[np.uint8]
@@ -44,9 +45,9 @@ class Trellis:
     Parameters
     ----------
     values : ndarray of shape (columns, points), float32
-        What points decode to, ascending; columns with fewer points have 0 behind them.
+        What points decode to; columns with fewer points have 0 behind them.
     targets : ndarray of shape (columns, points), float32
-        What the encoder compares components with.
+        What the encoder compares components with, ascending.
     """
 
     values: Floats
@@ -54,9 +55,8 @@ class Trellis:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> Trellis | None:
-        """Return the trellis of ``trellis.values`` and ``trellis.targets``, which may be the same; None without."""
-        values = arrays.get("trellis.values")
-        return None if values is None else cls(values, arrays.get("trellis.targets", values))
+        """Return the trellis of ``trellis.values`` and ``trellis.targets``, None without values."""
+        return cls(arrays["trellis.values"], arrays["trellis.targets"]) if "trellis.values" in arrays else None
 
     def encode(self, z: Floats, layout: CodeLayout, levels: Points | None = None) -> Points:
         """Return the best sequences of points.
@@ -75,14 +75,19 @@ class Trellis:
         ndarray of shape (n, columns), uint8
             The number of each point.
         """
-        known = np.empty((0, 0), np.uint8) if levels is None else levels
-        arguments = np.ascontiguousarray(z), self.targets, bits(layout), known
+        known, held = np.empty((0, 0), np.uint8) if levels is None else levels, bits(layout)
+        # Farther outside, a difference from a point would lose the point's digits.
+        low = self.targets[:, 0]
+        high = self.targets[np.arange(len(low)), (2 << held.sum(axis=1)) - 1]
+        reach = OUTSIDE * (high - low)
+        z = np.ascontiguousarray(np.clip(z, low - reach, high + reach), np.float32)
         out = np.empty(z.shape, np.uint8)
         compiled = kernel("trellis")
         if compiled is not None:
-            compiled.encode(*arguments, _labels(), out)
+            compiled.encode(z, self.targets, held, known, _labels(), out)
         else:
-            _encode(*arguments, out)
+            for part in slices(len(z), CHUNK):
+                _encode(z[part], self.targets, held, known[part], out[part])
         return out
 
     def check(self, layout: CodeLayout) -> None:
@@ -187,7 +192,7 @@ def parities(low: Points) -> Points:
 
 
 def _next(state: NDArray[np.uint16], low: Points) -> NDArray[np.uint16]:
-    """Return the states after a component: bit i is what the check of the next but i will have had before it."""
+    """Return the states after a component: bit i is what components so far add to the parity of the next but i."""
     feedback, fed = (np.uint16(check >> 1) for check in PARITY)
     after: NDArray[np.uint16] = np.bitwise_xor(state >> 1 ^ (state & 1) * feedback, low * fed, dtype=np.uint16)
     return after
@@ -195,7 +200,7 @@ def _next(state: NDArray[np.uint16], low: Points) -> NDArray[np.uint16]:
 
 @cache
 def _labels() -> Points:
-    """Return twice the lowest stored bit, plus the parity, (STATES / 2,) uint8, of steps from a state to its double."""
+    """Return, for each state u < STATES / 2, 2 * low + parity of the step from u to state 2 u, (STATES / 2,) uint8."""
     states = np.arange(STATES // 2) << 1
     low, parity = (np.bitwise_count(states & check) & 1 for check in PARITY)
     labels: Points = (2 * low + parity).astype(np.uint8)

@@ -64,6 +64,12 @@ def read_rescorer(rescore: str, quantizer: Quantizer, base: CodeIndex, reader: P
     return make_rescorer(rescore, quantizer, base)
 
 
+def of_first_codes(quantizer: Quantizer, base: CodeIndex) -> CodeRescorer:
+    """Return a rescorer by the codes in ``base`` alone, without their residual codes."""
+    quantizer = quantizer.truncate(quantizer.layout.components)
+    return _of_codes(quantizer)(quantizer, base)
+
+
 def _of_codes(quantizer: Quantizer) -> type[CodeRescorer]:
     """Return the class of rescorers by the codes of ``quantizer``."""
     if quantizer.layout.residual is None:

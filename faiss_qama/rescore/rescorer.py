@@ -122,6 +122,11 @@ class VectorRescorer(Rescorer):
 
     scale = 1.0  # factor of gathered vectors
 
+    @property
+    def exceeds_memory(self) -> bool:
+        """Whether vectors are read from a memory-mapped file that memory cannot hold, so that reads take long."""
+        return False
+
     def _gather(self, rows: Ids) -> Floats:
         """Return the vectors (..., d) of ``rows`` (...), divided by ``scale``, as new float32."""
         raise NotImplementedError

@@ -137,23 +137,13 @@ class ResidualRescorer(CodeRescorer):
     def _unnormalized(self, rows: Ids) -> Floats:
         return self.quantizer.decode_unnormalized(self._base.take(rows), self._codes.take(rows))
 
-    def scores(self, xq: Floats, rows: Ids) -> Floats:
+    def _sums(self, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
         quantizer, residual = self.quantizer, self.quantizer.residual
         assert residual is not None
-        xq = quantizer.adapt_queries(xq) - self._about
         weights, constant = quantizer.bit_decoder.weights(xq)
         more_weights, more = residual.bit_decoder.weights(xq)
         products = self._base.weighted_sums(rows, weights, None)[0]
         products += self._codes.weighted_sums(rows, more_weights, None)[0]
         offset = quantizer.decoder.offset - self._about + residual.decoder.offset
         products += (constant + more + xq @ offset)[:, None]
-        if self._dtype is None:
-            return products
-        kept = self._norms.array[rows].astype(np.float32)
-        if quantizer.normalized:
-            products /= np.where(kept > 0, kept, 1)
-            kept = (kept > 0).astype(np.float32)
-        if quantizer.metric == faiss.METRIC_L2:
-            squares = np.einsum("qd,qd->q", xq, xq)[:, None] + np.square(kept)
-            products = np.maximum(squares - 2 * products, 0)
-        return products
+        return products, None if self._dtype is None else np.square(self._norms.array[rows].astype(np.float32))

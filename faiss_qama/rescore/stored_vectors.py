@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Codes, Floats, Ids, Mask
-from faiss_qama.growing import GrowingArray
+from faiss_qama.growing import GrowingArray, exceeds_memory
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import VectorRescorer
 
@@ -60,6 +60,10 @@ class StoredVectors(VectorRescorer):
     def rows(self) -> NDArray[Any]:
         """The rows (n, width) as they are stored."""
         return self._rows.array
+
+    @property
+    def exceeds_memory(self) -> bool:
+        return exceeds_memory(self.rows)
 
     def encode(self, x: Floats, code: Codes, first: int = 0) -> NDArray[Any]:
         if self.kind == "sq8":

@@ -45,9 +45,6 @@ class RefinedTrellisRescorer(ResidualRescorer):
         assert finer is not None
         return code, finer
 
-    def scores(self, xq: Floats, rows: Ids) -> Floats:
-        return CodeRescorer.scores(self, xq, rows)
-
     def _sums(self, xq: Floats, rows: Ids) -> tuple[Floats, Floats | None]:
         return self._points.of(self._base, self._codes, xq, rows)
 

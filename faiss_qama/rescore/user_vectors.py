@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, Ids, Mask, scale_to_norm
 from faiss_qama.formats.faiss_vectors import FaissVectors
-from faiss_qama.growing import GrowingArray
+from faiss_qama.growing import GrowingArray, exceeds_memory
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import VectorRescorer
 from faiss_qama.vectors import check_dtype_and_shape
@@ -48,6 +48,10 @@ class UserVectors(VectorRescorer):
         self._source = source
         self._used = 0
         self._places: GrowingArray | None = None  # of the rows, after some were removed
+
+    @property
+    def exceeds_memory(self) -> bool:
+        return isinstance(self._source, np.ndarray) and exceeds_memory(self._source)
 
     def scores(self, xq: Floats, rows: Ids) -> Floats:
         out = super().scores(xq, rows)

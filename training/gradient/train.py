@@ -170,7 +170,8 @@ def _decoded_better(
     quantizer: Quantizer, quality: Quality, model: Model, validation: Validation, loss: LossOfDecoded
 ) -> tuple[Quantizer, Quality]:
     """Return a quantizer of this ``quality`` with trained points, if it is trellis-coded and they are better."""
-    if quantizer.trellis is None or not any(name.startswith("adc.") for name in model.config.losses):
+    scored = any(name.startswith("adc.") and weights[1] > 0 for name, weights in model.config.losses.items())
+    if quantizer.trellis is None or not scored:
         return quantizer, quality
     trained = train_values(quantizer, model, loss)
     own = validation.quality(trained)
@@ -257,11 +258,10 @@ def tensors(model: Model, batch: Batch, device: torch.device) -> Tensors:
 def _frozen(model: Model, x: Floats) -> Quantizer:
     """Return the quantizer of ``model``, with a decoder fitted to ``x`` if no loss has trained the decoder.
 
-    A loss sees the levels of first codes. The points of a trellis follow the trained transform.
+    Losses train the levels of first codes alone, so points of a trellis are fitted again, to the trained columns.
     """
-    quantizer = model.frozen()
-    decodes = model.config.decodes or model.config.adapter == "none"
-    if decodes and quantizer.trellis is None:
+    quantizer, decodes = model.frozen(), model.config.decodes
+    if model.config.adapter == "none" or (decodes and quantizer.trellis is None):
         return quantizer
     x = x[:: -(-len(x) // DECODER_DOCUMENTS)]
     z, decoder = quantizer.transform(x), quantizer.decoder
