@@ -8,7 +8,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
 # make test COVERAGE=--cov reports the lines that tests run; before Python 3.12 that takes half as long again.
 COVERAGE ?=
 
-.PHONY: help quick test sequences lint fix demo docs dist results wide speed peers training changes compare fits near-limit user-data clean
+.PHONY: help quick test sequences lint fix demo docs dist results wide speed peers training changes compare fits near-limit reads user-data clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s%s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,9 @@ user-data: $(VENV)/dev.stamp  ## measure recall where texts repeat and where nor
 
 near-limit: $(VENV)/dev.stamp  ## measure trellis-coded layouts, joint rounding and Hamming distances, with DATA=folder
 	$(BIN)/python benchmarks/run.py near-limit $(DATA)
+
+reads: $(VENV)/dev.stamp  ## measure searches that stop reading vectors early, in memory and from disk, with DATA=folder
+	$(BIN)/python benchmarks/run.py reads $(DATA)
 
 fits: $(VENV)/dev.stamp  ## measure the recall of fits beside OTHER=checkout, which has its own .venv, with DATA=folder
 	$(BIN)/python benchmarks/run.py fits $(OTHER) $(DATA)

@@ -19,6 +19,7 @@ from measure.fits import fits
 from measure.near_limit import PARTS as NEAR_LIMIT
 from measure.near_limit import near_limit
 from measure.qama import QAMA_SETS, qama_table
+from measure.reads import reads
 from measure.results import results, wide_results
 from measure.rotated import rotated_study
 from measure.side_by_side import side_by_side
@@ -154,6 +155,13 @@ def run_fits(other: Path, data: Path, python: str | None) -> None:
 def run_near_limit(data: Path, parts: tuple[str, ...]) -> None:
     """Measure how near codes come to what is possible, and what a trellis takes."""
     near_limit(data, parts)
+
+
+@main.command("reads")
+@DATA
+def run_reads(data: Path) -> None:
+    """Measure what searches that stop early read and find, in memory and from disk."""
+    reads(data)
 
 
 @main.command("user-data")

@@ -34,11 +34,13 @@ from rendering.recall_tables import (
 from rendering.speed_tables import (
     asymmetric_table,
     changes_table,
+    cold_table,
     dimensions_table,
     fastest_table,
     first_table,
     growing_table,
     peers_table,
+    reads_table,
     scale_table,
     scans_table,
     side_by_side_table,
@@ -55,6 +57,7 @@ BY_FILE: dict[str, tuple[str, Callable[[dict[str, Any]], str]]] = {
     "rotated-study": ("rotated study", lambda data: rotated_table(data["rotated-study"])),
     f"equal-bytes-{SETS[0]}": ("equal bytes", equal_bytes_table),
     f"equal-bytes-{SETS[1]}": ("seeds", seeds_table),
+    "reads": ("reads", reads_table),
     WIDE_SETS[0]: ("main, wide", lambda data: main_table(data, WIDE_SETS)),
     f"equal-bytes-{WIDE_SETS[0]}": ("equal bytes, wide", lambda data: equal_bytes_table(data, WIDE_SETS)),
     "qama-table-384": ("qama", lambda data: qama_table(data, 384)),
@@ -110,6 +113,8 @@ def render() -> dict[Path, str]:
         tables |= {"pairs": pairs_table(data)}
     measured = data.get("near-limit", {})
     tables |= {name: table(data) for part, name, table in NEAR_LIMIT if part in measured}
+    if "reads" in data:
+        tables["reads from disk"] = cold_table(data)
     for file, (name, table) in BY_FILE.items():
         if file in data:
             tables[name] = table(data)

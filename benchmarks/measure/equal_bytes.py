@@ -1,9 +1,9 @@
 """Ours and others' codes at equal bytes, no floats kept, into docs/results/equal-bytes-SET.json.
 
 Ours is what ``faiss-qama fit --bytes N --rescore codes`` gives, its layout chosen on the corpus alone, the mean of
-three seeds. Each peer is
-tried at every variant that fits into the bytes, on large sets at those that were best on smaller ones; the table shows
-the one of best recall on the test queries themselves, which flatters peers of many variants.
+three seeds. Each peer is tried at every variant that fits into the bytes, on large sets at those that were best on
+smaller ones; the table shows the one of best recall on the test queries themselves, which flatters peers of many
+variants.
 """
 
 from __future__ import annotations

@@ -86,6 +86,27 @@ def _factory(name: str) -> str:
     return re.sub(r"Qama\(([^,()]+)\)", r"Qama\1", name)
 
 
+def reads_table(data: dict[str, Any]) -> str:
+    """Return what searches read and find that stop early, beside those that read all of their candidates."""
+    rows = []
+    for whole, stopping in zip(data["reads"]["rows"][::2], data["reads"]["rows"][1::2], strict=True):
+        cells = [whole["set"], f"{whole['asked']:g}"]
+        for row in (whole, stopping):
+            cells += [f"{row['read']:.0f}", f"{row['recall']:.3f}", f"{100 * row['low']:.1f} %"]
+        rows.append(cells)
+    header = ["", "recall asked", "all: read per query", "recall@10", "queries below .9"]
+    return markdown([*header, "stopping: read per query", "recall@10", "queries below .9"], rows)
+
+
+def cold_table(data: dict[str, Any]) -> str:
+    """Return searches of vectors that are on disk alone."""
+    rows = [
+        [f"{row['asked']:g}", "yes" if row["stops"] else "no", f"{row['per_second']:,.0f}", f"{row['recall']:.3f}"]
+        for row in data["reads"]["cold"]
+    ]
+    return markdown(["recall asked", "stops early", "queries/s", "recall@10"], rows)
+
+
 def scans_table(data: dict[str, Any]) -> str:
     """Return scans beside FAISS's."""
     groups: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}

@@ -17,6 +17,7 @@ from faiss_qama.index.id_map import IdMap
 from faiss_qama.index.norms import SAMPLE, Watch
 from faiss_qama.index.search_parameters import SearchParameters
 from faiss_qama.quantizer import bit_packing
+from faiss_qama.quantizer.calibration import MISSES, MISSES_OF_STOPS
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.codes import CodeRescorer
 from faiss_qama.rescore.early_stop import nearest
@@ -238,7 +239,7 @@ class TwoStageIndex:
             self.base.check_recall(settings)
         mask, left = self._mask(parameters.sel)
         guesser = self._guesser(parameters)
-        candidates = min(self._candidates(k, left, parameters), left)
+        candidates = min(self._candidates(k, left, parameters, MISSES if guesser is None else MISSES_OF_STOPS), left)
         funnel = None if truncate_dim is None else self._funnel(truncate_dim)
         width = 0 if truncate_dim is None else self._prefix_width(k, left, candidates, parameters)
 
@@ -327,7 +328,7 @@ class TwoStageIndex:
         bounds = calibration.bounds(guesses if self.larger else -guesses, k, recall)
         return nearest(self.rescorer, xq, rows, bounds, k, self.larger)
 
-    def _candidates(self, k: int, left: int, parameters: SearchParameters) -> int:
+    def _candidates(self, k: int, left: int, parameters: SearchParameters, misses: float = MISSES) -> int:
         """Return the number of candidates to re-rank."""
         oversample, recall = parameters.oversample, parameters.recall
         if self.rescorer is None:
@@ -336,7 +337,7 @@ class TwoStageIndex:
             return k
         calibration = self.quantizer.calibration
         if oversample is None and calibration is not None:
-            oversample = calibration.oversample(k, left, self.rescorer.stage, recall)
+            oversample = calibration.oversample(k, left, self.rescorer.stage, recall, misses=misses)
         elif oversample is None and recall is not None:
             raise ValueError("recall= needs a calibration, which this quantizer lacks; pass oversample=")
         elif oversample is None:

@@ -16,7 +16,7 @@ from faiss_qama.kernels.compiling import jitted
 PLANES = 4  # the most stored bits of a component
 # The points of two components, by a number in which their bits alternate, lowest first.
 _PLACES, _NUMBERS = np.arange(PLANES + 1), np.arange(1 << 2 * PLANES + 2)[:, None]
-# The bits of a byte, two in each 16: a number's share for each of four pairs.
+# The eight bits of a byte, two in each field of 16 bits: one field per pair of components.
 _BYTE = np.uint32(255)
 _FOUR = np.arange(4, dtype=np.uint64)
 _SPREAD = ((np.arange(256, dtype=np.uint64)[:, None] >> 2 * _FOUR & 3) << 16 * _FOUR).sum(axis=1, dtype=np.uint64)

@@ -18,7 +18,8 @@ MAX_CANDIDATES = 12_800  # the most that are measured, and that a search without
 
 # A search aims at half of the misses that it may have, because later queries differ from those that were measured.
 MISSES = 1 / 2
-# The share of its misses that a search may add which reads only some of its candidates: a wider margin costs few reads.
+# Where a search reads only some of its candidates, the same for the candidates, and for what is read: a wider margin
+# costs few reads.
 MISSES_OF_STOPS = 1 / 8
 # The aim of a search that names no recall, as a share of the highest recall of the second stage. Re-ranking by codes is
 # cheap and levels off early, so the last percent is worth having there.
@@ -84,7 +85,9 @@ class Calibration:
         aim = 1 - MISSES_OF_STOPS * (1 - (RECALL if recall is None else recall))
         return self.depth.bounds(scores, max(i for i, calibrated in enumerate(KS) if calibrated <= k), aim)
 
-    def oversample(self, k: int, ntotal: int, stage: str, recall: float | None = None) -> float:
+    def oversample(
+        self, k: int, ntotal: int, stage: str, recall: float | None = None, *, misses: float = MISSES
+    ) -> float:
         """Return the smallest measured oversample that reaches ``recall``, with a margin.
 
         Parameters
@@ -98,6 +101,8 @@ class Calibration:
             What re-ranks: ``floats`` or ``codes``.
         recall : float, optional
             The recall to reach; None stands for ``DEFAULT_AIM``.
+        misses : float
+            The share of the allowed misses to aim at.
 
         Returns
         -------
@@ -112,7 +117,7 @@ class Calibration:
         curves, first = getattr(self, stage), max(i for i, calibrated in enumerate(KS) if calibrated <= k)
         ceiling = 1.0 if stage == "floats" else float(curves[first].max())
         if recall is None:
-            aim = DEFAULT_AIM[stage] * ceiling
+            aim = (1 - (1 - DEFAULT_AIM[stage]) * misses / MISSES) * ceiling
         elif not 0 < recall < 1:
             raise ValueError(f"recall must be between 0 and 1; got {recall}")
         elif recall >= ceiling:
@@ -121,7 +126,7 @@ class Calibration:
                 "use rescore='fp16', or fit more bytes"
             )
         else:
-            aim = ceiling - MISSES * (ceiling - recall)
+            aim = ceiling - misses * (ceiling - recall)
         reached = (
             OVERSAMPLES[int(np.argmax(curve >= aim))] * max(1.0, calibrated / k)
             for calibrated, curve in zip(KS[first:], curves[first:], strict=True)

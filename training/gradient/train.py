@@ -148,7 +148,7 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
     assert best is not None
     model.load_state_dict(best)
     line = _best(journal.log, config)
-    loss_of_decoded = partial(_loss_of_decoded, model, batches, device)
+    loss_of_decoded, started = partial(_loss_of_decoded, model, batches, device), time.perf_counter()
     quantizer, quality = _decoded_better(
         _frozen(model, split.train), line["trained"], model, validation, loss_of_decoded
     )
@@ -160,7 +160,7 @@ def train(start: Quantizer, split: Split, config: TrainConfig, ends: list[int], 
         untrained=line["untrained"],
         trained=quality,
         gain=gain,
-        seconds=sum(line["seconds"] for line in journal.log),
+        seconds=sum(line["seconds"] for line in journal.log) + time.perf_counter() - started,
         log=journal.log,
     )
     return replace(quantizer, fit_record=replace(start.fit_record, training=record))
