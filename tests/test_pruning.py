@@ -104,7 +104,7 @@ def test_a_fit_with_pruning_logs_what_is_left():
 @pytest.mark.parametrize("layout", ["2x18", "1x10,0.5x10", "1.5x5", "t1x18"])
 def test_only_1_bit_layouts_are_pruned(layout):
     settings = TrainConfig(pruning=PruningConfig(), **PRUNED)
-    with pytest.raises(ValueError, match=f"pruning needs a layout of 1 bit; got {layout}"):
+    with pytest.raises(ValueError, match=f"pruning needs a layout of 1 bit that is not trellis-coded; got {layout}"):
         fit_quietly(make_vectors(400), layout=layout, train=settings)
 
 

@@ -85,9 +85,7 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
         cuts, coded = trellis.thresholds(layout), slice(None, None, -(-len(x) // CODED))
         levels, _ = levels_of(trellis.encode(z[coded], layout), layout)
     else:
-        cuts = np.full((layout.columns, layout.max_levels - 1), np.inf, dtype=np.float32)
-        for segment, columns, _ in layout.slices():
-            cuts[columns, : segment.levels - 1] = thresholds.RULES[config.thresholds](z[:, columns], segment.levels)
+        cuts = _cuts(z, layout, config.thresholds)
         levels = bit_packing.levels(bit_packing.encode(z, cuts, layout), layout)
 
     # Back to floats.
@@ -133,6 +131,15 @@ def closed_form(split: Split, config: FitConfig, metric: int) -> Quantizer:
     if metric == faiss.METRIC_INNER_PRODUCT and not quantizer.normalized and config.query_gain is None:
         sides += [with_query_side(np.zeros_like(own), gain) for gain in LINEAR_GAINS]
     return choose_query_side(sides, split)
+
+
+def _cuts(z: Floats, layout: CodeLayout, rule: str) -> Floats:
+    """Return the thresholds (columns, max_levels - 1) of columns ``z`` (n, columns); +inf for those that are not."""
+    cuts = np.full((layout.columns, layout.max_levels - 1), np.inf, dtype=np.float32)
+    for segment, columns, _ in layout.slices():
+        if segment.n_bits:
+            cuts[columns, : segment.levels - 1] = thresholds.RULES[rule](z[:, columns], segment.levels)
+    return cuts
 
 
 def merge_pairs(matrix: Floats, layout: CodeLayout) -> Floats:
@@ -222,6 +229,9 @@ def _rotate(matrix: Floats, centred: Floats, layout: CodeLayout, config: FitConf
     for start, end in zip(borders, borders[1:], strict=False):
         part = matrix[start:end]
         levels = layout.segments[int(np.searchsorted(ends, start, side="right"))].levels
+        if levels == 1 and not layout.trellis:
+            rows.append(part)
+            continue
         if layout.trellis:
             levels = min(max(thresholds.NORMAL_CENTROIDS), 1 << sum(layout.bits_of_components[start]))
         if config.rotation == "itq":

@@ -247,10 +247,9 @@ class FitConfig:
 
 
 def _check_layout(layout: CodeLayout, thresholds: str) -> None:
-    """Raise ValueError for components without bits, and for thresholds that a trellis does not have."""
-    parts = [part for part in (layout, layout.residual) if part is not None]
-    if not layout.trellis and any(segment.bits == "0" for part in parts for segment in part.segments):
-        raise ValueError(f"layout {layout}: only trellis-coded components, after a t, may have 0 bits")
+    """Raise ValueError for codes without bits, and for thresholds that a trellis does not have."""
+    if not all(part.n_bits for part in (layout, layout.residual) if part is not None):
+        raise ValueError(f"layout {layout}: each code needs a component with bits")
     if layout.trellis and thresholds != "lloyd":
         raise ValueError(f"layout {layout}: a trellis has thresholds lloyd; got {thresholds}")
 

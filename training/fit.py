@@ -209,7 +209,8 @@ def _fitted(split: Split, config: FitConfig, metric: int) -> Quantizer:
         quantizer = _trained(quantizer, split, config, config.train)
     layout = config.layout_in(quantizer.d)
     whole = quantizer.layout.components == layout.components  # not pruned
-    prefixes = config.rotation_borders(layout)[:-1] if whole else []
+    borders = config.rotation_borders(layout)[:-1] if whole else []
+    prefixes = [end for end in borders if end > layout.empty_start]
     with threads():
         quantizer = calibrate(with_residual(quantizer, layout.residual, split, config), split, prefixes)
         some = split.train[:: -(-len(split.train) // DISTORTION)]

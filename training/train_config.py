@@ -180,7 +180,7 @@ class TrainConfig:
         for what in ("pruning", "bottleneck"):
             wanted = self.pruning is not None if what == "pruning" else self.adapter == what
             if wanted and (layout.trellis or {segment.bits for segment in layout.segments} != {"1"}):
-                raise ValueError(f"{what} needs a layout of 1 bit; got {layout}")
+                raise ValueError(f"{what} needs a layout of 1 bit that is not trellis-coded; got {layout}")
         if self.adapter == "feedforward" and self.expansion * d < 2 * layout.columns:
             raise ValueError(
                 f"adapter feedforward needs two hidden units per column, {2 * layout.columns} for {layout}; "

@@ -22,6 +22,8 @@ NORMAL_POINTS: dict[int, tuple[float, ...]] = {
 ERRORS = (1, 0.2916, 0.0822, 0.0225, 0.0063)  # mean squared ones of 0 to 4 bits, of these points
 ROUNDS, VECTORS, COMPONENTS = 40, 8000, 128
 FIT_ROUNDS, FIT_VECTORS = 3, 5000
+QUANTILES = (0.1587, 0.5, 0.8413)  # of a normal distribution one standard deviation below the mean, there, and above
+FAR = 1.0  # standard deviations, in distances of the outer two quantiles, of which a normal distribution has half a one
 PRIOR = 4  # weight of a point of the normal distribution, in vectors
 
 
@@ -34,7 +36,7 @@ def fit(z: Floats, layout: CodeLayout) -> Trellis:
     """
     z = z[:: -(-len(z) // FIT_VECTORS)]
     targets = np.zeros((layout.columns, n_points(layout)), np.float32)
-    mean, deviation, held = z.mean(axis=0), z.std(axis=0), bits(layout).sum(axis=1)
+    (mean, deviation), held = _center(z), bits(layout).sum(axis=1)
     for own, middle, spread, stored in zip(targets, mean, deviation, held, strict=True):
         own[: 2 << stored] = middle + spread * normal_points(stored)
     for _ in range(FIT_ROUNDS):
@@ -47,6 +49,14 @@ def fit(z: Floats, layout: CodeLayout) -> Trellis:
     gain = 1 / np.sqrt(1 - np.array(ERRORS)[held, None])
     values = np.where(there, mean[:, None] + gain * (targets - mean[:, None]), 0).astype(np.float32)
     return Trellis(values, targets)
+
+
+def _center(z: Floats) -> tuple[Floats, Floats]:
+    """Return mean and standard deviation of columns, of those with far outliers by their quantiles."""
+    mean, deviation = z.mean(axis=0), z.std(axis=0)
+    low, middle, high = np.quantile(z, QUANTILES, axis=0)
+    far = (high > low) & (deviation > FAR * (high - low))
+    return np.where(far, middle, mean), np.where(far, (high - low) / 2, deviation)
 
 
 def normal_points(held: int) -> Floats:

@@ -21,9 +21,10 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import zip_longest
+from itertools import takewhile, zip_longest
 
 LEVELS = {"2": 4, "1.5": 3, "1": 2, "0.5": 2, "0.5or": 2, "0": 1}
+MOST = 1 << 20  # components of a segment
 _SEGMENT = re.compile(rf"\s*({'|'.join(map(re.escape, LEVELS))})x([1-9]\d*)\s*")
 
 
@@ -41,8 +42,8 @@ class Segment:
     def __post_init__(self) -> None:
         if self.bits not in LEVELS:
             raise ValueError(f"bits must be one of {', '.join(LEVELS)}; got {self.bits!r}")
-        if self.components < 1:
-            raise ValueError(f"a segment needs at least 1 component; got {self.components}")
+        if not 1 <= self.components <= MOST:
+            raise ValueError(f"a segment has 1 to {MOST:,} components; got {self.components}")
         if self.components % self.group:
             raise ValueError(f"{self}: half a bit takes components in pairs; got {self.components}, an odd number")
 
@@ -147,6 +148,11 @@ class CodeLayout:
         ]
         return [(first, rest) for first, rest in zip_longest(*listed, fillvalue=0)]
 
+    @property
+    def empty_start(self) -> int:
+        """How many components come before the first that has bits in the first code."""
+        return sum(s.components for s in takewhile(lambda segment: not segment.n_bits, self.segments))
+
     @cached_property
     def n_bits(self) -> int:
         """Bits of the expanded code, padding excluded."""
@@ -185,6 +191,6 @@ class CodeLayout:
                 break
             kept.append(Segment(segment.bits, min(left, segment.components)))
             left -= kept[-1].components
-        if not any(segment.n_bits for segment in kept):
+        if components <= self.empty_start:
             raise ValueError(f"layout {self}: the first {components} components have no bits in the first code")
         return CodeLayout(tuple(kept), trellis=self.trellis and self.residual is None)

@@ -203,6 +203,8 @@ class Quantizer:
         """
         if self.layout.residual is None:
             raise ValueError(f"layout {self.layout} has no residual code; fit one such as {self.layout}+1x8")
+        x = self.checked(x)
+        bit_packing.check_codes(code, self.layout, len(x))
         if self.trellis is not None:
             finer = self.trellis.codes(x, self.transform, self.layout, code)[1]
             assert finer is not None
@@ -211,14 +213,11 @@ class Quantizer:
         return self.residual.encode(self.residual_of(x, code))
 
     def encode_both(self, x: Floats) -> tuple[Codes, Codes | None]:
-        """Return the codes (n, code_size) uint8 of documents ``x`` (n, d), and their residual codes if there are any.
-
-        Of a trellis one search finds both.
-        """
+        """Return the codes (n, code_size) uint8 of documents ``x`` (n, d), and residual codes if there are any."""
         if self.trellis is not None:
             return self.trellis.codes(self.checked(x), self.transform, self.layout)
         code = self.encode(x)
-        return code, None if self.layout.residual is None else self.encode_residual(self.checked(x), code)
+        return code, None if self.layout.residual is None else self.encode_residual(x, code)
 
     def decode(self, code: Codes, residual: Codes | None = None) -> Floats:
         """Return the vectors, (n, d) float32, of ``code`` (n, code_size) and, if given, residual codes (n, size)."""
@@ -240,8 +239,9 @@ class Quantizer:
         return self._decode(code, residual, False)
 
     def _decode(self, code: Codes, residual: Codes | None, normalized: bool) -> Floats:
-        if code.ndim != 2 or code.dtype != np.uint8 or code.shape[1] != self.code_size:
-            raise ValueError(f"codes must be (n, {self.code_size}) uint8; got {code.shape} {code.dtype}")
+        bit_packing.check_codes(code, self.layout, np.size(code, 0) if np.ndim(code) else 0)
+        if residual is not None and self.layout.residual is not None:
+            bit_packing.check_codes(residual, self.layout.residual, len(code), "residual codes")
         x = np.empty((len(code), self.d), dtype=np.float32)
         # Without its residual code, the first code of a trellis does not tell the parities.
         points = self.trellis if self.layout.residual is None or residual is not None else None
@@ -278,7 +278,7 @@ class Quantizer:
         Raises
         ------
         ValueError
-            For fewer than 1 or more than there are, or if a pair of components would be split.
+            For fewer than 1 or more than there are, if a pair of components would be split, and if none has a bit.
         """
         layout = self.layout.truncate(components)
         if layout == self.layout:

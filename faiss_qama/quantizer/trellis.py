@@ -94,8 +94,14 @@ class Trellis:
         """Raise ValueError unless the points are those of ``layout``."""
         shape = layout.columns, n_points(layout)
         for name, array in (("values", self.values), ("targets", self.targets)):
-            if array.shape != shape:
-                raise ValueError(f"trellis.{name} has shape {array.shape}; layout {layout} needs {shape}")
+            if array.shape != shape or array.dtype != np.float32:
+                raise ValueError(
+                    f"trellis.{name} has shape {array.shape} {array.dtype}; layout {layout} needs {shape} float32"
+                )
+        there = np.arange(1, shape[1]) < (2 << bits(layout).sum(axis=1))[:, None]
+        steps = np.diff(self.targets, axis=1)[there]
+        if not (np.isfinite(self.values).all() and np.isfinite(self.targets).all() and (steps >= 0).all()):
+            raise ValueError("trellis.values and trellis.targets must be finite, and the targets ascending")
 
     def codes(
         self, x: Floats, transform: Transform, layout: CodeLayout, code: Codes | None = None
