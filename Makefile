@@ -74,7 +74,7 @@ user-data: $(VENV)/dev.stamp  ## measure recall where texts repeat and where nor
 near-limit: $(VENV)/dev.stamp  ## measure trellis-coded layouts, joint rounding and Hamming distances, with DATA=folder
 	$(BIN)/python benchmarks/run.py near-limit $(DATA)
 
-reads: $(VENV)/dev.stamp  ## measure searches that stop reading vectors early, in memory and from disk, with DATA=folder
+reads: $(VENV)/dev.stamp  ## measure searches that stop reading vectors early, with DATA=folder
 	$(BIN)/python benchmarks/run.py reads $(DATA)
 
 fits: $(VENV)/dev.stamp  ## measure the recall of fits beside OTHER=checkout, which has its own .venv, with DATA=folder

@@ -160,7 +160,7 @@ def run_near_limit(data: Path, parts: tuple[str, ...]) -> None:
 @main.command("reads")
 @DATA
 def run_reads(data: Path) -> None:
-    """Measure what searches that stop early read and find, in memory and from disk."""
+    """Measure what searches that stop early read and find."""
     reads(data)
 
 

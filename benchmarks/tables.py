@@ -34,7 +34,6 @@ from rendering.recall_tables import (
 from rendering.speed_tables import (
     asymmetric_table,
     changes_table,
-    cold_table,
     dimensions_table,
     fastest_table,
     first_table,
@@ -113,8 +112,6 @@ def render() -> dict[Path, str]:
         tables |= {"pairs": pairs_table(data)}
     measured = data.get("near-limit", {})
     tables |= {name: table(data) for part, name, table in NEAR_LIMIT if part in measured}
-    if "reads" in data:
-        tables["reads from disk"] = cold_table(data)
     for file, (name, table) in BY_FILE.items():
         if file in data:
             tables[name] = table(data)

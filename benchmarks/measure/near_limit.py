@@ -33,7 +33,8 @@ CANDIDATES, SCORED = (40, 100, 400), 100
 # much each bit counts beside them.
 STAND_INS, NEAREST, RANDOM, NOISE, SWEEPS, STAY = 3000, 200, 200, 0.8, 4, 5.0
 BLOCK = 64
-RECALL, OVERSAMPLES = 0.8, (1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 14, 20)
+RECALL, OVERSAMPLES = 0.8, (1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
+SAME = 0.0005  # of recall
 
 
 class Searched:
@@ -201,7 +202,10 @@ def speed(data: Path) -> dict[str, Any]:
         score = [lambda _, i=index: i.rescorer.scores(searched.xq, found) for index in indexes.values()]
         record["encoded_per_second"] = [len(some) / s for s in in_turns([None] * 3, *encode)]
         record["scored_per_second"] = [found.size / s for s in in_turns([None] * 7, *score)]
-    searches = {name: _reaching(searched, indexes[name]) for name in ("levels", "trellis, 48 bytes")}
+    found_by = {name: _recalls(searched, indexes[name]) for name in ("levels", "trellis, 48 bytes")}
+    searches = {name: _search(indexes[name], recalls, RECALL) for name, recalls in found_by.items()}
+    most = found_by["trellis, 48 bytes"]
+    searches["trellis, most"] = _search(indexes["trellis, 48 bytes"], most, max(most.values()) - SAME)
     for threads in (1, 2):
         with threadpool_limits(threads):
             seconds = in_turns([searched.xq] * 7, *(search for _, _, search in searches.values()))
@@ -214,13 +218,15 @@ def speed(data: Path) -> dict[str, Any]:
     return record
 
 
-def _reaching(searched: Searched, index: QamaIndex) -> tuple[float, float, Callable[[Floats], Any]]:
-    """Return the least of ``OVERSAMPLES`` that reaches ``RECALL``, its recall, and that search."""
-    for oversample in OVERSAMPLES:
-        recall = searched.recall(index.search(searched.xq, K, oversample=oversample)[1])
-        if recall >= RECALL:
-            return oversample, recall, lambda xq, o=oversample: index.search(xq, K, oversample=o)
-    raise click.ClickException(f"{index} does not reach {RECALL}")
+def _recalls(searched: Searched, index: QamaIndex) -> dict[float, float]:
+    """Return recall@10 by oversample."""
+    return {o: searched.recall(index.search(searched.xq, K, oversample=o)[1]) for o in OVERSAMPLES}
+
+
+def _search(index: QamaIndex, recalls: dict[float, float], recall: float) -> tuple[float, float, Callable[..., Any]]:
+    """Return the least oversample that reaches a recall, its recall, and that search."""
+    oversample = next(o for o, found in recalls.items() if found >= recall)
+    return oversample, recalls[oversample], lambda xq: index.search(xq, K, oversample=oversample)
 
 
 def _signs(code: Codes, bits: int) -> Floats:

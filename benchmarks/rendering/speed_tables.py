@@ -30,7 +30,7 @@ def first_table(data: dict[str, Any]) -> str:
         _first_row("exact search, `IndexFlat`", exact | exact["points"][0]),
         _first_row(f"FAISS, `{faiss['name']}`", faiss),
         _first_row(f"faiss-qama, `{_factory(lists['name'])}`", lists),
-        _first_row("faiss-qama, `Qama2x192,Flat,Refine(codes)`", codes),
+        _first_row(f"faiss-qama, `Qama({codes['layout']}),Flat,Refine(codes)`", codes),
         _first_row(f"a graph, {graph['name']}", graph),
     ]
     rows[3][1] += f" ({FIRST_SIZE} of code)"
@@ -39,11 +39,11 @@ def first_table(data: dict[str, Any]) -> str:
 
 
 def _codes_only(data: dict[str, Any]) -> dict[str, Any]:
-    """Return the fastest search of ``Flat`` that re-ranks from the codes, of those that find as much as any."""
-    rows = [row for row in data["speed"]["asymmetric"] if row["threads"] == 1 and row["name"].startswith("Flat")]
-    most = max(round(row["recall"], 3) for row in rows)
-    fastest = max((row for row in rows if round(row["recall"], 3) == most), key=_speed)
-    return fastest | {"ram": FIRST_SIZE + _of_first_size(data, "quora", "ours")["shared"], "disk": 0}
+    """Return the search of codes alone that finds as much as any, with the fewest candidates."""
+    speed = data["near-limit"]["speed"]
+    row = next(row for row in speed["searches, 1 threads"] if row["name"] == "trellis, most")
+    ram = FIRST_SIZE + _of_first_size(data, "quora", "ours")["shared"]
+    return row | {"ram": ram, "disk": 0, "layout": speed["layouts"][f"trellis, {FIRST_SIZE} bytes"]}
 
 
 def _of_first_size(data: dict[str, Any], name: str, family: str) -> dict[str, Any]:
@@ -96,15 +96,6 @@ def reads_table(data: dict[str, Any]) -> str:
         rows.append(cells)
     header = ["", "recall asked", "all: read per query", "recall@10", "queries below .9"]
     return markdown([*header, "stopping: read per query", "recall@10", "queries below .9"], rows)
-
-
-def cold_table(data: dict[str, Any]) -> str:
-    """Return searches of vectors that are on disk alone."""
-    rows = [
-        [f"{row['asked']:g}", "yes" if row["stops"] else "no", f"{row['per_second']:,.0f}", f"{row['recall']:.3f}"]
-        for row in data["reads"]["cold"]
-    ]
-    return markdown(["recall asked", "stops early", "queries/s", "recall@10"], rows)
 
 
 def scans_table(data: dict[str, Any]) -> str:

@@ -57,12 +57,14 @@ def encode(z: Floats, thresholds: Floats, layout: CodeLayout) -> Codes:
     return np.packbits(bits, axis=1, bitorder="little")
 
 
-def check_codes(code: Codes, layout: CodeLayout, n: int, what: str = "codes") -> None:
-    """Raise TypeError or ValueError unless ``code`` is ``n`` codes of ``layout``."""
+def check_codes(code: Codes, layout: CodeLayout, n: int | None = None, what: str = "codes") -> None:
+    """Raise TypeError or ValueError unless ``code`` is an array of codes of ``layout``, ``n`` of them if given."""
     if not isinstance(code, np.ndarray):
         raise TypeError(f"{what} must be an array; got {type(code).__name__}")
-    if code.shape != (n, layout.code_size) or code.dtype != np.uint8:
-        raise ValueError(f"{what} must be ({n}, {layout.code_size}) uint8; got {code.shape} {code.dtype}")
+    wanted = (len(code) if n is None and code.ndim else n, layout.code_size)
+    if code.shape != wanted or code.dtype != np.uint8:
+        count = "n" if n is None else n
+        raise ValueError(f"{what} must be ({count}, {layout.code_size}) uint8; got {code.shape} {code.dtype}")
 
 
 def codes(x: Floats, transform: Transform, thresholds: Floats, layout: CodeLayout) -> Codes:

@@ -239,7 +239,7 @@ class Quantizer:
         return self._decode(code, residual, False)
 
     def _decode(self, code: Codes, residual: Codes | None, normalized: bool) -> Floats:
-        bit_packing.check_codes(code, self.layout, np.size(code, 0) if np.ndim(code) else 0)
+        bit_packing.check_codes(code, self.layout)
         if residual is not None and self.layout.residual is not None:
             bit_packing.check_codes(residual, self.layout.residual, len(code), "residual codes")
         x = np.empty((len(code), self.d), dtype=np.float32)
