@@ -34,6 +34,7 @@ from rendering.recall_tables import (
 from rendering.speed_tables import (
     asymmetric_table,
     changes_table,
+    cold_table,
     dimensions_table,
     fastest_table,
     first_table,
@@ -112,6 +113,7 @@ def render() -> dict[Path, str]:
         tables |= {"pairs": pairs_table(data)}
     measured = data.get("near-limit", {})
     tables |= {name: table(data) for part, name, table in NEAR_LIMIT if part in measured}
+    tables["reads from disk"] = cold_table(data)
     for file, (name, table) in BY_FILE.items():
         if file in data:
             tables[name] = table(data)

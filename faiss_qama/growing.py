@@ -111,6 +111,16 @@ def exceeds_memory(array: NDArray[Any]) -> bool:
     return (isinstance(array, np.memmap) or isinstance(array.base, np.memmap)) and array.nbytes > _memory()
 
 
+def expect_random_reads(array: NDArray[Any]) -> None:
+    """Have the system read no more of ``array`` than is asked for, where it is mapped and exceeds memory.
+
+    Else each read from the disk brings its neighbours, up to megabytes, which nobody asks for before they are dropped.
+    """
+    if exceeds_memory(array) and hasattr(mmap, "MADV_RANDOM"):
+        mapped = array if isinstance(array, np.memmap) else array.base
+        mapped._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[union-attr]
+
+
 @cache
 def _memory() -> float:
     """Return the bytes of the machine's memory, infinity if the system does not tell."""

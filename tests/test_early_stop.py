@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import faiss
 import numpy as np
@@ -154,6 +155,30 @@ def test_it_is_the_default_where_vectors_on_disk_exceed_memory(world, tmp_path, 
     assert reads(users, xq, 10)[2] < many
     mapped.early_stop = False
     assert reads(mapped, xq, 10)[2] == many
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the system does not tell")
+@pytest.mark.parametrize("rescore", ["fp16", "sq8", "array"])
+def test_the_system_is_told_of_random_reads_where_vectors_exceed_memory(world, tmp_path, monkeypatch, rescore):
+    quantizer, x, xq = world
+
+    def flags(name):
+        """The flags of a mapped file; rr: random reads."""
+        lines = Path("/proc/self/smaps").read_text().splitlines()
+        starts = [i for i, line in enumerate(lines) if name in line]
+        return [next(line for line in lines[i:] if line.startswith("VmFlags")).split() for i in starts]
+
+    np.save(tmp_path / "users.npy", x)
+    if rescore == "array":
+        name, index = "users.npy", filled(quantizer, x, np.load(tmp_path / "users.npy", mmap_mode="r"))
+    else:
+        filled(quantizer, x, rescore).save(tmp_path / "i")
+        name, index = str(next((tmp_path / "i").glob("vectors*"))), QamaIndex.load(tmp_path / "i", mmap=True)
+    index.search(xq, 5)
+    assert not any("rr" in own for own in flags(name))
+    monkeypatch.setattr(growing, "_memory", lambda: 1.0)
+    index.search(xq, 5)
+    assert any("rr" in own for own in flags(name))
 
 
 def test_what_cannot_stop_says_so(world):

@@ -34,7 +34,7 @@ CANDIDATES, SCORED = (40, 100, 400), 100
 STAND_INS, NEAREST, RANDOM, NOISE, SWEEPS, STAY = 3000, 200, 200, 0.8, 4, 5.0
 BLOCK = 64
 RECALL, OVERSAMPLES = 0.8, (1.5, 2, 2.5, 3, 4, 5, 6, 8, 10, 14, 20, 28, 40)
-SAME = 0.0005  # of recall
+SAME = 0.005  # of recall: what more candidates would add
 
 
 class Searched:

@@ -98,6 +98,15 @@ def reads_table(data: dict[str, Any]) -> str:
     return markdown([*header, "stopping: read per query", "recall@10", "queries below .9"], rows)
 
 
+def cold_table(data: dict[str, Any]) -> str:
+    """Return searches of vectors that are read from the disk."""
+    rows = [
+        [f"{row['asked']:g}", "yes" if row["stops"] else "no", f"{row['milliseconds']:.1f}", f"{row['recall']:.3f}"]
+        for row in data["reads"]["cold"]
+    ]
+    return markdown(["recall asked", "stops early", "milliseconds per query", "recall@10"], rows)
+
+
 def scans_table(data: dict[str, Any]) -> str:
     """Return scans beside FAISS's."""
     groups: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from faiss_qama.arrays import Codes, Floats, Ids, Mask
-from faiss_qama.growing import GrowingArray, exceeds_memory
+from faiss_qama.growing import GrowingArray, exceeds_memory, expect_random_reads
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import VectorRescorer
 
@@ -110,6 +110,7 @@ class StoredVectors(VectorRescorer):
         self._rows.clear()
 
     def _in_place(self, rows: Ids) -> tuple[NDArray[Any], Ids] | None:
+        expect_random_reads(self.rows)
         return None if self.kind == "sq8" else (self.rows, rows)
 
     def _gather(self, rows: Ids) -> Floats:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from faiss_qama.arrays import Floats, Ids, Mask, scale_to_norm
 from faiss_qama.formats.faiss_vectors import FaissVectors
-from faiss_qama.growing import GrowingArray, exceeds_memory
+from faiss_qama.growing import GrowingArray, exceeds_memory, expect_random_reads
 from faiss_qama.quantizer.quantizer import Quantizer
 from faiss_qama.rescore.rescorer import VectorRescorer
 from faiss_qama.vectors import check_dtype_and_shape
@@ -90,6 +90,8 @@ class UserVectors(VectorRescorer):
 
     def _in_place(self, rows: Ids) -> tuple[NDArray[Any], Ids] | None:
         x = self._source
+        if isinstance(x, np.ndarray):
+            expect_random_reads(x)
         readable = (
             isinstance(x, np.ndarray)
             and not self.quantizer.cosine
