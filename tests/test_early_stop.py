@@ -12,7 +12,7 @@ from conftest import fit_quietly, make_vectors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from faiss_qama import QamaIndex, growing
+from faiss_qama import QamaIndex, Quantizer, growing
 from faiss_qama.corpus import Corpus
 from faiss_qama.quantizer.calibration import KS
 from faiss_qama.quantizer.depth import MARGINS, Depth
@@ -140,6 +140,14 @@ def test_margins_are_wide_enough_for_the_recall():
     depth = Depth(np.array([2.0, 1.0, 0.5]), recall)
     np.testing.assert_allclose(depth.bounds(np.array([3.0]), 1, 0.88), 7 + MARGINS[12] * 0.5)
     assert depth.bounds(np.array([3.0]), 1, 1.01) == np.inf
+
+
+def test_a_damaged_calibration_is_refused(world):
+    arrays, settings = world[0].to_state()
+    for name in ("line", "recall"):
+        key = f"calibration.depth.{name}"
+        with pytest.raises(ValueError, match=f"{key} has shape .* is needed"):
+            Quantizer.from_state(arrays | {key: arrays[key][..., 1:]}, settings)
 
 
 def test_it_is_the_default_where_vectors_on_disk_exceed_memory(world, tmp_path, monkeypatch):

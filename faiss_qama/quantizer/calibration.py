@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from faiss_qama.quantizer.depth import Depth
+from faiss_qama.quantizer.depth import MARGINS, Depth
 
 RECALL, K = 0.95, 10  # what is measured and promised unless another recall or k is named
 KS = (1, 10, 100)  # what searches ask for, in steps that one curve serves
@@ -55,11 +55,17 @@ class Calibration:
     depth: Depth | None = None
 
     def __post_init__(self) -> None:
-        for name in ("floats", "codes"):
-            if getattr(self, name).shape != (len(KS), len(OVERSAMPLES)):
-                raise ValueError(
-                    f"calibration.{name} has shape {getattr(self, name).shape}; {(len(KS), len(OVERSAMPLES))} is needed"
-                )
+        curve = (len(KS), len(OVERSAMPLES))
+        wanted: dict[str, tuple[NDArray[Any], tuple[int, ...]]] = {
+            "floats": (self.floats, curve),
+            "codes": (self.codes, curve),
+        }
+        if self.depth is not None:
+            wanted |= {"depth.line": (self.depth.line, (3,))}
+            wanted |= {"depth.recall": (self.depth.recall, (len(KS), len(MARGINS)))}
+        for name, (array, shape) in wanted.items():
+            if array.shape != shape:
+                raise ValueError(f"calibration.{name} has shape {array.shape}; {shape} is needed")
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return its arrays by name, ``calibration.*``, and ``calibration.8.*`` of the prefix of 8 components."""
