@@ -195,11 +195,17 @@ def test_what_cannot_stop_says_so(world):
         index = filled(quantizer, x, rescore)
         index.search(xq, 1)
         index.early_stop = True
-        with pytest.raises(ValueError, match=f"early_stop needs vectors .* rescore is '{rescore}'"):
+        with pytest.raises(ValueError, match=f"early_stop needs vectors to re-rank from; rescore is '{rescore}'"):
             index.search(xq, 1)
     earlier = dataclasses.replace(quantizer, calibration=dataclasses.replace(quantizer.calibration, depth=None))
     index = filled(earlier, x)
     index.search(xq, 1)
     index.early_stop = True
-    with pytest.raises(ValueError, match="and there is no calibration"):
+    with pytest.raises(ValueError, match="early_stop needs a calibration, which this fit lacks"):
+        index.search(xq, 1)
+    with pytest.raises(TypeError, match="early_stop must be True, False or None; got 'yes'"):
+        index.early_stop = "yes"
+    index = filled(fit_quietly(x, layout="t2x18+1x9"), x)
+    index.early_stop = True
+    with pytest.raises(ValueError, match=r"early_stop needs a layout without a second part; this one is t2x18\+1x9"):
         index.search(xq, 1)

@@ -196,7 +196,10 @@ def _dataset_of(index: QamaIndex, path: Path, queries: Corpus, qrels: Path | Non
     if corpus is None:
         raise ValueError(f"{path} keeps no vectors to compare with; pass --corpus with the file it was made from")
     if len(corpus) != index.ntotal:
-        raise ValueError(f"{corpus.paths[0]} has {len(corpus)} vectors; {path} has {index.ntotal}")
+        raise ValueError(
+            f"{corpus.paths[0]} has {len(corpus)} vectors; {path} has {index.ntotal}: pass a folder of all that it "
+            "holds, in the order in which they were added"
+        )
     if index.quantizer.cosine:
         corpus = corpus.normalized()
     corpus.ids = None if np.array_equal(index.ids, np.arange(index.ntotal)) else index.ids

@@ -68,7 +68,9 @@ if TYPE_CHECKING:
 @nprobe_option
 @ef_search_option
 @metric_option
-@click.option("--report", "page", type=PATH, help="HTML page to write: recall and speed by bytes per vector.")
+@click.option(
+    "--report", "page", type=PATH, help="HTML page to write: recall and speed by bytes per vector (extra report)."
+)
 def fit(
     corpus: tuple[Path, ...],
     dim: int | None,

@@ -31,7 +31,7 @@ from faiss_qama.index import export
 from faiss_qama.index.build import build_index
 from faiss_qama.index.qama_index import QamaIndex
 from faiss_qama.index_spec import IndexSpec
-from faiss_qama.quantizer.calibration import K
+from faiss_qama.quantizer.calibration import KS, K
 from faiss_qama.report import tables
 from faiss_qama.rescore.stored_vectors import StoredVectors
 from faiss_qama.storage import atomic_files, bundle
@@ -163,7 +163,8 @@ def inspect(index_path: Path) -> None:
                 needs.append(f"{recall}: {calibration.oversample(K, index.ntotal, stage, recall):.1f}")
             except ValueError:
                 needs.append(f"{recall}: out of reach")
-        rows.append(("", ", ".join(needs) + f" (re-ranking from {stage})"))
+        most = getattr(calibration, stage)[KS.index(K)].max()
+        rows.append(("", ", ".join(needs) + f" (re-ranking from {stage}; {most:.3f} was found at most)"))
     record = quantizer.fit_record
     rows.append(("quantizer", f"{tables.quantizer_text(quantizer)}, fitted on {record.fitted_on:,} vectors"))
     rows.append(("settings", _settings(record.config) or "those that a fit has by default"))

@@ -105,9 +105,12 @@ class IndexState:
         """Set what is there. Raises AttributeError for other names, such as settings of FAISS's indexes."""
         if not hasattr(type(self), name):
             raise AttributeError(
-                f"a {type(self).__name__} has no {name}: it has nprobe and efSearch, search takes oversample=, "
-                "recall=, truncate_dim= and sel=, and base_index has the settings of a FAISS index of the codes"
+                f"a {type(self).__name__} has no {name}: it has nprobe, efSearch and early_stop, search takes "
+                "oversample=, recall=, truncate_dim= and sel=, and base_index has the settings of a FAISS index of the "
+                "codes"
             )
+        if name == "early_stop" and not (value is None or isinstance(value, bool)):
+            raise TypeError(f"early_stop must be True, False or None; got {value!r}")
         super().__setattr__(name, value)
 
     @property

@@ -303,12 +303,15 @@ class TwoStageIndex:
         rescorer, calibration, layout = self.rescorer, self.quantizer.calibration, self.quantizer.layout
         if parameters.oversample is not None or parameters.early_stop is False:
             return None
-        calibrated = calibration is not None and calibration.depth is not None and layout.residual is None
-        if not calibrated or not isinstance(rescorer, VectorRescorer):
+        calibrated = calibration is not None and calibration.depth is not None
+        if not calibrated or layout.residual is not None or not isinstance(rescorer, VectorRescorer):
             if parameters.early_stop:
                 raise ValueError(
-                    "early_stop needs vectors that re-rank and a calibration of it, which a fit measures; rescore is "
-                    f"{self.rescore!r}, and there is {'a' if calibrated else 'no'} calibration"
+                    f"early_stop needs vectors to re-rank from; rescore is {self.rescore!r}"
+                    if not isinstance(rescorer, VectorRescorer)
+                    else f"early_stop needs a layout without a second part; this one is {layout}"
+                    if layout.residual is not None
+                    else "early_stop needs a calibration, which this fit lacks: fit anew, on 200 vectors or more"
                 )
             return None
         if not (parameters.early_stop or rescorer.exceeds_memory):

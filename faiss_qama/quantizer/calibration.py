@@ -128,8 +128,9 @@ class Calibration:
             raise ValueError(f"recall must be between 0 and 1; got {recall}")
         elif recall >= ceiling:
             raise ValueError(
-                f"recall {recall} is out of reach of rescore='codes': {ceiling:.3f} was measured at best; "
-                "use rescore='fp16', or fit more bytes"
+                f"recall {recall} is out of reach of rescore='codes': {ceiling:.3f} was measured at best, with queries "
+                "or with documents and noise, which are harder; name no recall, fit with queries or more bytes, or "
+                "build with rescore='fp16'"
             )
         else:
             aim = ceiling - misses * (ceiling - recall)

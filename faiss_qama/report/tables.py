@@ -283,7 +283,8 @@ def quantizer_text(quantizer: Quantizer) -> str:
         dims = record.matryoshka_dims
         transform += f" inside dimensions {dims if isinstance(dims, str) else '/'.join(map(str, dims))}"
     thresholds = record.thresholds
-    text = f"{quantizer.layout}, {transform}, {_THRESHOLDS.get(thresholds, thresholds + ' thresholds')}"
+    cut = "trellis" if quantizer.layout.trellis else _THRESHOLDS.get(thresholds, thresholds + " thresholds")
+    text = f"{quantizer.layout}, {transform}, {cut}"
     training = record.training
     return text if training is None or not training.kept else f"{text}, {training.adapter} adapter trained"
 
