@@ -200,3 +200,31 @@ def test_ctrl_c_comes_after_what_was_being_compiled(ctrl_c):
         twice(3)
     assert len(twice.signatures) == 1
     assert twice(3) == 6
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_killed_child_does_not_keep_the_lock_of_progress_bars():
+    """Nor does a thread of the parent keep it in a child."""
+    script = """
+import os, signal, threading
+from faiss_qama.progress import _Bar, progress
+child = os.fork()
+if child == 0:
+    _Bar.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+assert list(progress([1, 2], "after a kill")) == [1, 2]
+taken, done = threading.Event(), threading.Event()
+def hold():
+    with _Bar.get_lock():
+        taken.set()
+        done.wait()
+threading.Thread(target=hold).start()
+taken.wait()
+child = os.fork()
+if child == 0:
+    os._exit(list(progress([1, 2], "in a child")) != [1, 2])
+assert os.waitpid(child, 0)[1] == 0
+done.set()
+"""
+    subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, timeout=120)
