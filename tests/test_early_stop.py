@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
+import time
 from pathlib import Path
 
 import faiss
@@ -18,6 +20,7 @@ from faiss_qama.quantizer.calibration import KS
 from faiss_qama.quantizer.depth import MARGINS, Depth
 from faiss_qama.rescore import early_stop
 from faiss_qama.rescore.rescorer import Rescorer
+from faiss_qama.training import calibrate
 from faiss_qama.training.split import split_corpus
 
 METRICS = {"inner product": faiss.METRIC_INNER_PRODUCT, "L2": faiss.METRIC_L2}
@@ -133,6 +136,29 @@ def test_the_recall_of_a_margin_is_that_of_reading_one_by_one(world):
                 best.append(own[row])
             found.append(np.mean(np.isin(np.sort(own)[-10:], best)))
         assert quantizer.calibration.depth.recall[KS.index(10), column] == pytest.approx(np.mean(found), abs=0.003)
+
+
+def test_calibrations_do_not_depend_on_which_thread_is_first(monkeypatch):
+    x = make_vectors(1500)
+    monkeypatch.setattr(calibrate, "PRODUCTS", 5 * len(x))
+    curves, slow = calibrate._curves, threading.Lock()
+
+    def delayed(*arguments):
+        if slow.acquire(blocking=False):  # the first block is measured last
+            time.sleep(0.5)
+        return curves(*arguments)
+
+    quantizer, split = fit_quietly(x, layout="2x18"), split_corpus(Corpus(x), None, 100_000, 0)
+    alone = calibrate.calibrate(quantizer, split).calibration.arrays()
+    monkeypatch.setattr(calibrate, "_curves", delayed)
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(2)
+    try:
+        beside = calibrate.calibrate(quantizer, split).calibration.arrays()
+    finally:
+        faiss.omp_set_num_threads(threads)
+    for name in ("calibration.depth.line", "calibration.depth.recall"):
+        np.testing.assert_array_equal(alone[name], beside[name])
 
 
 def test_margins_are_wide_enough_for_the_recall():

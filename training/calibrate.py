@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import faiss
 import numpy as np
@@ -23,6 +24,7 @@ from faiss_qama.training.split import Split
 QUERY_SIDE_MARGIN = 0.02  # recall that a later query side must add to the first's
 QUERY_SIDE_DOCUMENTS = 20_000  # that query sides are compared on: a second or two
 DEEPEST, NEAR = 512, 100  # candidates of each query that may be read, and that guesses are fitted to
+_Top: TypeAlias = tuple[Floats, Floats]  # what _top returns
 PRODUCTS = 2**21  # that are measured at a time, of queries with documents
 
 
@@ -140,27 +142,25 @@ def _measure(
     by_codes = quantizer.fit_record.trained and len(split.validation_qrels) > 0
     bar = progress(blocks, "calibration")
 
-    tops: list[tuple[_Block, Floats, Floats]] = []
-
-    def measured(block: _Block) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return the sums of some queries against everything, as :func:`_curves`."""
+    def measured(block: _Block) -> tuple[NDArray[np.float64], NDArray[np.float64], _Top | None]:
+        """Return the sums of some queries against everything, as :func:`_curves`, and the best candidates."""
         asymmetric = _scores(adapted[block.queries], decoded, metric)
         hamming = bit_packing.hamming_table(query_code[block.queries], code)
         distances = hamming.astype(np.min_scalar_type(8 * quantizer.code_size))  # numpy sorts 16 bits by their digits
         floats, codes = _curves(block, asymmetric, distances)
-        if with_depth:
-            tops.append((block, *_top(block, asymmetric)))
+        top = _top(block, asymmetric) if with_depth else None
         if by_codes:
             ranked = _Block.of(block.queries, asymmetric, block.sizes, block.copies, block.wanted)
             codes = _curves(ranked, asymmetric, distances)[1]
         bar.update()
-        return floats, codes
+        return floats, codes, top
 
     with bar, one_blas_thread:
-        floats, codes = (np.sum(sums, axis=0) for sums in zip(*parallel_map(measured, blocks), strict=True))
+        of_floats, of_codes, tops = zip(*parallel_map(measured, blocks), strict=True)
+    floats, codes = np.sum(of_floats, axis=0), np.sum(of_codes, axis=0)
     copies, repeated = split.copies(metric)
     own = Calibration(round(len(x) * copies.mean()), _mean(floats, len(xq), repeated), _mean(codes, len(xq), repeated))
-    return own, _depth(tops) if with_depth else None
+    return own, _depth(blocks, tops) if with_depth else None
 
 
 def _mean(sums: NDArray[np.float64], n: int, repeated: float) -> NDArray[np.float64]:
@@ -207,7 +207,7 @@ def _curves(
     return floats, codes
 
 
-def _top(block: _Block, asymmetric: Floats) -> tuple[Floats, Floats]:
+def _top(block: _Block, asymmetric: Floats) -> _Top:
     """Return the scores of codes (nq, ``DEEPEST``), best first, and those of their vectors."""
     n = min(DEEPEST, asymmetric.shape[1])
     order = np.argpartition(-asymmetric, n - 1, axis=1)[:, :n]
@@ -217,17 +217,17 @@ def _top(block: _Block, asymmetric: Floats) -> tuple[Floats, Floats]:
     return np.take_along_axis(guesses, best, axis=1), np.take_along_axis(block.scores, order, axis=1)
 
 
-def _depth(tops: Sequence[tuple[_Block, Floats, Floats]]) -> Depth:
+def _depth(blocks: Sequence[_Block], tops: Sequence[_Top]) -> Depth:
     """Return the recall of searches that stop, from :func:`_top` of the blocks."""
-    x = np.concatenate([guesses[:, :NEAR].ravel() for _, guesses, _ in tops]).astype(np.float64)
-    y = np.concatenate([scores[:, :NEAR].ravel() for _, _, scores in tops]).astype(np.float64)
+    x = np.concatenate([guesses[:, :NEAR].ravel() for guesses, _ in tops]).astype(np.float64)
+    y = np.concatenate([scores[:, :NEAR].ravel() for _, scores in tops]).astype(np.float64)
     centred = x - x.mean()
     spread = centred @ centred
     slope = float(centred @ y / spread) if spread > 0 else 1.0
     intercept = float(y.mean() - slope * x.mean())
     deviation = float(np.std(y - slope * x - intercept))
     recalls = np.zeros((len(KS), len(MARGINS)))
-    for block, guesses, scores in tops:
+    for block, (guesses, scores) in zip(blocks, tops, strict=True):
         bounds = np.append(slope * guesses[:, 1:] + intercept, np.full((len(guesses), 1), -np.inf), axis=1)
         for row, k in enumerate(KS):
             wanted, limit = block.wanted[k], block.bounds[k]
@@ -244,4 +244,4 @@ def _depth(tops: Sequence[tuple[_Block, Floats, Floats]]) -> Depth:
                 read = np.argmax(gaps + margin * deviation < 0, axis=1)
                 kept = np.minimum(np.take_along_axis(found, read[:, None], axis=1), wanted)
                 recalls[row, column] += (kept / wanted).sum()
-    return Depth(np.array([slope, intercept, deviation]), recalls / sum(len(scores) for _, _, scores in tops))
+    return Depth(np.array([slope, intercept, deviation]), recalls / sum(len(scores) for _, scores in tops))

@@ -51,8 +51,8 @@ class QamaIndex(StoredIndex):
     base_trials : list of BaseTrial
         The measurements that base ``auto`` was chosen by, the chosen one first.
     early_stop : bool or None
-        Whether a search by ``recall`` reads vectors in the order of their codes' scores, until no other is likely to be
-        among the nearest. None: where vectors lie on disk and exceed the machine's memory.
+        Whether a search without ``oversample`` reads vectors in the order of their codes' scores, until no other is
+        likely to be among the nearest. None: where vectors lie on disk and exceed the machine's memory.
 
     Examples
     --------

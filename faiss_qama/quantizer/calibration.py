@@ -18,8 +18,7 @@ MAX_CANDIDATES = 12_800  # the most that are measured, and that a search without
 
 # A search aims at half of the misses that it may have, because later queries differ from those that were measured.
 MISSES = 1 / 2
-# Where a search reads only some of its candidates, the same for the candidates, and for what is read: a wider margin
-# costs few reads.
+# A search that reads only some of its candidates aims at fewer misses, both of the candidates and of what it reads.
 MISSES_OF_STOPS = 1 / 8
 # The aim of a search that names no recall, as a share of the highest recall of the second stage. Re-ranking by codes is
 # cheap and levels off early, so the last percent is worth having there.
